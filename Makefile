@@ -1,0 +1,72 @@
+# `make` alone lists the targets. Everything runs inside .venv, which the first target that needs it creates.
+
+PYTHON ?= python3
+MODEL ?= uper_ddsm_lite0_camvid
+IMAGES ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help test lint demo table wheel clean
+
+help:
+	@echo "make test    check style, types and layering, then run the tests"
+	@echo "make lint    only the checks that come before the tests"
+	@echo "make demo    label rendered street scenes with the bundled model, pictures go to demo/"
+	@echo "             (IMAGES=\"a.jpg folder\" labels your own images too, MODEL=NAME takes another model)"
+	@echo "make table   rewrite the model table in README.md and docs/models.md"
+	@echo "make wheel   build the sdist and the wheel into dist/"
+	@echo "make clean   remove what the other targets made, .venv included"
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+define RENDER
+from torchvision.transforms.v2.functional import to_pil_image
+from ddsm_zoo.data.datasets import open_dataset
+scenes = open_dataset("scenes:3", "val")
+for index, pair in enumerate(scenes.pairs):
+    to_pil_image(scenes[index][0]).save(f"demo/scenes/{pair.name}.png")
+endef
+export RENDER
+
+demo: $(READY)
+	@rm -rf demo && mkdir -p demo/scenes
+	@$(BIN)/python -c "$$RENDER"
+	$(BIN)/ddsm-zoo predict demo/scenes $(IMAGES) --model $(MODEL) -o demo/predictions
+	$(BIN)/ddsm-zoo evaluate --model $(MODEL) --data scenes:8 --split val
+	@echo "Pictures written:" && find demo -name '*.png' | sort
+
+table: $(READY)
+	$(BIN)/python benchmarks/model_table.py
+
+wheel: $(READY)
+	$(BIN)/python -m build --no-isolation
+
+clean:
+	rm -rf $(VENV) build demo dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Checked before `python -m venv` runs, which fails in several lines and leaves half an environment behind.
+define CAN_MAKE_VENV
+import importlib.util, sys
+if sys.version_info < (3, 10):
+    sys.exit("ddsm-zoo needs Python 3.10 or newer, this is " + sys.version.split()[0] + ": name another, make PYTHON=python3.12")
+if not all(map(importlib.util.find_spec, ("venv", "ensurepip"))):
+    sys.exit("this Python cannot create virtual environments: install its venv package (Debian: python3-venv)")
+endef
+export CAN_MAKE_VENV
+
+$(READY): pyproject.toml
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { $(PYTHON) -c "$$CAN_MAKE_VENV" && $(PYTHON) -m venv --clear $(VENV); }
+	@echo "Installing ddsm-zoo and its tools into $(VENV); the first time this downloads PyTorch"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,49 @@
+"""Semantic segmentation models with the Dynamic Dual Sampling Module, by name."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ddsm_zoo.data.transforms import create_transform
+    from ddsm_zoo.factory import create_model, resolve_data_config, save_pretrained
+    from ddsm_zoo.predictor import Predictor, Segmentation, evaluate
+    from ddsm_zoo.zoo import is_model, list_models, list_pretrained, model_config, register_model
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Predictor",
+    "Segmentation",
+    "__version__",
+    "create_model",
+    "create_transform",
+    "evaluate",
+    "is_model",
+    "list_models",
+    "list_pretrained",
+    "model_config",
+    "register_model",
+    "resolve_data_config",
+    "save_pretrained",
+]
+
+_MODULES = {
+    "ddsm_zoo.data.transforms": ("create_transform",),
+    "ddsm_zoo.factory": ("create_model", "resolve_data_config", "save_pretrained"),
+    "ddsm_zoo.predictor": ("Predictor", "Segmentation", "evaluate"),
+    "ddsm_zoo.zoo": ("is_model", "list_models", "list_pretrained", "model_config", "register_model"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what a public name needs when it is first used: torch takes seconds, listing models needs none of it."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(module), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

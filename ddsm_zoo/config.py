@@ -1,0 +1,207 @@
+"""Everything that can be chosen about a model, as frozen data. ``ModelConfig`` is what ``config.json`` holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from ddsm_zoo.labels import LabelSpace
+
+Decoder = Literal["uper", "deeplabv3plus"]
+Fusion = Literal["none", "dcn", "ddsm_s", "ddsm_c", "ddsm"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be built: names the field, what it holds and what it may hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDSMConfig:
+    """Sizes of one Dynamic Dual Sampling Module (section 2 of the paper).
+
+    ``pixels`` is N of Eq. 2 and ``channels`` is N_c of Eq. 3: both are squares of odd numbers, since the
+    sampler starts from a k x k grid. ``width`` is c of Eq. 3, a square number, and also the width of the
+    query, key and value of Eq. 2. ``pool`` is ``a``: low and high are pooled to a x a for the channel affinity.
+    ``positions`` is the length of the row and column tables of positional embeddings.
+    """
+
+    pixels: int = 9
+    channels: int = 9
+    width: int = 64
+    pool: int = 16
+    positions: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("pixels", "channels"):
+            value = getattr(self, name)
+            side = math.isqrt(max(value, 0))
+            if side * side != value or side % 2 == 0 or side > 15:
+                raise ConfigError(
+                    f"ddsm.{name} is {value}, expected the square of an odd number up to 15: 1, 9, 25, ..."
+                )
+        if math.isqrt(max(self.width, 0)) ** 2 != self.width or not 1 <= self.width <= 1024:
+            raise ConfigError(f"ddsm.width is {self.width}, expected a square number from 1 to 1024")
+        _check_range("ddsm.pool", self.pool, 1, 64)
+        _check_range("ddsm.positions", self.positions, 1, 1024)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The architecture of a segmenter; two equal configs build models with the same parameters.
+
+    ``backbone`` is a timm name. ``fused_stages`` are the stages s whose x~s is formed by the fusion module
+    (UPerNet: any of 2, 3, 4; DeepLabV3+ always forms x~2 alone). ``separable`` replaces the decoder's dense 3 x 3
+    convolutions by depthwise-separable ones, for light backbones. ``auxiliary`` adds the FCN head on x4 that
+    is used in training only.
+    """
+
+    decoder: Decoder
+    backbone: str
+    fusion: Fusion = "none"
+    num_classes: int = 19
+    in_chans: int = 3
+    width: int = 256
+    fused_stages: tuple[int, ...] = (2, 3, 4)
+    ddsm: DDSMConfig = field(default_factory=DDSMConfig)
+    separable: bool = False
+    dropout: float = 0.1
+    auxiliary: bool = False
+
+    def __post_init__(self) -> None:
+        for name, choices in (("decoder", Decoder), ("fusion", Fusion)):
+            if getattr(self, name) not in typing.get_args(choices):
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r}, expected one of {', '.join(typing.get_args(choices))}"
+                )
+        _check_range("num_classes", self.num_classes, 1, 65536)
+        _check_range("in_chans", self.in_chans, 1, 1024)
+        _check_range("width", self.width, 8, 4096)
+        if not 0.0 <= self.dropout < 1.0:
+            raise ConfigError(f"dropout is {self.dropout}, expected a number from 0 up to 1")
+        if not self.backbone:
+            raise ConfigError("backbone is empty, expected the name of a timm model")
+        if len(set(self.fused_stages)) != len(self.fused_stages) or not set(self.fused_stages) <= {2, 3, 4}:
+            raise ConfigError(f"fused_stages is {self.fused_stages}, expected different stages out of 2, 3 and 4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How an image becomes the network's input: scale to 0..1, subtract ``mean``, divide by ``std``.
+
+    ``size`` (H, W) is the resolution the weights were trained and measured at, None where there is none; images
+    are not resized to it unless asked.
+    """
+
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsSpec:
+    """One published set of weights: where it is, how to check it, what it was trained on and what it scores.
+
+    ``metrics`` are percentages keyed by metric and protocol, ``published`` marks figures that the paper
+    reports, as against ones measured on the file itself.
+    """
+
+    uri: str
+    dataset: str
+    labels: LabelSpace
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    sha256: str | None = None
+    license: str = "apache-2.0"
+    recipe: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    published: Mapping[str, float] = field(default_factory=dict)
+
+
+def _check_range(name: str, value: float, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{name} is {value}, expected {low} to {high}")
+
+
+ConfigT = TypeVar("ConfigT")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A frozen config as plain JSON-ready data; `from_dict` is its inverse."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(cls: type[ConfigT], data: object, where: str = "config") -> ConfigT:
+    """Build the frozen dataclass ``cls`` from parsed JSON or TOML, strictly.
+
+    Raises ConfigError, naming the field by its path below ``where``, for an unknown or missing field and for a
+    value of the wrong type.
+    """
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{where} is {_describe(data)}, expected a table of fields")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]  # cls is a dataclass type
+    unknown = sorted(str(key) for key in data if key not in fields)
+    if unknown:
+        raise ConfigError(f"{where} has unknown field {unknown[0]!r}, expected {', '.join(fields)}")
+    for name, declared in fields.items():
+        required = declared.default is dataclasses.MISSING and declared.default_factory is dataclasses.MISSING
+        if required and name not in data:
+            raise ConfigError(f"{where} lacks the field {name!r}")
+    values = {name: _coerce(hints[name], value, f"{where}.{name}") for name, value in data.items()}
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _coerce(hint: Any, value: object, where: str) -> Any:
+    """``value`` as the type ``hint`` names: lists become tuples and whole numbers floats, nothing else converts."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(typing.cast(type[Any], hint), value, where)
+    if origin is Literal:
+        if value in args:
+            return value
+        raise ConfigError(f"{where} is {_describe(value)}, expected one of {', '.join(map(str, args))}")
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _coerce(next(arg for arg in args if arg is not type(None)), value, where)
+    if origin is tuple:
+        return _coerce_tuple(args, value, where)
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{where} is {_describe(value)}, expected a table")
+        return {_coerce(args[0], key, where): _coerce(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    if hint is Any:
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    # bool is a subclass of int, but `true` is no count
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ConfigError(f"{where} is {_describe(value)}, expected {hint.__name__}")
+    return value
+
+
+def _coerce_tuple(args: tuple[Any, ...], value: object, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{where} is {_describe(value)}, expected a list")
+    if len(args) == 2 and args[1] is Ellipsis:
+        return tuple(_coerce(args[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    if len(value) != len(args):
+        raise ConfigError(f"{where} has {len(value)} entries, expected {len(args)}")
+    return tuple(
+        _coerce(arg, item, f"{where}[{index}]") for index, (arg, item) in enumerate(zip(args, value, strict=True))
+    )
+
+
+def _describe(value: object) -> str:
+    text = repr(value)
+    return f"{text[:60]}{'...' if len(text) > 60 else ''} ({type(value).__name__})"

@@ -1,0 +1,143 @@
+"""Image and mask files as pixels: every way a photo can be stored becomes 8-bit RGB, or one line saying why not."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+# EPS and others that Pillow also knows hand the file to an interpreter; these are only decoded.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+
+# What Pillow's decoders raise on damaged bytes.
+_DECODER_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+_ORIENTATION_TAG = 0x0112
+# EXIF orientation -> the operation that puts the image upright; 1 is upright already
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(ValueError):
+    """A file that cannot be read as an image: names the file and what is wrong with it."""
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """The image in ``path`` as 8-bit RGB, turned upright by its EXIF orientation.
+
+    Grey, palette, CMYK and 16-bit images are converted (16 bits scale to 8), transparency is dropped, and of an
+    animation the first frame is taken. Raises FileNotFoundError, and ImageError for a file that is empty,
+    truncated, too large to be decoded safely or no image.
+    """
+    path = Path(path)
+    return to_rgb(_upright(_decode(path)), str(path))
+
+
+def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
+    """A decoded image of any mode as 8-bit RGB, as `read_image` converts it. Raises ImageError, calling it ``name``."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = Image.fromarray(_scale_to_8_bit(_as_16_bit(image, name)))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # transparency that Pillow would like to keep
+            return image.convert("RGB")
+    except _DECODER_ERRORS as error:
+        raise ImageError(f"cannot convert {name} from {image.mode} to RGB: {_first_line(error)}") from error
+
+
+def read_mask(path: str | Path) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+    """The values stored in the mask ``path``: ids (H, W), of a palette image its indices, or colours (H, W, 3).
+
+    Raises FileNotFoundError and ImageError as `read_image` does.
+    """
+    path = Path(path)
+    image = _decode(path)
+    if image.mode in ("L", "P"):
+        return np.asarray(image)
+    if image.mode == "1":
+        return np.asarray(image).astype(np.uint8)
+    if image.mode.startswith("I"):
+        return _as_16_bit(image, str(path))
+    if image.mode in ("RGB", "RGBA"):
+        return np.ascontiguousarray(np.asarray(image)[..., :3])
+    if image.mode in ("LA", "PA"):
+        return np.ascontiguousarray(np.asarray(image)[..., 0])
+    raise ImageError(f"mask {path} has pixels of mode {image.mode}, expected single-channel ids or RGB colours")
+
+
+def _decode(path: Path) -> Image.Image:
+    """The first frame of the image in ``path``, decoded completely, in the mode it is stored in."""
+    Image.init()  # TIFF and WebP are only known to Pillow after this
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # damaged metadata does not change the pixels
+            with Image.open(path, formats=FORMATS) as image:
+                image.load()
+                return image
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no image file at {path}") from error
+    except IsADirectoryError as error:
+        raise ImageError(f"{path} is a folder, expected an image file") from error
+    except PermissionError as error:
+        raise ImageError(f"{path} cannot be read: permission denied") from error
+    except UnidentifiedImageError as error:
+        found = "is empty" if path.stat().st_size == 0 else "is no image"
+        raise ImageError(f"{path} {found}, expected one of {', '.join(FORMATS)}") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"{path} is too large to be decoded safely: {_first_line(error)}") from error
+    except _DECODER_ERRORS as error:
+        raise ImageError(f"{path} is truncated or damaged: {_first_line(error)}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            operation = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    except _DECODER_ERRORS:  # metadata that cannot be read turns nothing
+        return image
+    return image if operation is None else image.transpose(operation)
+
+
+def _as_16_bit(image: Image.Image, name: str) -> npt.NDArray[np.uint16]:
+    """The values of a single-channel image with more than 8 bits (H, W); wider than 16 bits is an error."""
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise ImageError(
+            f"{name} has {'floating-point' if image.mode == 'F' else '32-bit'} pixels, expected 8 or 16 bits a channel"
+        )
+    return values.astype(np.uint16)
+
+
+def _scale_to_8_bit(values: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint8]:
+    return np.rint(values / 257.0).astype(np.uint8)  # 65535 / 255 = 257
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,146 @@
+"""What a mask file stores -> class ids, as tables: CamVid's colours, Cityscapes' label ids, plain ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ddsm_zoo.labels import CAMVID, CITYSCAPES, Colour, LabelSpace
+
+_NO_CLASS = np.iinfo(np.int64).min
+
+
+class DatasetError(ValueError):
+    """Data that cannot be used as it stands: names the file or folder, what it holds and what was expected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskDecoder:
+    """What is stored in a mask -> class ids: ``ids`` for single-channel masks, ``colours`` for RGB masks."""
+
+    ids: Mapping[int, int] = field(default_factory=dict)
+    colours: Mapping[Colour, int] = field(default_factory=dict)
+
+    def __call__(self, stored: npt.NDArray[np.integer[Any]], path: Path) -> npt.NDArray[np.int64]:
+        """Class ids (H, W) of ``stored``, (H, W) or (H, W, 3) unsigned, which was read from ``path``.
+
+        Raises DatasetError with the first id or colour that stands for no class.
+        """
+        if stored.ndim == 2:
+            if not self.ids:
+                raise DatasetError(f"mask {path} holds single-channel ids, expected RGB colours")
+            classes: npt.NDArray[np.int64] = self._class_of_id[stored]
+        else:
+            if not self.colours:
+                raise DatasetError(f"mask {path} is an RGB image, expected single-channel ids {_ranges(self.ids)}")
+            codes = _pack(stored)
+            position = np.searchsorted(self._codes[:-1], codes)
+            classes = np.where(self._codes[position] == codes, self._class_of_code[position], _NO_CLASS)
+        if (classes == _NO_CLASS).any():
+            row, column = np.argwhere(classes == _NO_CLASS)[0]
+            raise DatasetError(f"mask {path} holds {self._describe(stored[row, column])} at row {row}, column {column}")
+        return classes
+
+    @cached_property
+    def _class_of_id(self) -> npt.NDArray[np.int64]:
+        table = np.full(65536, _NO_CLASS)
+        table[list(self.ids)] = list(self.ids.values())
+        return table
+
+    @cached_property
+    def _codes(self) -> npt.NDArray[np.int64]:
+        """The packed colours in order, and one more than any colour so that a search always ends on an entry."""
+        return np.append(np.sort(_pack(np.array(list(self.colours)))), 1 << 24)
+
+    @cached_property
+    def _class_of_code(self) -> npt.NDArray[np.int64]:
+        order = np.argsort(_pack(np.array(list(self.colours))))
+        return np.append(np.array(list(self.colours.values()))[order], _NO_CLASS)
+
+    def _describe(self, stored: npt.NDArray[np.integer[Any]]) -> str:
+        if stored.ndim == 0:
+            return f"id {stored}, expected {_ranges(self.ids)}"
+        return f"colour {tuple(stored.tolist())}, expected one of the {len(self.colours)} colours of the classes"
+
+
+def _pack(colours: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+    """RGB triples (..., 3) as one number each (...)."""
+    wide = colours.astype(np.int64)
+    return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
+
+
+def _ranges(ids: Iterable[int]) -> str:
+    """Ids in short: ``0 to 10, 255``."""
+    runs: list[list[int]] = []
+    for value in sorted(ids):
+        if runs and value == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], value]
+        else:
+            runs.append([value])
+    return ", ".join(" to ".join(map(str, run)) for run in runs)
+
+
+def identity(labels: LabelSpace) -> dict[int, int]:
+    """Masks that hold the class ids themselves; an ignored id that no file can hold stands for nothing."""
+    ids = [*range(len(labels)), labels.ignore_index]
+    return {value: value for value in ids if 0 <= value < 65536}
+
+
+# name, colour and class of CamVid's 32 annotated objects; the grouping into 11 classes is SegNet's
+CAMVID_OBJECTS: tuple[tuple[str, Colour, str | None], ...] = (
+    ("Animal", (64, 128, 64), "Pedestrian"),
+    ("Archway", (192, 0, 128), "Building"),
+    ("Bicyclist", (0, 128, 192), "Bicyclist"),
+    ("Bridge", (0, 128, 64), "Building"),
+    ("Building", (128, 0, 0), "Building"),
+    ("Car", (64, 0, 128), "Car"),
+    ("CartLuggagePram", (64, 0, 192), "Pedestrian"),
+    ("Child", (192, 128, 64), "Pedestrian"),
+    ("Column_Pole", (192, 192, 128), "Pole"),
+    ("Fence", (64, 64, 128), "Fence"),
+    ("LaneMkgsDriv", (128, 0, 192), "Road"),
+    ("LaneMkgsNonDriv", (192, 0, 64), "Road"),
+    ("Misc_Text", (128, 128, 64), "SignSymbol"),
+    ("MotorcycleScooter", (192, 0, 192), "Bicyclist"),
+    ("OtherMoving", (128, 64, 64), "Car"),
+    ("ParkingBlock", (64, 192, 128), "Pavement"),
+    ("Pedestrian", (64, 64, 0), "Pedestrian"),
+    ("Road", (128, 64, 128), "Road"),
+    ("RoadShoulder", (128, 128, 192), "Pavement"),
+    ("SUVPickupTruck", (64, 128, 192), "Car"),
+    ("Sidewalk", (0, 0, 192), "Pavement"),
+    ("SignSymbol", (192, 128, 128), "SignSymbol"),
+    ("Sky", (128, 128, 128), "Sky"),
+    ("TrafficCone", (0, 0, 64), "Pole"),
+    ("TrafficLight", (0, 64, 64), "SignSymbol"),
+    ("Train", (192, 64, 128), "Car"),
+    ("Tree", (128, 128, 0), "Tree"),
+    ("Truck_Bus", (192, 128, 192), "Car"),
+    ("Tunnel", (64, 0, 64), "Building"),
+    ("VegetationMisc", (192, 192, 0), "Tree"),
+    ("Void", (0, 0, 0), None),
+    ("Wall", (64, 192, 0), "Building"),
+)
+
+# label id -> train id of Cityscapes; the other label ids, 0 to 33, are not trained on
+CITYSCAPES_TRAINED = {
+    7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9,
+    23: 10, 24: 11, 25: 12, 26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18,
+}  # fmt: skip
+
+CAMVID_COLOURS = MaskDecoder(
+    colours={
+        colour: CAMVID.ignore_index if name is None else CAMVID.names.index(name) for _, colour, name in CAMVID_OBJECTS
+    }
+)
+CAMVID_IDS = MaskDecoder(ids=identity(CAMVID) | {len(CAMVID): CAMVID.ignore_index})
+CITYSCAPES_LABEL_IDS = MaskDecoder(
+    ids={label: CITYSCAPES_TRAINED.get(label, CITYSCAPES.ignore_index) for label in range(34)}
+)
+CITYSCAPES_TRAIN_IDS = MaskDecoder(ids=identity(CITYSCAPES))

@@ -1,0 +1,79 @@
+"""Files that are either whole or absent: written under a temporary name beside the target, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+
+class OutputError(OSError):
+    """A file that could not be written; its text is one line with the path and the reason, ``errno`` is kept."""
+
+    def __str__(self) -> str:
+        return f"cannot write {self.filename}: {self.strerror}"
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path beside ``path`` that takes its place when the block ends without an exception.
+
+    The temporary name keeps the suffix, for writers that choose a format by it. Missing parent folders are
+    created. Whatever ends the block early, the old file stays and the temporary one is removed. Raises OutputError
+    for a read-only folder, a full disk and the like; an OSError about some other file passes unchanged.
+    """
+    path = Path(path)
+    temporary = path.parent / f".{uuid.uuid4().hex}{path.suffix}"
+    try:
+        # A rename would replace a device or a pipe such as /dev/null by a plain file.
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "it exists and is not a regular file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if isinstance(error, OutputError) or not _concerns(error, path, temporary):
+            raise
+        raise OutputError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write UTF-8 text atomically, as `atomic_path` does."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: str | os.PathLike[str], data: object) -> None:
+    """Write `to_json` of ``data`` atomically. Raises TypeError, before touching a file, for data JSON cannot hold."""
+    write_text(path, to_json(data))
+
+
+def to_json(data: object) -> str:
+    """Indented JSON with a final newline. NaN and the infinities, which JSON lacks, become null."""
+    return json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _concerns(error: OSError, path: Path, temporary: Path) -> bool:
+    """Whether the error is about writing ``path``: about no named file, the file itself or a folder above it."""
+    named = Path(str(error.filename))
+    return error.filename is None or named in (path, temporary) or named in path.parents
+
+
+def _finite(data: object) -> object:
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_finite(value) for value in data]
+    if isinstance(data, float) and not math.isfinite(data):
+        return None
+    return data

@@ -1,0 +1,82 @@
+"""What a class id means: names, colours and the id that is ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSpace:
+    """The classes of a task. Class id ``i`` is called ``names[i]`` and drawn in ``palette[i]`` (RGB, 0 to 255).
+
+    Pixels labelled ``ignore_index`` belong to no class: losses and metrics leave them out.
+    Raises ValueError when the palette and the names disagree or a name occurs twice.
+    """
+
+    names: tuple[str, ...]
+    palette: tuple[Colour, ...]
+    ignore_index: int = 255
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise ValueError("a label space needs at least one class name, got none")
+        if len(self.palette) != len(self.names):
+            raise ValueError(f"got {len(self.palette)} colours for {len(self.names)} class names, expected one each")
+        repeated = sorted({name for name in self.names if self.names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"class names must differ, got {', '.join(repeated)} more than once")
+        if any(not 0 <= value <= 255 for colour in self.palette for value in colour):
+            raise ValueError("palette values must lie in 0..255")
+        if 0 <= self.ignore_index < len(self.names):
+            raise ValueError(
+                f"ignore_index {self.ignore_index} is also the id of class {self.names[self.ignore_index]!r}; "
+                "use an id outside the classes, for example 255"
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @classmethod
+    def from_names(cls, names: Sequence[str], ignore_index: int = 255) -> LabelSpace:
+        """A label space with the PASCAL VOC colour map, for tasks that bring no colours of their own."""
+        return cls(
+            names=tuple(names),
+            palette=tuple(voc_colour(index + 1) for index in range(len(names))),
+            ignore_index=ignore_index,
+        )
+
+
+def voc_colour(index: int) -> Colour:
+    """Entry ``index`` of the PASCAL VOC colour map: the bits of the index spread over R, G and B."""
+    channels = [0, 0, 0]
+    for bit in range(8):
+        for channel in range(3):
+            channels[channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
+    return channels[0], channels[1], channels[2]
+
+
+CITYSCAPES = LabelSpace(
+    names=(
+        "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
+        "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+    ),
+    palette=(
+        (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153),
+        (250, 170, 30), (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60),
+        (255, 0, 0), (0, 0, 142), (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
+    ),
+)  # fmt: skip
+
+CAMVID = LabelSpace(
+    names=(
+        "Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian",
+        "Bicyclist",
+    ),
+    palette=(
+        (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (0, 0, 192), (128, 128, 0),
+        (192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
+    ),
+)  # fmt: skip

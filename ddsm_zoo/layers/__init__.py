@@ -1,0 +1,20 @@
+"""Building blocks of the decoders."""
+
+from ddsm_zoo.layers.affinity import ChannelAffinity, SpatialAffinity
+from ddsm_zoo.layers.common import ConvNormAct, resize
+from ddsm_zoo.layers.context import ASPP, PPM
+from ddsm_zoo.layers.ddsm import DDSM
+from ddsm_zoo.layers.fusion import build_fusion
+from ddsm_zoo.layers.sampler import DynamicSampler
+
+__all__ = [
+    "ASPP",
+    "DDSM",
+    "PPM",
+    "ChannelAffinity",
+    "ConvNormAct",
+    "DynamicSampler",
+    "SpatialAffinity",
+    "build_fusion",
+    "resize",
+]

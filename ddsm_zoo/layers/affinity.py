@@ -1,0 +1,113 @@
+"""The two halves of DDSM: affinities over sampled pixels (Eq. 2) and over sampled channels (Eq. 3)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ddsm_zoo.layers.common import ConvNormAct, resize
+from ddsm_zoo.layers.sampler import DynamicSampler
+from ddsm_zoo.ops import sampled_attention
+
+
+class PositionalEmbedding(nn.Module):
+    """A learned embedding of every position, the sum of a row and a column table that stretch to any size."""
+
+    def __init__(self, channels: int, positions: int) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.empty(channels, positions))
+        self.columns = nn.Parameter(torch.empty(channels, positions))
+        nn.init.normal_(self.rows, std=0.02)
+        nn.init.normal_(self.columns, std=0.02)
+
+    def forward(self, size: tuple[int, int], projection: Tensor) -> Tensor:
+        """``projection`` (D, C) of the embeddings of an (H, W) map: (1, D, H, W).
+
+        The projection is applied to the tables, not to the map: it commutes with the interpolation.
+        """
+        rows = resize((projection @ self.rows)[None, :, :, None], (size[0], 1))  # (1, D, H, 1)
+        columns = resize((projection @ self.columns)[None, :, None, :], (1, size[1]))  # (1, D, 1, W)
+        return rows + columns
+
+
+class SpatialAffinity(nn.Module):
+    """Spatial-wise dynamic affinity modelling (Eq. 2): each low position gathers N sampled high positions.
+
+    ``channels`` is the width of low and high, ``width`` that of query, key and value.
+    """
+
+    def __init__(self, channels: int, *, samples: int, width: int, positions: int) -> None:
+        super().__init__()
+        self.low_position = PositionalEmbedding(channels, positions)
+        self.high_position = PositionalEmbedding(channels, positions)
+        # W_phi of a concatenation is the sum of its two halves, so each input is projected once:
+        # low by W_theta and the first half of W_phi, high by the second half and W_g.
+        self.low_projection = nn.Conv2d(channels, 2 * width, 1)
+        self.high_projection = nn.Conv2d(channels, 2 * width, 1)
+        self.sampler = DynamicSampler(width, samples)
+        self.out = ConvNormAct(width, channels, act=False)
+
+    def forward(self, low: Tensor, high: Tensor) -> Tensor:
+        """low (N, C, H, W), high (N, C, h, w) -> x_Sout (N, C, H, W)."""
+        query, key, value = self.project(low, high)
+        offset, modulation = self.sampler(key)
+        out = sampled_attention(query, key, value, offset, modulation, kernel_size=self.sampler.kernel_size)
+        projected: Tensor = self.out(out)
+        return projected
+
+    def project(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query x_l^theta, key x_cat^phi and value x_h^g, each (N, width, H, W)."""
+        size = (low.shape[-2], low.shape[-1])
+        from_low = self.low_projection(low) + self.low_position(size, _matrix(self.low_projection))
+        # 1 x 1 convolutions commute with the upsampling: high is projected while it is small
+        from_high = resize(self.high_projection(high), size)
+        from_high = from_high + self.high_position(size, _matrix(self.high_projection))
+        query, low_key = from_low.chunk(2, dim=1)
+        high_key, value = from_high.chunk(2, dim=1)
+        return query, low_key + high_key, value
+
+
+class ChannelAffinity(nn.Module):
+    """Channel-wise dynamic affinity modelling (Eq. 3): each low channel gathers N_c sampled high channels.
+
+    The ``width`` = c channels are laid out as a sqrt(c) x sqrt(c) image, whose pixels the dynamic sampler picks;
+    a channel's query and key are its ``pool`` x ``pool`` pooled responses and its value is the 16 x 16 map.
+    """
+
+    value_size = 16
+
+    def __init__(self, channels: int, *, samples: int, width: int, pool: int) -> None:
+        super().__init__()
+        self.pool = pool
+        self.grid = math.isqrt(width)
+        self.alpha = nn.Conv2d(channels, width, 1)
+        self.beta = nn.Conv2d(2 * channels, width, 1)
+        self.gamma = nn.Conv2d(channels, width, 1)
+        self.sampler = DynamicSampler(pool**2, samples)
+        self.out = ConvNormAct(width, channels, act=False)
+
+    def forward(self, low: Tensor, high: Tensor) -> Tensor:
+        """low (N, C, H, W), high (N, C, h, w) -> x_Cout (N, C, H, W)."""
+        low_pooled = F.adaptive_avg_pool2d(low, self.pool)
+        high_pooled = F.adaptive_avg_pool2d(high, self.pool)
+        query = _swap(self.alpha(low_pooled), self.grid)  # (N, a*a, sqrt c, sqrt c)
+        key = _swap(self.beta(torch.cat((low_pooled, high_pooled), dim=1)), self.grid)
+        value = _swap(self.gamma(F.adaptive_avg_pool2d(high, self.value_size)), self.grid)  # (N, 256, sqrt c, sqrt c)
+        offset, modulation = self.sampler(key)
+        out = sampled_attention(query, key, value, offset, modulation, kernel_size=self.sampler.kernel_size)
+        maps = _swap(out, self.value_size)  # (N, c, 16, 16)
+        return resize(self.out(maps), (low.shape[-2], low.shape[-1]))
+
+
+def _swap(features: Tensor, side: int) -> Tensor:
+    """(N, C, s, s) -> (N, s*s, side, side): what were C = side*side channels become the pixels, and vice versa."""
+    assert features.shape[1] == side * side
+    return features.flatten(2).transpose(1, 2).reshape(features.shape[0], -1, side, side)
+
+
+def _matrix(convolution: nn.Conv2d) -> Tensor:
+    """The weight of a 1 x 1 convolution as a (out, in) matrix."""
+    return convolution.weight.flatten(1)

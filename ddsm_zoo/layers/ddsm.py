@@ -1,0 +1,30 @@
+"""The Dynamic Dual Sampling Module (section 2.2 of the paper)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ddsm_zoo.config import DDSMConfig
+from ddsm_zoo.layers.affinity import ChannelAffinity, SpatialAffinity
+
+
+class DDSM(nn.Module):
+    """low + S(low, high) + K(low, high); Fig. 3, with either half left out for the ablation of Table 1."""
+
+    def __init__(self, channels: int, config: DDSMConfig, *, spatial: bool = True, channel: bool = True) -> None:
+        super().__init__()
+        affinities: list[nn.Module] = []
+        if spatial:
+            affinities.append(
+                SpatialAffinity(channels, samples=config.pixels, width=config.width, positions=config.positions)
+            )
+        if channel:
+            affinities.append(ChannelAffinity(channels, samples=config.channels, width=config.width, pool=config.pool))
+        self.affinities = nn.ModuleList(affinities)
+
+    def forward(self, low: Tensor, high: Tensor) -> Tensor:
+        """low (N, C, H, W), high (N, C, h, w) -> (N, C, H, W)."""
+        out = low
+        for affinity in self.affinities:
+            out = out + affinity(low, high)
+        return out

@@ -1,0 +1,88 @@
+"""What the ``config.json`` beside a model's weights holds, with timm's keys where timm has them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ddsm_zoo.config import ConfigError, ModelConfig, Preprocess, WeightsSpec, from_dict, to_dict
+from ddsm_zoo.files import to_json
+
+MAX_CONFIG_BYTES = 16 * 2**20
+_PREPROCESS_KEYS = ("mean", "std", "size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A model as data: its name, its architecture and where its weights come from.
+
+    Raises ConfigError when the class counts in it disagree.
+    """
+
+    architecture: str
+    num_classes: int
+    label_names: tuple[str, ...]
+    model_args: ModelConfig
+    pretrained_cfg: WeightsSpec
+
+    def __post_init__(self) -> None:
+        counts = {
+            "num_classes": self.num_classes,
+            "label_names": len(self.label_names),
+            "model_args.num_classes": self.model_args.num_classes,
+            "pretrained_cfg.labels": len(self.pretrained_cfg.labels),
+        }
+        if len(set(counts.values())) != 1:
+            found = ", ".join(f"{name} has {count}" for name, count in counts.items())
+            raise ConfigError(f"the numbers of classes disagree: {found}")
+        if self.label_names != self.pretrained_cfg.labels.names:
+            raise ConfigError("label_names and pretrained_cfg.labels.names differ, expected the same names")
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Parse a ``config.json`` strictly. Raises FileNotFoundError, and ConfigError for anything unexpected in it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no config.json in {path.parent}: expected a folder written by save_pretrained")
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path} has {path.stat().st_size} bytes, expected a config.json of a few thousand")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from error
+    if isinstance(data, Mapping) and isinstance(data.get("pretrained_cfg"), Mapping):
+        data = {**data, "pretrained_cfg": _nest(data["pretrained_cfg"])}
+    return from_dict(Manifest, data, where=str(path))
+
+
+def render_manifest(manifest: Manifest) -> str:
+    """The text of ``config.json``; `read_manifest` is its inverse."""
+    return to_json({**to_dict(manifest), "pretrained_cfg": flatten(manifest.pretrained_cfg)})
+
+
+def flatten(weights: WeightsSpec) -> dict[str, Any]:
+    """The spec as plain data, with ``mean``, ``std`` and ``size`` at the top as in timm's ``pretrained_cfg``."""
+    data = to_dict(weights)
+    preprocess = data.pop("preprocess")
+    return {**data, **preprocess}
+
+
+def unflatten(pretrained_cfg: Mapping[str, Any]) -> WeightsSpec:
+    """The inverse of `flatten`. Raises ConfigError for unknown, missing and mistyped keys."""
+    return from_dict(WeightsSpec, _nest(pretrained_cfg), where="pretrained_cfg")
+
+
+def preprocess_of(pretrained_cfg: Mapping[str, Any]) -> Preprocess:
+    """The preprocessing in a ``pretrained_cfg``. Raises ConfigError for mistyped values."""
+    return from_dict(Preprocess, _nest(pretrained_cfg)["preprocess"], where="pretrained_cfg")
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested = {key: value for key, value in flat.items() if key not in _PREPROCESS_KEYS}
+    return {**nested, "preprocess": {key: flat[key] for key in _PREPROCESS_KEYS if key in flat}}
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON number")

@@ -1,0 +1,55 @@
+"""The model card: the README.md beside a model's weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+
+from ddsm_zoo.manifest import Manifest
+
+
+def render_card(manifest: Manifest) -> str:
+    """Markdown with the YAML front matter that the Hub reads: licence, task, results, recipe and how to use it."""
+    return "\n".join([*_front_matter(manifest), *_body(manifest), *_usage()]) + "\n"
+
+
+def _front_matter(manifest: Manifest) -> Iterator[str]:
+    weights = manifest.pretrained_cfg
+    yield "---"
+    # a JSON string is a YAML string, whatever stands in it
+    yield f"license: {json.dumps(weights.license)}"
+    yield "library_name: ddsm-zoo"
+    yield "pipeline_tag: image-segmentation"
+    yield "tags: [semantic-segmentation, ddsm-zoo, pytorch]"
+    yield f"datasets: [{json.dumps(weights.dataset)}]"
+    yield "---"
+
+
+def _body(manifest: Manifest) -> Iterator[str]:
+    config, weights = manifest.model_args, manifest.pretrained_cfg
+    yield f"\n# {manifest.architecture}\n"
+    yield (
+        f"Semantic segmentation into {manifest.num_classes} classes: decoder `{config.decoder}`, fusion "
+        f"`{config.fusion}`, backbone `{config.backbone}`. Trained on: {weights.dataset}.\n"
+    )
+    yield f"Classes: {', '.join(manifest.label_names)}.\n"
+    yield "## Results\n"
+    yield from _results("measured on these weights", weights.metrics)
+    yield from _results("published in the paper, not measured on these weights", weights.published)
+    if not weights.metrics and not weights.published:
+        yield "None recorded."
+    yield f"\nRecipe: {f'`{weights.recipe}`' if weights.recipe else 'not recorded'}. Licence: {weights.license}."
+
+
+def _results(kind: str, figures: Mapping[str, float]) -> Iterator[str]:
+    for measure, figure in figures.items():
+        yield f"- {measure}: {figure:g} ({kind})"
+
+
+def _usage() -> Iterator[str]:
+    yield "\n## Use\n"
+    yield "```python"
+    yield "import ddsm_zoo\n"
+    yield 'model = ddsm_zoo.create_model("local-dir:PATH", pretrained=True)  # or hf-hub:organisation/name'
+    yield 'ddsm_zoo.Predictor(model)("street.jpg").overlay().save("overlay.png")'
+    yield "```"

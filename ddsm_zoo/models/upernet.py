@@ -1,0 +1,49 @@
+"""UPerNet: a feature pyramid under a pyramid pooling module, with any fusion module on its way down."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ddsm_zoo.config import ModelConfig
+from ddsm_zoo.layers import PPM, ConvNormAct, build_fusion, resize
+
+TOP_DOWN = (4, 3, 2)
+
+
+class UPerNet(nn.Module):
+    """x2 .. x5 -> one map at stride 4 (section 2.2, "Plugin into Two Architectures").
+
+    At the stages in ``config.fused_stages`` the fusion module takes the place of the upsampling and of the 3 x 3
+    smoothing convolution after it: that is what the published complexity tells (docs/method.md).
+    """
+
+    output_stride = 32
+
+    def __init__(self, channels: Sequence[int], config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.context = PPM(channels[-1], width)
+        self.laterals = nn.ModuleList(ConvNormAct(channels[stage - 2], width) for stage in TOP_DOWN)
+        fusions = [config.fusion if stage in config.fused_stages else "none" for stage in TOP_DOWN]
+        self.fusions = nn.ModuleList(build_fusion(fusion, width, config.ddsm) for fusion in fusions)
+        self.smoothings = nn.ModuleList(
+            ConvNormAct(width, width, 3, separable=config.separable) if fusion == "none" else nn.Identity()
+            for fusion in fusions
+        )
+        self.fuse = ConvNormAct(4 * width, width, 3, separable=config.separable)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """x2 .. x5, each (N, C_s, H_s, W_s) -> (N, width, H_2, W_2)."""
+        top = self.context(features[-1])
+        outputs = [top]
+        for stage, lateral, fusion, smoothing in zip(
+            TOP_DOWN, self.laterals, self.fusions, self.smoothings, strict=True
+        ):
+            top = fusion(lateral(features[stage - 2]), top)
+            outputs.append(smoothing(top))
+        size = (outputs[-1].shape[-2], outputs[-1].shape[-1])
+        fused: Tensor = self.fuse(torch.cat([resize(output, size) for output in outputs], dim=1))
+        return fused

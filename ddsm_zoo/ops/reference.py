@@ -1,0 +1,36 @@
+"""The definition of sampled attention, in plain torch: the oracle of the fast paths, and what is exported."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ddsm_zoo.ops.grid import bilinear_corners, sampling_positions
+
+
+def sampled_attention(
+    query: Tensor, key: Tensor, value: Tensor, offset: Tensor, modulation: Tensor, kernel_size: int
+) -> Tensor:
+    """See `ddsm_zoo.ops.sampled_attention`; materialises the sampled keys and values."""
+    sampled_key = sample(key, offset, modulation, kernel_size)  # (N, Ck, K, H, W)
+    logits = torch.einsum("nchw,nckhw->nkhw", query, sampled_key)
+    # half precision: the exponentials are summed in float32
+    affinity = logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(value.dtype)
+    sampled_value = sample(value, offset, modulation, kernel_size)  # (N, Cv, K, H, W)
+    return torch.einsum("nkhw,nckhw->nchw", affinity, sampled_value)
+
+
+def sample(features: Tensor, offset: Tensor, modulation: Tensor, kernel_size: int) -> Tensor:
+    """The dynamic sampler F of Eq. 1: tap n of position p is m_n x(p + p_n + d_n), (N, C, H, W) -> (N, C, K, H, W)."""
+    batch, channels, height, width = features.shape
+    taps = kernel_size**2
+    # coordinates in half precision would miss whole pixels
+    y, x = sampling_positions(offset.to(torch.promote_types(offset.dtype, torch.float32)), kernel_size)
+    index, weight, _, _ = bilinear_corners(y, x, height, width)
+    pixels = features.flatten(2)  # (N, C, HW)
+    out = features.new_zeros(batch, channels, taps, height, width)
+    for corner in range(4):
+        flat = index[:, :, corner].reshape(batch, 1, -1).expand(-1, channels, -1)  # (N, C, K*H*W)
+        gathered = pixels.gather(2, flat).view(batch, channels, taps, height, width)
+        out = out + gathered * weight[:, None, :, corner].to(features.dtype)
+    return out * modulation[:, None]

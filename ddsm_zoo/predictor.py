@@ -1,0 +1,198 @@
+"""From images and names to masks and scores: the two calls most users need."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+import ddsm_zoo
+from ddsm_zoo.config import from_dict
+from ddsm_zoo.data.datasets import open_dataset
+from ddsm_zoo.data.images import read_image, to_rgb
+from ddsm_zoo.data.transforms import EvalTransform, ImageTransform
+from ddsm_zoo.engine.evaluate import Progress, evaluate_model
+from ddsm_zoo.engine.inference import whole
+from ddsm_zoo.factory import create_trained, resolve_data_config
+from ddsm_zoo.files import atomic_path
+from ddsm_zoo.labels import LabelSpace
+from ddsm_zoo.models import Segmenter
+from ddsm_zoo.visualize import colourise, overlay, shares
+
+Picture = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """The prediction for one image: ``mask`` (H, W) uint8 class ids, what they mean, and the RGB image they cover."""
+
+    mask: npt.NDArray[np.uint8]
+    labels: LabelSpace
+    image: Image.Image
+
+    def colour(self) -> Image.Image:
+        """The mask in the colours of the classes."""
+        return colourise(self.mask, self.labels)
+
+    def overlay(self, alpha: float = 0.5) -> Image.Image:
+        """The image under the coloured mask, with a legend of the classes; ``alpha`` is the weight of the colours."""
+        return overlay(self.image, self.mask, self.labels, alpha=alpha)
+
+    def shares(self) -> dict[str, float]:
+        """The fraction of all pixels that each class takes, for every class in the order of the labels."""
+        return shares(self.mask, self.labels)
+
+    def save(self, folder: str | os.PathLike[str], stem: str) -> dict[str, Path]:
+        """Write ``STEM_ids.png`` (class ids), ``STEM_colour.png`` and ``STEM_overlay.png``; their paths by kind.
+
+        Raises OutputError when one cannot be written.
+        """
+        pictures = {"ids": Image.fromarray(self.mask), "colour": self.colour(), "overlay": self.overlay()}
+        paths = {kind: Path(folder) / f"{stem}_{kind}.png" for kind in pictures}
+        for kind, picture in pictures.items():
+            with atomic_path(paths[kind]) as temporary:
+                picture.save(temporary)
+        return paths
+
+
+class Predictor:
+    """A model made ready to label images of any size.
+
+    ``model`` is a name that `create_model` takes, whose pretrained weights are loaded, or a model, which is moved to
+    ``device`` and put into evaluation mode. The device is a GPU where there is one unless given. Raises what
+    `create_model` raises, and ValueError for a model that takes other than 3 channels or has more than 256 classes.
+    """
+
+    def __init__(self, model: str | Segmenter, device: str | torch.device | None = None) -> None:
+        self.model = _prepare(model, device)
+        self.labels = model_labels(self.model)
+        if self.model.config.in_chans != 3:
+            raise ValueError(
+                f"the model takes {self.model.config.in_chans} channels, a Predictor reads RGB images of 3"
+            )
+        if len(self.labels) > 256:
+            raise ValueError(f"the model has {len(self.labels)} classes, a mask of 8 bits holds at most 256")
+        self.transform = ImageTransform(resolve_data_config(self.model))
+        self.predict = whole(self.model)
+
+    def __call__(self, image: Picture) -> Segmentation:
+        """Label one image: a path, a PIL image or a uint8 array (H, W, 3) RGB or (H, W) grey.
+
+        A file is turned upright by its EXIF orientation. Raises FileNotFoundError, ImageError for a file that cannot
+        be read, and ValueError for another kind of array or a model that gives NaN.
+        """
+        if isinstance(image, (str, os.PathLike)):
+            image = read_image(Path(image))
+        elif isinstance(image, Image.Image):
+            image = to_rgb(image)
+        tensor = self.transform(image)
+        if not isinstance(image, Image.Image):
+            image = Image.fromarray(image)
+        logits = self.predict(tensor[None])
+        if logits.isnan().any():
+            raise ValueError("the model gives NaN on this image; its weights are probably damaged")
+        mask = logits[0].argmax(0).to("cpu", torch.uint8).numpy()
+        return Segmentation(mask=mask, labels=self.labels, image=image.convert("RGB"))
+
+
+def evaluate(
+    model: str | Segmenter,
+    data: str,
+    split: str = "val",
+    *,
+    device: str | torch.device | None = None,
+    batch_size: int = 1,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Score a model, or the pretrained model of that name, on one split of ``camvid:ROOT``, ``folder:ROOT``, ...
+
+    Each image is predicted whole and compared at its label's own resolution, where ignored pixels do not count.
+    ``progress(done, total)`` is called after each image.
+
+    Returns ``miou``, ``pixel_accuracy``, ``mean_accuracy`` and ``iou`` by class name as fractions of 1 (nan for a class
+    that never occurs, which the means leave out), and how they came about: model, weights, data, split, count,
+    resolutions, protocol, dtype and versions. Raises DatasetError, what `create_model` raises, and ValueError for a
+    model of other classes than the data's or one that gives NaN.
+    """
+    labels = open_dataset(data, split).labels  # the data first: it is checked sooner than a model is loaded
+    prepared = _prepare(model, device)
+    _check_classes(prepared, labels)
+    dataset = open_dataset(data, split, EvalTransform(resolve_data_config(prepared)))
+    result = evaluate_model(
+        whole(prepared), dataset, len(labels), labels.ignore_index, batch_size=batch_size, progress=progress
+    )
+    weights = prepared.pretrained_cfg
+    return {
+        **result,
+        "iou": dict(zip(labels.names, result["iou"], strict=True)),
+        "model": model if isinstance(model, str) else prepared.pretrained_cfg.get("name", type(model).__name__),
+        "weights": {"uri": weights.get("uri"), "sha256": weights.get("sha256")},
+        "data": data,
+        "split": split,
+        "protocol": "whole image, single scale, no flip",
+        "versions": versions(),
+    }
+
+
+def model_labels(model: Segmenter) -> LabelSpace:
+    """What the class ids of ``model`` mean; numbered classes for a model whose weights do not say."""
+    names = [f"class {index}" for index in range(model.num_classes)]
+    return _recorded_labels(model) or LabelSpace.from_names(names, ignore_index=max(255, model.num_classes))
+
+
+def versions() -> dict[str, str]:
+    """Of everything that a figure may depend on."""
+    packages = {name: version(name) for name in ("torchvision", "timm", "numpy", "pillow")}
+    # torch's own attribute tells builds apart, such as +cpu
+    own = {"ddsm_zoo": ddsm_zoo.__version__, "python": platform.python_version(), "torch": str(torch.__version__)}
+    return own | packages
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """The device of that name, a GPU where there is one for None. Raises ValueError for one that is not here."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        # The way to ask whether a device is here, of whatever kind it is.
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device {str(device)!r} cannot be used here, expected cpu, or cuda where there is a GPU"
+        ) from error
+
+
+def _prepare(model: str | Segmenter, device: str | torch.device | None) -> Segmenter:
+    chosen = choose_device(device)
+    if isinstance(model, str):
+        model = create_trained(model)
+    return model.to(chosen).eval()
+
+
+def _recorded_labels(model: Segmenter) -> LabelSpace | None:
+    recorded = model.pretrained_cfg.get("labels")
+    if recorded is None or len(recorded["names"]) != model.num_classes:  # as after reset_classifier
+        return None
+    return from_dict(LabelSpace, recorded, where="pretrained_cfg.labels")
+
+
+def _check_classes(model: Segmenter, labels: LabelSpace) -> None:
+    if model.num_classes != len(labels):
+        raise ValueError(
+            f"the model predicts {model.num_classes} classes and the data has {len(labels)} "
+            f"({', '.join(labels.names[:3])}, ...), expected the same"
+        )
+    own = _recorded_labels(model) or labels
+    for index, (ours, theirs) in enumerate(zip(own.names, labels.names, strict=True)):
+        if ours.casefold() != theirs.casefold():
+            raise ValueError(
+                f"class {index} is {ours!r} for the model and {theirs!r} in the data, expected the same classes in the "
+                "same order"
+            )

@@ -1,0 +1,100 @@
+"""A recipe and the name of a data set to a trained model in a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ddsm_zoo import hub
+from ddsm_zoo.config import ConfigError, WeightsSpec
+from ddsm_zoo.data.datasets import open_dataset
+from ddsm_zoo.data.transforms import EvalTransform, TrainTransform
+from ddsm_zoo.engine.recipe import Recipe
+from ddsm_zoo.engine.train import ProgressEvent, train
+from ddsm_zoo.factory import create_model, describe_weights, load_weights, resolve_data_config, save_pretrained
+from ddsm_zoo.labels import LabelSpace
+from ddsm_zoo.models import Segmenter
+
+
+def run_recipe(
+    recipe: Recipe,
+    data: str,
+    out_dir: str | Path,
+    *,
+    pretrained: bool | None = None,
+    resume: bool = False,
+    source: str | None = None,
+    progress: Callable[[ProgressEvent], None] | None = None,
+) -> dict[str, Any]:
+    """Train the recipe's model on the splits train and val of ``data``, which decides the number of classes.
+
+    ``pretrained`` starts from the model's task weights, or from random numbers for False; None starts from the
+    ImageNet weights of its backbone. ``source`` is recorded as the recipe's name.
+
+    Returns the summary of `engine.train.train`. However the run ends, ``out_dir/best`` is then a saved model with the
+    data's labels, if a validation was reached. Raises what `train`, `create_model` and `open_dataset` raise.
+    """
+    out_dir = Path(out_dir)
+    labels = open_dataset(data, "train").labels
+    resumed = resume and (out_dir / "last" / "state.pt").exists()
+    model = _create_trainee(recipe, len(labels), pretrained, resumed)
+    preprocess = resolve_data_config(model)
+    transform = TrainTransform(
+        preprocess, recipe.crop_size, labels.ignore_index, recipe.scale, recipe.flip, recipe.jitter
+    )
+    train_set = open_dataset(data, "train", transform, recipe.seed)
+    val_set = open_dataset(data, "val", EvalTransform(preprocess))
+    best = out_dir / "best" / hub.WEIGHTS_FILE
+    # It holds the hash of weights that training may replace; a kill must not leave the two side by side.
+    (best.parent / hub.CONFIG_FILE).unlink(missing_ok=True)
+    summary: dict[str, Any] = {}
+    try:
+        summary = train(
+            model,
+            recipe,
+            train_set,
+            val_set,
+            out_dir,
+            ignore_index=labels.ignore_index,
+            resume=resume,
+            progress=progress,
+        )
+    finally:
+        if best.exists():
+            _publish(model, best, labels, data, source, summary)
+    return summary
+
+
+def _create_trainee(recipe: Recipe, num_classes: int, pretrained: bool | None, resumed: bool) -> Segmenter:
+    """The recipe's model, with initial weights unless those of the resumed run will replace them."""
+    try:
+        return create_model(
+            recipe.model,
+            pretrained=bool(pretrained) and not resumed,
+            num_classes=num_classes,
+            pretrained_backbone=True if pretrained is None and not resumed else None,
+            **recipe.overrides,
+        )
+    except TypeError as error:  # what a caller in Python would get for an unknown override
+        raise ConfigError(f"the recipe's overrides cannot be used: {error}") from error
+
+
+def _publish(
+    model: Segmenter, weights: Path, labels: LabelSpace, data: str, source: str | None, summary: dict[str, Any]
+) -> None:
+    """Make the folder of the best weights a saved model that knows its labels, input and score."""
+    kind, _, root = data.partition(":")
+    load_weights(model, hub.read_tensors(weights), str(weights))
+    spec = WeightsSpec(
+        uri=f"file:{weights.name}",
+        dataset=Path(root).resolve().name if kind == "folder" else kind,
+        labels=labels,
+        preprocess=dataclasses.replace(resolve_data_config(model), size=None),
+        license="unknown",  # it follows the data's, which only the user knows
+        recipe=source,
+        metrics={"miou (val)": 100 * summary["best_miou"]} if summary else {},
+    )
+    describe_weights(model, spec)
+    save_pretrained(model, weights.parent)

@@ -1,0 +1,33 @@
+"""One environment for every test: few threads, caches of its own, the same examples in CI each time."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+# huggingface_hub and torch.hub read these when they are imported: no test sees, fills or empties the caches
+# of the person who runs it, and none sends that person's token anywhere.
+_caches = tempfile.TemporaryDirectory(prefix="ddsm-zoo-tests-")
+os.environ.update(HF_HOME=f"{_caches.name}/huggingface", TORCH_HOME=f"{_caches.name}/torch")
+for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
+    os.environ.pop(_name, None)
+
+import pytest  # noqa: E402 - after the environment is set
+import torch  # noqa: E402 - after the environment is set
+from hypothesis import settings  # noqa: E402 - after the environment is set
+
+settings.register_profile("local", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, database=None)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """Each test draws the same random numbers whichever tests ran before it."""
+    torch.manual_seed(0)
+
+
+def pytest_unconfigure() -> None:
+    _caches.cleanup()

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from ddsm_zoo.data.images import ImageError, read_image, read_mask
+
+# corners in four colours, wider than high: every orientation looks different
+CORNERS = np.zeros((16, 32, 3), dtype=np.uint8)
+CORNERS[:8, :16], CORNERS[:8, 16:], CORNERS[8:, :16] = (250, 20, 20), (20, 250, 20), (20, 20, 250)
+
+
+def save(path: Path, pixels: np.ndarray, **options: object) -> Path:
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def one_line(error: pytest.ExceptionInfo[BaseException], *parts: str) -> None:
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_honoured(tmp_path: Path, suffix: str, orientation: int) -> None:
+    path = tmp_path / f"photo.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    save(path, CORNERS, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    with Image.open(path) as stored:
+        expected = np.asarray(ImageOps.exif_transpose(stored).convert("RGB"))
+    actual = np.asarray(read_image(path))
+    assert actual.shape == ((16, 32, 3) if orientation < 5 else (32, 16, 3))
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_eight_bit_colour_comes_back_exactly(tmp_path: Path) -> None:
+    for suffix in ("png", "bmp", "tif", "ppm"):
+        image = read_image(save(tmp_path / f"image.{suffix}", CORNERS))
+        assert image.mode == "RGB"
+        np.testing.assert_array_equal(np.asarray(image), CORNERS)
+
+
+def test_unreadable_metadata_does_not_spoil_the_image(tmp_path: Path) -> None:
+    path = save(tmp_path / "photo.jpg", CORNERS, exif=b"Exif\0\0II*\0\xff\xff\xff\xff", quality=95)
+    assert read_image(path).size == (32, 16)
+
+
+def test_grey_is_repeated(tmp_path: Path) -> None:
+    grey = np.arange(0, 250, dtype=np.uint8).reshape(10, 25)
+    np.testing.assert_array_equal(
+        np.asarray(read_image(save(tmp_path / "grey.png", grey))), np.stack([grey] * 3, axis=-1)
+    )
+
+
+def test_transparency_is_dropped_not_blended(tmp_path: Path) -> None:
+    alpha = np.full((16, 32, 1), 3, dtype=np.uint8)
+    path = save(tmp_path / "rgba.png", np.concatenate([CORNERS, alpha], axis=2))
+    np.testing.assert_array_equal(np.asarray(read_image(path)), CORNERS)
+    path = save(tmp_path / "la.png", np.concatenate([CORNERS[..., :1], alpha], axis=2))
+    np.testing.assert_array_equal(np.asarray(read_image(path)), CORNERS[..., :1].repeat(3, axis=2))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_scale_to_eight(tmp_path: Path, suffix: str) -> None:
+    wide = np.array([[0, 128, 129, 257, 32768, 65534, 65535]], dtype=np.uint16)
+    pixels = np.asarray(read_image(save(tmp_path / f"wide.{suffix}", wide)))
+    assert pixels[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255, 255]
+    assert (pixels == pixels[..., :1]).all()
+
+
+def test_palette_with_transparency_reads_its_colours(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[0, 1], [2, 1]], dtype=np.uint8), mode=None).convert("P")
+    image.putdata([0, 1, 2, 1])
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    image.save(tmp_path / "palette.png", transparency=bytes([0, 128, 255]))
+    pixels = np.asarray(read_image(tmp_path / "palette.png"))
+    assert pixels.tolist() == [[[10, 20, 30], [40, 50, 60]], [[70, 80, 90], [40, 50, 60]]]
+
+
+def test_cmyk_bilevel_and_animation(tmp_path: Path) -> None:
+    Image.new("CMYK", (4, 3), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg", quality=100)
+    red = np.asarray(read_image(tmp_path / "cmyk.jpg"))[1, 1].astype(int)
+    assert red[0] > 240
+    assert max(red[1:]) < 15
+    Image.new("1", (4, 3), 1).save(tmp_path / "bits.png")
+    assert (np.asarray(read_image(tmp_path / "bits.png")) == 255).all()
+    frames = [Image.new("L", (4, 3), value) for value in (60, 200)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    assert (np.asarray(read_image(tmp_path / "moving.gif")) == 60).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (4000, 1), (1, 4000)])
+def test_extreme_shapes(tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size, (1, 2, 3)).save(tmp_path / "image.png")
+    assert read_image(tmp_path / "image.png").size == size
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    for read in (read_image, read_mask):
+        with pytest.raises(FileNotFoundError) as error:
+            read(tmp_path / "absent.png")
+        one_line(error, "absent.png")
+
+
+@pytest.mark.parametrize("read", [read_image, read_mask])
+def test_files_that_hold_no_whole_image(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    whole = save(tmp_path / "whole.png", np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    cases = {
+        "empty.png": (b"", "is empty"),
+        "text.jpg": (b"this is not an image\n" * 20, "is no image"),
+        "half.png": (whole.read_bytes()[: whole.stat().st_size // 2], "truncated"),
+        "script.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no image"),
+    }
+    for name, (content, expected) in cases.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ImageError) as error:
+            read(tmp_path / name)
+        one_line(error, name, expected)
+    with pytest.raises(ImageError) as error:
+        read(tmp_path)
+    one_line(error, "is a folder")
+
+
+def test_decompression_bomb_is_refused_without_decoding(tmp_path: Path) -> None:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    content = (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 10)) + chunk(b"IEND", b"")
+    )
+    (tmp_path / "bomb.png").write_bytes(content)
+    with pytest.raises(ImageError) as error:
+        read_image(tmp_path / "bomb.png")
+    one_line(error, "bomb.png", "too large")
+
+
+def test_pixels_wider_than_sixteen_bits_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((2, 2), 0.5, dtype=np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(np.full((2, 2), 70_000, dtype=np.int32)).save(tmp_path / "wide.tif")
+    for name in ("float.tif", "wide.tif"):
+        with pytest.raises(ImageError) as error:
+            read_image(tmp_path / name)
+        one_line(error, name, "expected 8 or 16 bits")
+
+
+def test_mask_values_are_raw(tmp_path: Path) -> None:
+    ids = np.array([[0, 3, 255], [7, 1, 0]], dtype=np.uint8)
+    np.testing.assert_array_equal(read_mask(save(tmp_path / "grey.png", ids)), ids)
+    palette = Image.fromarray(ids)
+    palette.putpalette(list(range(256)) * 3)
+    palette.save(tmp_path / "palette.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "palette.png"), ids)
+    wide = ids.astype(np.uint16) * 200
+    np.testing.assert_array_equal(read_mask(save(tmp_path / "wide.png", wide)), wide)
+    np.testing.assert_array_equal(read_mask(save(tmp_path / "colour.png", CORNERS)), CORNERS)
+    opaque = np.concatenate([CORNERS, np.full((16, 32, 1), 255, dtype=np.uint8)], axis=2)
+    np.testing.assert_array_equal(read_mask(save(tmp_path / "rgba.png", opaque)), CORNERS)
+    Image.fromarray(ids > 2).save(tmp_path / "bits.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "bits.png"), ids > 2)
+
+
+def test_mask_of_another_kind_is_refused(tmp_path: Path) -> None:
+    Image.new("CMYK", (4, 3)).save(tmp_path / "mask.tif")
+    with pytest.raises(ImageError) as error:
+        read_mask(tmp_path / "mask.tif")
+    one_line(error, "mask.tif", "CMYK")
+
+
+def refusal(read: Callable[[Path], object], path: Path) -> str | None:
+    try:
+        read(path)
+    except ImageError as error:
+        return str(error)
+    return None
+
+
+@pytest.fixture(scope="module")
+def encoded() -> dict[str, bytes]:
+    pixels = np.random.default_rng(1).integers(0, 256, (12, 9, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = {}
+    for kind in ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF", "PPM"):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(
+            buffer, kind, **({"exif": exif} if kind in ("PNG", "JPEG", "TIFF", "WEBP") else {})
+        )
+        files[kind] = buffer.getvalue()
+    return files
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_bytes_give_an_image_or_an_image_error(
+    tmp_path: Path, encoded: dict[str, bytes], data: st.DataObject
+) -> None:
+    content = bytearray(encoded[data.draw(st.sampled_from(sorted(encoded)))])
+    for _ in range(data.draw(st.integers(0, 6))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(content)))
+    path = tmp_path / "damaged"
+    path.write_bytes(content if data.draw(st.booleans()) else content[:cut])
+    for message in (refusal(read_image, path), refusal(read_mask, path)):
+        assert message is None or ("damaged" in message and "\n" not in message)

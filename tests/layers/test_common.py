@@ -1,0 +1,65 @@
+"""The blocks that everything is made of."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ddsm_zoo.layers import ConvNormAct, resize
+from ddsm_zoo.layers.common import BatchNorm2d
+
+
+def with_statistics(channels: int) -> BatchNorm2d:
+    norm = BatchNorm2d(channels)
+    nn.init.normal_(norm.running_mean)
+    nn.init.uniform_(norm.running_var, 0.5, 2.0)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
+def test_one_value_per_channel_is_normalised_by_the_running_statistics() -> None:
+    norm = with_statistics(3)
+    before = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
+    x = torch.randn(1, 3, 1, 1, requires_grad=True)
+    out = norm.train()(x)
+    assert all(tensor.equal(before[name]) for name, tensor in norm.state_dict().items())
+    torch.testing.assert_close(out, norm.eval()(x))
+    out.sum().backward()
+    assert x.grad.ne(0).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (1, 3, 1, 2), (1, 3, 4, 5)])
+def test_otherwise_batch_norm_is_torchs(shape: tuple[int, ...]) -> None:
+    norm, reference = with_statistics(3), nn.BatchNorm2d(3)
+    reference.load_state_dict(norm.state_dict())
+    x = torch.randn(shape)
+    torch.testing.assert_close(norm(x), reference(x))
+    torch.testing.assert_close(norm.state_dict(), reference.state_dict())  # running statistics move alike
+
+
+@pytest.mark.parametrize("separable", [False, True])
+@pytest.mark.parametrize(("kernel_size", "dilation"), [(1, 1), (3, 1), (3, 4)])
+def test_convolution_blocks_keep_the_size(kernel_size: int, dilation: int, separable: bool) -> None:
+    module = ConvNormAct(4, 6, kernel_size, dilation=dilation, separable=separable)
+    out = module(torch.randn(2, 4, 5, 7))
+    assert out.shape == (2, 6, 5, 7)
+    assert out.min() == 0  # ReLU
+    assert ConvNormAct(4, 6, kernel_size, act=False)(torch.randn(2, 4, 5, 7)).min() < 0
+
+
+def test_separable_splits_only_what_is_wider_than_one() -> None:
+    def weights(kernel_size: int) -> int:
+        module = ConvNormAct(4, 6, kernel_size, separable=True)
+        return sum(p.numel() for p in module.parameters()) - 2 * 6  # the normalisation's
+
+    assert weights(3) == 4 * 9 + 4 * 6
+    assert weights(1) == 4 * 6
+
+
+def test_resize_is_centred() -> None:
+    """``align_corners=False``: a map twice as large has its samples a quarter pixel off the centres."""
+    ramp = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
+    torch.testing.assert_close(resize(ramp, (1, 4)).flatten(), torch.tensor([0.0, 0.25, 0.75, 1.0]))
+    assert resize(ramp, (1, 2)) is ramp

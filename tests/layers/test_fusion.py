@@ -1,0 +1,55 @@
+"""What each ``fusion`` part of a model name stands for."""
+
+from __future__ import annotations
+
+import typing
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ddsm_zoo.config import DDSMConfig, Fusion
+from ddsm_zoo.layers import ChannelAffinity, SpatialAffinity, build_fusion
+
+CONFIG = DDSMConfig(width=16, pool=3, positions=5)
+FUSIONS = typing.get_args(Fusion)
+
+
+def upsampled(high: torch.Tensor) -> torch.Tensor:
+    return F.interpolate(high, size=(6, 7), mode="bilinear", align_corners=False)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize(("low_size", "high_size"), [((6, 7), (3, 4)), ((1, 1), (1, 1)), ((2, 9), (5, 1))])
+def test_output_has_the_size_of_low(fusion: Fusion, low_size: tuple[int, int], high_size: tuple[int, int]) -> None:
+    module = build_fusion(fusion, 8, CONFIG).eval()
+    out = module(torch.randn(2, 8, *low_size), torch.randn(2, 8, *high_size))
+    assert out.shape == (2, 8, *low_size)
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("fusion", "halves"),
+    [("ddsm", {SpatialAffinity, ChannelAffinity}), ("ddsm_s", {SpatialAffinity}), ("ddsm_c", {ChannelAffinity})],
+)
+def test_halves_of_the_ablation(fusion: Fusion, halves: set[type]) -> None:
+    parts = {type(part) for part in build_fusion(fusion, 8, CONFIG).modules()}
+    assert parts & {SpatialAffinity, ChannelAffinity} == halves
+
+
+def test_none_is_the_plain_pyramid() -> None:
+    module = build_fusion("none", 8, CONFIG)
+    low, high = torch.randn(2, 8, 6, 7), torch.randn(2, 8, 3, 4)
+    assert not list(module.parameters())
+    torch.testing.assert_close(module(low, high), low + upsampled(high))
+
+
+def test_dcn_starts_as_a_convolution_and_learns_its_offsets() -> None:
+    module = build_fusion("dcn", 8, CONFIG)
+    low, high = torch.randn(2, 8, 6, 7), torch.randn(2, 8, 3, 4)
+    out = module(low, high)
+    kernel = module.conv.weight.detach()
+    expected = low + F.batch_norm(F.conv2d(upsampled(high), kernel, padding=1), None, None, training=True)
+    torch.testing.assert_close(out, expected)
+    (out * torch.randn_like(out)).sum().backward()
+    assert module.offset.weight.grad.flatten(1).abs().sum(1).gt(0).all()

@@ -1,0 +1,79 @@
+"""torch.hub on this checkout: it lists, documents and builds the zoo's models."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import ddsm_zoo
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A GitHub address whose archive torch.hub has downloaded already: this checkout."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path))
+    (tmp_path / "someone_ddsm-zoo_main").symlink_to(ROOT, target_is_directory=True)
+    return "someone/ddsm-zoo:main"
+
+
+def test_every_model_is_listed(repository: str) -> None:
+    found = torch.hub.list(repository, skip_validation=True, trust_repo=True, verbose=False)
+    assert found == ddsm_zoo.list_models()
+
+
+def test_each_entry_point_is_documented(repository: str) -> None:
+    text = torch.hub.help(repository, "uper_ddsm_r101_cityscapes", skip_validation=True, trust_repo=True)
+    assert "resnet101s.gluon_in1k" in text
+    assert "pretrained" in text
+
+
+def test_a_model_is_built() -> None:
+    model = torch.hub.load(str(ROOT), "uper_ddsm_tiny", source="local", num_classes=4, pixels=25)
+    assert model.config.ddsm.pixels == 25
+    assert model.eval()(torch.rand(1, 3, 20, 30)).shape == (1, 4, 20, 30)
+
+
+def test_errors_pass_through() -> None:
+    with pytest.raises(TypeError, match="did you mean 'pixels'"):
+        torch.hub.load(str(ROOT), "uper_ddsm_tiny", source="local", pixls=25)
+
+
+def test_the_dependencies_are_what_building_a_model_imports() -> None:
+    hubconf = torch.hub._import_module("hubconf", str(ROOT / "hubconf.py"))
+    visited: set[str] = set()
+    found: set[str] = set()
+    waiting = ["ddsm_zoo.factory"]
+    while waiting:
+        module = waiting.pop()
+        visited.add(module)
+        for name in imports_of(module):
+            if name.split(".")[0] != "ddsm_zoo":
+                found.add(name.split(".")[0])
+            elif name not in visited:
+                waiting.append(name)
+    assert hubconf.dependencies == sorted(found - set(sys.stdlib_module_names))
+
+
+def imports_of(module: str) -> set[str]:
+    """The modules that a module of ours imports when it is imported itself."""
+    path = ROOT / Path(*module.split("."))
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    names: set[str] = set()
+    for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(statement, ast.Import):
+            names |= {alias.name for alias in statement.names}
+        elif isinstance(statement, ast.ImportFrom) and statement.module is not None:
+            names.add(statement.module)
+            names |= {f"{statement.module}.{alias.name}" for alias in statement.names}
+    return {name for name in names if not name.startswith("ddsm_zoo") or is_module(name)}
+
+
+def is_module(name: str) -> bool:
+    path = ROOT / Path(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()

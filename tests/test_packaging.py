@@ -1,0 +1,103 @@
+"""What users install: the wheel as built from the sdist, unpacked and run away from the checkout."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from email.parser import HeaderParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ddsm_zoo
+from ddsm_zoo.data.scenes import render_scene
+
+ROOT = Path(__file__).resolve().parents[1]
+BUNDLED = "uper_ddsm_lite0_camvid"
+MEGABYTE = 10**6
+
+
+def run(*command: str, cwd: Path, **environment: str) -> str:
+    """Standard output of ``command``; a failure shows all that it said."""
+    environment = os.environ | environment
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from the sdist, so that the sdist is known to be whole."""
+    out = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT), cwd=out)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds the installed wheel and nothing of the checkout."""
+    target = tmp_path_factory.mktemp("site")
+    pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    run(*pip, "--no-index", "--no-deps", "--target", str(target), str(wheel), cwd=target)
+    return target
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    shipped = {name for name in names if ".dist-info/" not in name}
+    on_disk = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "ddsm_zoo").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert shipped == on_disk
+    assert "ddsm_zoo/py.typed" in shipped
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+def test_the_bundled_weights_travel_in_the_wheel(wheel: Path) -> None:
+    info = zipfile.ZipFile(wheel).getinfo(f"ddsm_zoo/weights/{BUNDLED}.safetensors")
+    assert 0 < info.file_size <= 20 * MEGABYTE
+
+
+def test_the_sdist_holds_what_a_contributor_needs(wheel: Path) -> None:
+    (sdist,) = wheel.parent.glob("*.tar.gz")
+    listing = run(sys.executable, "-m", "tarfile", "--list", str(sdist), cwd=wheel.parent)
+    names = {line.strip().partition("/")[2] for line in listing.splitlines()}
+    assert names >= {"pyproject.toml", "Makefile", "hubconf.py", "README.md", "LICENSE", "tests/test_packaging.py"}
+    assert any(name.startswith("recipes/") for name in names)
+    assert not any(name.startswith((".venv", "demo/", "runs/", "dist/")) for name in names)
+
+
+def test_the_version_is_the_same_everywhere(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    assert HeaderParser().parsestr(archive.read(metadata).decode())["Version"] == ddsm_zoo.__version__
+    headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert ddsm_zoo.__version__ == next(heading for heading in headings if heading != "Unreleased")
+
+
+def test_the_installed_package_labels_a_street_without_the_checkout(installed: Path, tmp_path: Path) -> None:
+    environment = {"PYTHONPATH": str(installed), "HF_HUB_OFFLINE": "1"}
+    location = run(sys.executable, "-c", "import ddsm_zoo; print(ddsm_zoo.__file__)", cwd=tmp_path, **environment)
+    assert Path(location.strip()) == installed / "ddsm_zoo" / "__init__.py"
+
+    image, _ = render_scene(0)
+    Image.fromarray(image).save(tmp_path / "street.png")
+    command = installed / "bin" / "ddsm-zoo"
+    run(sys.executable, str(command), "predict", "street.png", "-o", "out", cwd=tmp_path, **environment)
+    pictures = [np.asarray(Image.open(path)) for path in (tmp_path / "out").rglob("*.png")]
+    assert pictures, "predict wrote no picture"
+    assert any(picture.shape == image.shape[:2] for picture in pictures)
+
+
+def test_every_model_has_its_row_in_the_table() -> None:
+    table = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    missing = [name for name in ddsm_zoo.list_models() if f"`{name}`" not in table]
+    assert not missing, f"run `make table`: docs/models.md lacks {', '.join(missing)}"

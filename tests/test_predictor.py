@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ddsm_zoo
+from ddsm_zoo import Predictor, evaluate
+from ddsm_zoo.data.datasets import DatasetError
+from ddsm_zoo.data.images import ImageError
+from ddsm_zoo.data.scenes import render_scene
+from ddsm_zoo.labels import CAMVID, CITYSCAPES
+from ddsm_zoo.metrics import ConfusionMatrix
+from ddsm_zoo.models import Segmenter
+from ddsm_zoo.predictor import model_labels
+from ddsm_zoo.zoo import UnknownModelError
+
+
+@pytest.fixture(scope="module")
+def model() -> Segmenter:
+    torch.manual_seed(0)
+    model = ddsm_zoo.create_model("uper_ddsm_tiny", num_classes=len(CAMVID))
+    # Random logits are nearly constant; a spread-out bias-free classifier makes several classes win.
+    torch.nn.init.normal_(model.classifier.weight, std=1.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def scene() -> Image.Image:
+    return Image.fromarray(render_scene(3, (90, 120))[0])
+
+
+def test_path_image_and_array_agree(model: Segmenter, scene: Image.Image, tmp_path: Path) -> None:
+    scene.save(tmp_path / "scene.png")
+    predictor = Predictor(model)
+    results = [predictor(tmp_path / "scene.png"), predictor(str(tmp_path / "scene.png")), predictor(scene)]
+    results.append(predictor(np.asarray(scene)))
+    for result in results:
+        assert result.mask.dtype == np.uint8
+        assert result.mask.shape == (90, 120)
+        assert np.array_equal(result.mask, results[0].mask)
+        assert result.image.size == (120, 90)
+
+
+def test_mask_is_the_argmax_of_the_model_on_the_normalised_image(model: Segmenter, scene: Image.Image) -> None:
+    """By hand: mean and standard deviation of the tiny backbone are 0.5."""
+    x = torch.from_numpy(np.array(scene)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    with torch.no_grad():
+        expected = model.eval()(x).argmax(1)[0]
+    mask = torch.from_numpy(Predictor(model)(scene).mask)
+    assert (mask == expected).float().mean() > 0.999  # rounding may decide a tie
+
+
+def test_the_model_is_left_in_evaluation_mode(model: Segmenter, scene: Image.Image) -> None:
+    predictor = Predictor(model)
+    model.train()
+    first, second = predictor(scene), predictor(scene)
+    assert np.array_equal(first.mask, second.mask)
+    assert not model.training
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (33, 7)])
+def test_any_size(model: Segmenter, size: tuple[int, int], tmp_path: Path) -> None:
+    image = Image.new("RGB", (size[1], size[0]), (90, 120, 40))
+    result = Predictor(model)(image)
+    assert result.mask.shape == size
+    assert math.isclose(sum(result.shares().values()), 1.0)
+    assert len(result.save(tmp_path, "x")) == 3
+
+
+def test_orientation_of_a_photo_is_honoured(model: Segmenter, scene: Image.Image, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    scene.save(tmp_path / "turned.png", exif=exif)
+    assert Predictor(model)(tmp_path / "turned.png").mask.shape == (120, 90)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK"])
+def test_other_kinds_of_image(model: Segmenter, scene: Image.Image, mode: str) -> None:
+    assert Predictor(model)(scene.convert(mode)).mask.shape == (90, 120)
+
+
+def test_saved_pictures_hold_the_mask_and_its_colours(model: Segmenter, scene: Image.Image, tmp_path: Path) -> None:
+    result = Predictor(model)(scene)
+    paths = result.save(tmp_path / "new" / "folder", "scene")
+    assert {kind: path.name for kind, path in paths.items()} == {
+        "ids": "scene_ids.png",
+        "colour": "scene_colour.png",
+        "overlay": "scene_overlay.png",
+    }
+    ids = np.asarray(Image.open(paths["ids"]))
+    assert np.array_equal(ids, result.mask)
+    palette = np.array(result.labels.palette, np.uint8)
+    assert np.array_equal(np.asarray(Image.open(paths["colour"])), palette[ids])
+
+
+def test_shares_count_pixels(model: Segmenter, scene: Image.Image) -> None:
+    result = Predictor(model)(scene)
+    shares = result.shares()
+    assert tuple(shares) == result.labels.names
+    for index, share in enumerate(shares.values()):
+        assert math.isclose(share, np.mean(result.mask == index))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "is empty"), (b"no image at all", "is no image"), (None, "truncated")],
+)
+def test_bad_files(model: Segmenter, scene: Image.Image, tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "bad.png"
+    scene.save(path)
+    path.write_bytes(path.read_bytes()[:2000] if content is None else content)
+    with pytest.raises(ImageError, match=message):
+        Predictor(model)(path)
+
+
+def test_missing_file(model: Segmenter, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        Predictor(model)(tmp_path / "nowhere.png")
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 2), np.uint8), np.zeros((4, 0, 3), np.uint8)]
+)
+def test_bad_arrays(model: Segmenter, array: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="image array"):
+        Predictor(model)(array)
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(UnknownModelError, match="uper_ddsm_tiny"):
+        Predictor("uper_ddsm_tinny")
+
+
+def test_model_of_other_channels() -> None:
+    with pytest.raises(ValueError, match="takes 4 channels"):
+        Predictor(ddsm_zoo.create_model("uper_tiny", in_chans=4))
+
+
+def test_unknown_device(model: Segmenter) -> None:
+    with pytest.raises(ValueError, match="device 'gpu' cannot be used"):
+        Predictor(model, device="gpu")
+
+
+def test_model_that_gives_nan(scene: Image.Image) -> None:
+    broken = ddsm_zoo.create_model("uper_tiny")
+    torch.nn.init.constant_(broken.classifier.bias, math.nan)
+    with pytest.raises(ValueError, match="NaN"):
+        Predictor(broken)(scene)
+    with pytest.raises(ValueError, match="predicts 19 classes"):
+        evaluate(broken, "scenes:1")
+
+
+def test_labels_follow_the_classes() -> None:
+    assert model_labels(ddsm_zoo.create_model("uper_ddsm_r101_cityscapes")) == CITYSCAPES
+    changed = ddsm_zoo.create_model("uper_ddsm_lite0_camvid")
+    assert model_labels(changed) == CAMVID
+    changed.reset_classifier(3)
+    assert model_labels(changed).names == ("class 0", "class 1", "class 2")
+
+
+def test_evaluate_equals_predicting_one_by_one(model: Segmenter) -> None:
+    seen: list[tuple[int, int]] = []
+    result = evaluate(model, "scenes:2", "val", progress=lambda done, total: seen.append((done, total)))
+    confusion, predictor = ConfusionMatrix(len(CAMVID)), Predictor(model)
+    for index in range(2):
+        image, mask = render_scene(1_000_000_000 + index)
+        confusion.update(torch.from_numpy(predictor(image).mask), torch.from_numpy(mask))
+    expected = confusion.compute()
+    assert math.isclose(result["miou"], expected["miou"], rel_tol=1e-4)
+    np.testing.assert_allclose(list(result["iou"].values()), expected["iou"], rtol=1e-3)
+    assert tuple(result["iou"]) == CAMVID.names
+    assert seen == [(1, 2), (2, 2)]
+    assert result["count"] == 2
+    assert result["resolutions"] == [[360, 480]]
+    assert result["data"] == "scenes:2"
+    assert result["versions"]["torch"] == torch.__version__
+    assert {"model", "weights", "split", "protocol", "dtype"} <= result.keys()
+
+
+def test_evaluate_refuses_data_of_other_classes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="predicts 19 classes and the data has 11"):
+        evaluate(ddsm_zoo.create_model("uper_tiny"), "scenes:1")
+    renamed = ddsm_zoo.create_model("uper_tiny", num_classes=11)
+    names = [*CAMVID.names[:-1], "Horse"]
+    renamed.pretrained_cfg["labels"] = {"names": names, "palette": CAMVID.palette}
+    with pytest.raises(ValueError, match="class 10 is 'Horse' for the model and 'Bicyclist' in the data"):
+        evaluate(renamed, "scenes:1")
+
+
+def test_evaluate_reads_the_data_before_the_model() -> None:
+    with pytest.raises(DatasetError, match="camvit"):
+        evaluate("not_a_model_either", "camvit:somewhere")

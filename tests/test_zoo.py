@@ -1,0 +1,173 @@
+"""The table of models: names, geometry, published figures, and what is said to who mistypes one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddsm_zoo import zoo
+from ddsm_zoo.config import ModelConfig, WeightsSpec
+from ddsm_zoo.labels import CAMVID, CITYSCAPES, LabelSpace
+from ddsm_zoo.zoo import UnknownModelError
+
+NAMES = zoo.list_models()
+# Tables 1, 3 and 4 of the paper
+PUBLISHED = {
+    "uper_r50_cityscapes": 78.39,
+    "uper_dcn_r50_cityscapes": 78.51,
+    "uper_ddsm_s_r50_cityscapes": 79.25,
+    "uper_ddsm_c_r50_cityscapes": 78.99,
+    "uper_ddsm_r50_cityscapes": 79.65,
+    "deeplabv3plus_r50_cityscapes": 77.76,
+    "deeplabv3plus_dcn_r50_cityscapes": 78.09,
+    "deeplabv3plus_ddsm_s_r50_cityscapes": 78.34,
+    "deeplabv3plus_ddsm_c_r50_cityscapes": 78.22,
+    "deeplabv3plus_ddsm_r50_cityscapes": 78.57,
+    "uper_ddsm_r101_cityscapes": 81.7,
+    "uper_ddsm_r101_camvid": 77.1,
+    "uper_ddsm_r101_camvid_cs": 80.6,
+}
+
+
+@pytest.fixture
+def own_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Models registered in a test are gone after it."""
+    monkeypatch.setattr(zoo, "_TABLE", dict(zoo._TABLE))
+    return
+
+
+@pytest.mark.parametrize(("name", "miou"), PUBLISHED.items())
+def test_every_row_of_the_papers_tables_has_a_name(name: str, miou: float) -> None:
+    weights = zoo.find(name).weights
+    assert weights is not None
+    assert list(weights.published.values()) == [miou]
+    assert weights.metrics == {}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_entry_is_consistent(name: str) -> None:
+    entry = zoo.find(name)
+    assert re.fullmatch(r"(uper|deeplabv3plus)(_dcn|_ddsm|_ddsm_s|_ddsm_c)?_(r\d+|lite\d|tiny)(_\w+)?", name)
+    assert entry.name == name
+    if entry.weights is None:
+        return
+    labels = {"cityscapes": CITYSCAPES, "camvid": CAMVID}[entry.weights.dataset]
+    assert entry.weights.labels == labels
+    assert entry.config.num_classes == len(labels)
+    assert entry.weights.uri in (f"hf-hub:ddsm-zoo/{name}", f"bundled:{name}.safetensors")
+    assert entry.weights.recipe is not None
+    assert entry.weights.preprocess.size is not None
+
+
+def test_the_papers_geometry() -> None:
+    r50, r101 = zoo.model_config("uper_ddsm_r50_cityscapes"), zoo.model_config("uper_ddsm_r101_cityscapes")
+    assert (r50.fused_stages, r50.ddsm.pixels, r50.ddsm.channels) == ((2, 3), 9, 9)
+    assert (r101.fused_stages, r101.ddsm.pixels, r101.ddsm.channels) == ((2, 3, 4), 25, 9)
+    assert r101 == zoo.model_config("uper_ddsm_r101")
+
+
+@pytest.mark.parametrize("family", ["uper", "uper_ddsm_c", "deeplabv3plus_dcn"])
+def test_a_family_takes_any_backbone(family: str) -> None:
+    config = zoo.find(family, "convnext_tiny.fb_in22k").config
+    assert (config.backbone, config.width) == ("convnext_tiny.fb_in22k", 256)
+    assert zoo.find(family, "lite0").config == zoo.model_config(f"{family}_lite0")
+    with pytest.raises(UnknownModelError, match="pass backbone="):
+        zoo.find(family)
+    assert not zoo.is_model(family)
+
+
+def test_another_backbone_keeps_the_geometry_and_brings_its_own_input() -> None:
+    entry = zoo.find("uper_ddsm_r50", "lite0")
+    assert entry.config.backbone == "tf_efficientnet_lite0.in1k"
+    assert entry.config.fused_stages == (2, 3)
+    assert entry.preprocess.mean == (0.5, 0.5, 0.5)
+
+
+@given(st.sampled_from(NAMES), st.data())
+def test_a_dot_reads_as_an_underscore(name: str, data: st.DataObject) -> None:
+    places = [index for index, letter in enumerate(name) if letter == "_"]
+    chosen = data.draw(st.sets(st.sampled_from(places)))
+    dotted = "".join("." if index in chosen else letter for index, letter in enumerate(name))
+    assert zoo.find(dotted) == zoo.find(name)
+    assert zoo.is_model(dotted)
+    assert zoo.list_models(dotted) == [name]
+
+
+@given(st.text(max_size=200))
+def test_any_other_name_is_refused_in_one_line(name: str) -> None:
+    if zoo.is_model(name):
+        return
+    with pytest.raises(UnknownModelError) as error:
+        zoo.find(name)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 800
+
+
+@given(st.sampled_from(NAMES), st.data())
+def test_one_wrong_letter_brings_the_right_name(name: str, data: st.DataObject) -> None:
+    position = data.draw(st.integers(0, len(name) - 1))
+    mistyped = name[:position] + "z" + name[position + 1 :]
+    with pytest.raises(UnknownModelError, match="did you mean") as error:
+        zoo.find(mistyped)
+    assert len(name) < 16 or name in str(error.value) or "_r" in name  # r18, r34, r50 and r101 are near each other
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("uper_ddsm_r101.cityscape", "has no weights for 'cityscape'; did you mean uper_ddsm_r101_cityscapes"),
+        ("uper_ddsm_lite0_ade20k", "has no weights for 'ade20k'; did you mean uper_ddsm_lite0_camvid, uper_ddsm_lite0"),
+        ("upper_ddsm_lite0", "did you mean uper_ddsm_lite0"),
+        ("resnet", "list_models"),
+    ],
+)
+def test_hints(name: str, message: str) -> None:
+    with pytest.raises(UnknownModelError, match=message):
+        zoo.find(name)
+
+
+def test_lists_are_sorted_and_filtered() -> None:
+    assert sorted(NAMES) == NAMES
+    assert set(PUBLISHED) < set(NAMES)
+    assert zoo.list_models("uper_ddsm_r101*") == [
+        "uper_ddsm_r101",
+        "uper_ddsm_r101_camvid",
+        "uper_ddsm_r101_camvid_cs",
+        "uper_ddsm_r101_cityscapes",
+    ]
+    assert zoo.list_models(["*_camvid", "*_camvid_cs"], exclude_filters="*_r101_*") == ["uper_ddsm_lite0_camvid"]
+    assert zoo.list_models("nothing*") == []
+
+
+def test_only_published_weights_are_listed_as_pretrained(own_table: None) -> None:
+    config = ModelConfig(decoder="uper", backbone="resnet18", num_classes=2)
+    labels = LabelSpace.from_names(("a", "b"))
+    zoo.register_model("mine", config, WeightsSpec(uri="file:x", dataset="d", labels=labels))
+    zoo.register_model("mine_published", config, WeightsSpec(uri="file:x", dataset="d", labels=labels, sha256="0" * 64))
+    assert zoo.list_models("mine*") == ["mine", "mine_published"]
+    assert zoo.list_models("mine*", pretrained=True) == zoo.list_pretrained("mine*") == ["mine_published"]
+    assert zoo.model_config("mine") == config
+
+
+def test_registering_refuses(own_table: None) -> None:
+    config = ModelConfig(decoder="uper", backbone="resnet18", num_classes=2)
+    with pytest.raises(ValueError, match="exists already"):
+        zoo.register_model("uper_r50", config)
+    for name in ("Mine", "my.model", "", "1st", "mine\n", "uper"):
+        with pytest.raises(ValueError, match="no model name|exists already"):
+            zoo.register_model(name, config)
+    with pytest.raises(ValueError, match="2 classes and its weights 11"):
+        zoo.register_model("mine", config, WeightsSpec(uri="file:x", dataset="d", labels=CAMVID))
+
+
+def test_the_organisation_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDSM_ZOO_ORG", "somebody")
+    weights, bundled = zoo.find("uper_ddsm_r50_cityscapes").weights, zoo.find("uper_ddsm_lite0_camvid").weights
+    assert weights is not None
+    assert weights.uri == "hf-hub:somebody/uper_ddsm_r50_cityscapes"
+    assert bundled is not None
+    assert bundled.uri.startswith("bundled:")
