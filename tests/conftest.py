@@ -20,7 +20,8 @@ settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+# Tensors in tests are small: sharing them between threads costs more than it saves, far more on a busy machine.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

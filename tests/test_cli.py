@@ -370,5 +370,5 @@ def test_ctrl_c_ends_with_a_line(tiny: str, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddsm_zoo.zoo.find", {}.__getitem__)
+    monkeypatch.setattr("ddsm_zoo.factory.look_up", {}.__getitem__)
     assert type(CliRunner().invoke(app, ["info", "uper_tiny"]).exception) is KeyError

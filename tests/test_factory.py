@@ -11,6 +11,7 @@ from typing import Any
 import huggingface_hub.constants
 import pytest
 import safetensors.torch
+import timm
 import torch
 from torch import Tensor
 
@@ -40,15 +41,6 @@ WEIGHTS = WeightsSpec(
 def nothing_leaves_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a test fetches it must ask its own server for; the backbone's weights are never there."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are faster on one thread, many times so on a machine that is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -404,10 +396,42 @@ def test_a_model_on_the_hub(trained: Segmenter, saved: Path, images: Tensor, ser
         create_model("hf-hub:someone/model", pretrained=True, cache_dir=tmp_path / "cache")
 
 
-def test_imagenet_weights_that_cannot_be_fetched(tmp_path: Path) -> None:
-    with pytest.raises(LookupError, match="ImageNet weights of resnet18d") as error:
+def test_imagenet_weights_that_cannot_be_fetched() -> None:
+    with pytest.raises(HubError, match=r"hf-hub:timm/resnet18d\.ra2_in1k.*HF_HUB_OFFLINE") as error:
         create_model("uper_r18", pretrained=True)
     one_line(error)
+
+
+@pytest.mark.parametrize("in_chans", [3, 5])
+def test_imagenet_weights_of_an_architecture(server: HubServer, tmp_path: Path, in_chans: int) -> None:
+    classifier = timm.create_model("test_resnet.r160_in1k")
+    published = {hub.WEIGHTS_FILE: hub.pack_tensors(classifier.state_dict())}
+    server.publish("timm/test_resnet.r160_in1k", published)
+    model = create_model("uper_tiny", pretrained=True, in_chans=in_chans, cache_dir=tmp_path)
+    loaded = model.backbone.body.state_dict()
+    expected = {name: tensor for name, tensor in classifier.state_dict().items() if not name.startswith("fc.")}
+    assert loaded.keys() == expected.keys()
+    differing = {name for name in loaded if not torch.equal(loaded[name], expected[name])}
+    # timm spreads the first convolution over other numbers of channels
+    assert differing == (set() if in_chans == 3 else {"conv1.0.weight"} & loaded.keys() or {"conv1.weight"})
+
+
+def test_an_architecture_without_task_weights_does_not_predict() -> None:
+    with pytest.raises(WeightsNotFoundError, match="uper_ddsm_r50 is an architecture") as error:
+        factory.create_trained("uper_ddsm_r50")
+    one_line(error)
+
+
+def test_half_precision_on_disk(trained: Segmenter, images: Tensor, tmp_path: Path) -> None:
+    factory.save_pretrained(trained, tmp_path / "full")
+    factory.save_pretrained(trained, tmp_path / "half", half=True)
+    full, half = ((tmp_path / kind / hub.WEIGHTS_FILE).stat().st_size for kind in ("full", "half"))
+    assert half < 0.65 * full
+    model = create_model(f"local-dir:{tmp_path / 'half'}", pretrained=True).eval()
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    expected = logits(trained, images)
+    assert not torch.equal(logits(model, images), expected)
+    torch.testing.assert_close(logits(model, images), expected, atol=0.02 * expected.abs().max().item(), rtol=0)
 
 
 def test_the_public_names_are_there() -> None:

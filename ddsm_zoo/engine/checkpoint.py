@@ -19,8 +19,9 @@ from torch import Tensor
 from ddsm_zoo.files import OutputError, atomic_path, write_text
 
 _FORMAT = 1
-# Fields of a recipe that may change within a run: no number depends on them.
-_FREE_FIELDS = ("workers",)
+# Fields of a recipe that may change within a run: no number depends on the workers, and a run may be made longer or
+# shorter, its learning rate then following the new length.
+_FREE_FIELDS = ("workers", "epochs")
 
 
 class CheckpointError(ValueError):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddsm_zoo.layers.common import ConvNormAct, resize
+from ddsm_zoo.layers.common import resize
 from ddsm_zoo.layers.sampler import DynamicSampler
 from ddsm_zoo.ops import sampled_attention
 
@@ -48,7 +48,7 @@ class SpatialAffinity(nn.Module):
         self.low_projection = nn.Conv2d(channels, 2 * width, 1)
         self.high_projection = nn.Conv2d(channels, 2 * width, 1)
         self.sampler = DynamicSampler(width, samples)
-        self.out = ConvNormAct(width, channels, act=False)
+        self.out = nn.Conv2d(width, channels, 1)
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         """low (N, C, H, W), high (N, C, h, w) -> x_Sout (N, C, H, W)."""
@@ -75,6 +75,8 @@ class ChannelAffinity(nn.Module):
 
     The ``width`` = c channels are laid out as a sqrt(c) x sqrt(c) image, whose pixels the dynamic sampler picks;
     a channel's query and key are its ``pool`` x ``pool`` pooled responses and its value is the 16 x 16 map.
+    Deviation: the logits are divided by ``pool``, the square root of the features' length, since without it the
+    softmax starts almost one-hot and its gradients drown all others (docs/method.md).
     """
 
     value_size = 16
@@ -87,13 +89,13 @@ class ChannelAffinity(nn.Module):
         self.beta = nn.Conv2d(2 * channels, width, 1)
         self.gamma = nn.Conv2d(channels, width, 1)
         self.sampler = DynamicSampler(pool**2, samples)
-        self.out = ConvNormAct(width, channels, act=False)
+        self.out = nn.Conv2d(width, channels, 1)
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         """low (N, C, H, W), high (N, C, h, w) -> x_Cout (N, C, H, W)."""
         low_pooled = F.adaptive_avg_pool2d(low, self.pool)
         high_pooled = F.adaptive_avg_pool2d(high, self.pool)
-        query = _swap(self.alpha(low_pooled), self.grid)  # (N, a*a, sqrt c, sqrt c)
+        query = _swap(self.alpha(low_pooled), self.grid) / self.pool  # (N, a*a, sqrt c, sqrt c)
         key = _swap(self.beta(torch.cat((low_pooled, high_pooled), dim=1)), self.grid)
         value = _swap(self.gamma(F.adaptive_avg_pool2d(high, self.value_size)), self.grid)  # (N, 256, sqrt c, sqrt c)
         offset, modulation = self.sampler(key)

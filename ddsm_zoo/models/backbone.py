@@ -94,19 +94,33 @@ def _probe(name: str, arguments: dict[str, Any]) -> tuple[tuple[int, ...], tuple
         limit = arguments.get("output_stride", 32)
         # with an output stride, several levels share it: the deepest stages are the last ones
         levels = tuple(range(len(reductions)))[-len(STRIDES) :]
-        found = tuple(reductions[level] for level in levels)
-        if found != tuple(min(stride, limit) for stride in STRIDES):
+        strides = [reductions[level] for level in levels]
+        if strides != [min(stride, limit) for stride in STRIDES]:
             raise BackboneError(
                 f"backbone {name!r} has feature levels at strides {reductions}, expected four at strides "
                 f"{', '.join(map(str, STRIDES))}; choose a pyramid backbone such as a ResNet, ConvNeXt or EfficientNet"
             )
         channels = tuple(body.feature_info.channels()[level] for level in levels)
-        odd = 65  # no stride divides it: networks that round up give 17 cells at stride 4, others 16
-        first = _features(body, torch.empty(1, arguments["in_chans"], odd, odd))[levels[0]]
-        return levels, channels, 1 if first.shape[-1] == -(-odd // STRIDES[0]) else 32
+        # no stride divides 65: networks that round up give 17 cells at stride 4, others 16 or an error
+        if _sides(body, arguments["in_chans"], 65, levels) == [-(-65 // stride) for stride in strides]:
+            return levels, channels, 1
+        if _sides(body, arguments["in_chans"], 64, levels) == [64 // stride for stride in strides]:
+            return levels, channels, 32
+    raise BackboneError(f"backbone {name!r} does not take images of any size; choose a convolutional one")
+
+
+def _sides(body: nn.Module, in_chans: int, side: int, levels: tuple[int, ...]) -> list[int]:
+    """How many cells a side the levels have for a square image; none where the network cannot take it."""
+    try:
+        maps = _features(body, torch.empty(1, in_chans, side, side))
+    except (RuntimeError, AssertionError):
+        return []
+    return [maps[level].shape[-1] for level in levels]
 
 
 def _create(name: str, weights: Mapping[str, Tensor] | None, **arguments: Any) -> Any:
+    if weights is not None:
+        _check_complete(name, weights)
     overlay = None if weights is None else {"state_dict": dict(weights)}
     try:
         return timm.create_model(
@@ -117,9 +131,28 @@ def _create(name: str, weights: Mapping[str, Tensor] | None, **arguments: Any) -
         raise BackboneError(f"timm cannot build backbone {name!r} with {arguments}: {reason}") from error
 
 
+def _check_complete(name: str, weights: Mapping[str, Tensor]) -> None:
+    """timm would leave at random what the weights lack."""
+    with torch.device("meta"):
+        whole: Any = timm.create_model(name)
+    classifier = whole.pretrained_cfg.get("classifier") or ()
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    optional = tuple(f"{head}." for head in heads)
+    missing = [
+        key
+        for key in whole.state_dict()
+        if key not in weights and not key.startswith(optional) and not key.endswith("num_batches_tracked")
+    ]
+    if missing:
+        raise BackboneError(f"the weights given for {name!r} lack {len(missing)} tensors, the first is {missing[0]}")
+
+
 def hub_address(name: str) -> str:
     """Where the Hub has the ImageNet weights of a timm name. Raises BackboneError for a name without any."""
-    config = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
+    try:
+        config = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
+    except RuntimeError:  # an unknown tag after the dot
+        config = None
     if config is None or not config.hf_hub_id:
         raise BackboneError(f"timm has no pretrained weights for {name!r}; choose a name of timm.list_pretrained()")
     return f"hf-hub:{config.hf_hub_id}"

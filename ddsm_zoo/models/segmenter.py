@@ -85,10 +85,12 @@ class Segmenter(nn.Module):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that sort parameters into layers from input to output, in timm's form."""
         stage = r"^backbone\.body\.(?:layer|stages[._]|blocks\.|layers[._])(\d+)"
-        block = stage if coarse else stage + r"(?:\.(?:blocks\.)?(\d+))?"
+        # what a stage has beside its blocks, such as a downsampling layer, comes before them
+        blocks = [] if coarse else [(stage + r"\.(?:blocks\.)?(\d+)", None)]
+        heads = [(r"^(?:decoder|auxiliary)\.", (99998,)), (r"^classifier\.", (99999,))]
         return {
             "stem": r"^backbone\.body\.(?!layer\d|stages[._]|blocks\.|layers[._])",
-            "blocks": [(block, None), (r"^(?:decoder|auxiliary)\.", (99998,)), (r"^classifier\.", (99999,))],
+            "blocks": [*blocks, (stage, None), *heads],
         }
 
     @property

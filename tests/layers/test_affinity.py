@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddsm_zoo.layers import ChannelAffinity, ConvNormAct, SpatialAffinity
+from ddsm_zoo.layers import ChannelAffinity, SpatialAffinity
 from tests import brute_force
 
 CHANNELS = 6
@@ -40,12 +40,9 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
-def back_to_low(out: ConvNormAct, aggregated: Tensor) -> Tensor:
-    """The 1 x 1 convolution back to C and its normalisation."""
-    norm = out.norm
-    projected = torch.einsum("oc,nchw->nohw", out.conv.weight.flatten(1), aggregated)
-    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-    return projected * scale[:, None, None] + (norm.bias - norm.running_mean * scale)[:, None, None]
+def back_to_low(out: nn.Conv2d, aggregated: Tensor) -> Tensor:
+    """The 1 x 1 convolution back to C."""
+    return torch.einsum("oc,nchw->nohw", out.weight.flatten(1), aggregated) + out.bias[:, None, None]
 
 
 def spatial_affinity(module: SpatialAffinity, low: Tensor, high: Tensor) -> Tensor:
@@ -86,7 +83,7 @@ def test_spatial_affinity_is_equation_2(
 
 
 def channel_affinity(module: ChannelAffinity, low: Tensor, high: Tensor) -> Tensor:
-    """Eq. 3 for each image and each channel in turn."""
+    """Eq. 3 for each image and each channel in turn, its logits divided by ``a`` (docs/method.md says why)."""
     low_pooled = F.adaptive_avg_pool2d(low, module.pool)
     high_pooled = F.adaptive_avg_pool2d(high, module.pool)
     alpha = F.conv2d(low_pooled, module.alpha.weight, module.alpha.bias).flatten(2).numpy()  # (N, c, a*a)
@@ -111,7 +108,7 @@ def channel_affinity(module: ChannelAffinity, low: Tensor, high: Tensor) -> Tens
                 strength * max(0, 1 - abs(y - other // side)) * max(0, 1 - abs(x - other % side))
                 for other in range(channels)
             ]
-            logits.append(alpha[image, channel] @ (shares @ beta[image]))
+            logits.append(alpha[image, channel] @ (shares @ beta[image]) / module.pool)
             values.append(shares @ gamma[image])
         powers = np.exp(np.array(logits) - max(logits))
         out[image, channel] = powers / powers.sum() @ np.array(values)

@@ -49,7 +49,7 @@ def test_sizes_come_from_the_config() -> None:
     module = DDSM(8, DDSMConfig(pixels=25, channels=9, width=16, pool=3, positions=5))
     assert [part.sampler.kernel_size for part in module.affinities] == [5, 3]
     spatial, channel = module.affinities
-    assert spatial.out.conv.weight.shape == (8, 16, 1, 1)
+    assert spatial.out.weight.shape == (8, 16, 1, 1)
     assert channel.gamma.weight.shape == (16, 8, 1, 1)
     assert channel.pool == 3
     assert spatial.low_position.rows.shape == (8, 5)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -27,15 +27,6 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "every second column": lambda tensor: tensor.repeat_interleave(2, dim=3)[..., ::2],
     "transposed": lambda tensor: tensor.mT.contiguous().mT,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tensors this small are faster on one thread, many times so on a machine that is busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def random_case(

@@ -1,0 +1,187 @@
+"""Four feature levels out of any timm network that has them, and one clear error for those that have not."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from ddsm_zoo.models import backbone as backbone_module
+from ddsm_zoo.models.backbone import Backbone, BackboneError, hub_address, packaged_weights
+
+ROUNDS_UP = "test_resnet.r160_in1k"
+DROPS_THE_REST = "test_convnext.r160_in1k"  # its stem cuts the image into 4 x 4 patches
+LITE0 = "tf_efficientnet_lite0.in1k"
+
+
+def on_meta(name: str, size: tuple[int, int], **arguments: int) -> tuple[Backbone, list[tuple[int, ...]]]:
+    """A backbone without memory and the shapes of its features."""
+    with torch.device("meta"):
+        backbone = Backbone(name, **arguments).eval()
+        image = torch.empty(2, arguments.get("in_chans", 3), *size)
+        return backbone, [tuple(features.shape) for features in backbone(image)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        ROUNDS_UP,
+        DROPS_THE_REST,
+        "test_efficientnet.r160_in1k",
+        "test_mambaout",  # channels come last in its features
+        "resnet18d.ra2_in1k",  # five levels, the first at stride 2
+        "vgg11",  # six
+    ],
+)
+def test_four_levels(name: str) -> None:
+    backbone, shapes = on_meta(name, (64, 96))
+    cells = [(16, 24), (8, 12), (4, 6), (2, 3)]
+    assert shapes == [(2, c, *size) for c, size in zip(backbone.channels, cells, strict=True)]
+    assert backbone.feature_info.channels() == list(backbone.channels)
+    assert backbone.feature_info.reduction() == [4, 8, 16, 32]
+
+
+@pytest.mark.parametrize("name", [ROUNDS_UP, DROPS_THE_REST, LITE0])
+def test_an_output_stride_of_16(name: str) -> None:
+    _, shapes = on_meta(name, (64, 96), output_stride=16)
+    assert [shape[2:] for shape in shapes] == [(16, 24), (8, 12), (4, 6), (4, 6)]
+
+
+@pytest.mark.parametrize(
+    ("name", "multiple"),
+    [
+        (ROUNDS_UP, 1),
+        (LITE0, 1),
+        (DROPS_THE_REST, 32),
+        ("vgg11", 32),
+        ("densenet121", 32),  # rounds up at the stem and down later
+        ("dla34", 32),  # cannot run other sizes at all
+    ],
+)
+def test_the_multiple_at_which_features_cover_the_image(name: str, multiple: int) -> None:
+    backbone, _ = on_meta(name, (64, 64))
+    assert backbone.multiple == multiple
+
+
+def test_the_same_weights_at_either_output_stride() -> None:
+    usual, dense = Backbone(ROUNDS_UP), Backbone(ROUNDS_UP, output_stride=16)
+    dense.load_state_dict(usual.state_dict())
+
+
+def test_other_channels() -> None:
+    backbone = Backbone(ROUNDS_UP, in_chans=4)
+    image = torch.randn(1, 4, 33, 33, requires_grad=True)
+    backbone(image)[0].sum().backward()
+    assert image.grad.abs().sum((0, 2, 3)).gt(0).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet51", r"timm cannot build backbone 'resnet51'.*Unknown model"),
+        ("resnet18.no_such_tag", r"'resnet18.no_such_tag'.*no_such_tag"),
+        ("test_vit", r"'test_vit' has feature levels at strides \[16, 16, 16\], expected four at strides 4, 8, 16, 32"),
+        ("swin_tiny_patch4_window7_224", r"'swin_tiny_patch4_window7_224'"),  # takes images of one size only
+    ],
+)
+def test_networks_that_cannot_serve(name: str, message: str) -> None:
+    with pytest.raises(BackboneError, match=message) as caught:
+        Backbone(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_networks_that_cannot_be_dilated() -> None:
+    with pytest.raises(BackboneError, match="'test_mambaout'.*output_stride"):
+        Backbone("test_mambaout", output_stride=16)
+
+
+def test_checkpointing_that_a_network_does_not_have() -> None:
+    backbone = Backbone(ROUNDS_UP)
+    backbone.body = nn.Sequential()  # timm's own have it all
+    with pytest.raises(BackboneError, match="Sequential has no gradient checkpointing"):
+        backbone.set_grad_checkpointing()
+
+
+def test_packaged_imagenet_weights() -> None:
+    """The whole classifier, filled from the package's file in order, has the same features to the bit."""
+    package, file, _ = backbone_module._PACKAGED_WEIGHTS[LITE0]
+    origin = importlib.util.find_spec(package).origin
+    tensors = torch.load(Path(origin).parent / file, weights_only=True)
+    classifier = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
+    targets = {name: t for name, t in classifier.state_dict().items() if not name.endswith("num_batches_tracked")}
+    values = [tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")]
+    for target, tensor in zip(targets.values(), values, strict=True):
+        target.copy_(tensor)
+    image = torch.randn(1, 3, 65, 97)
+    backbone = Backbone(LITE0, weights=packaged_weights(LITE0)).eval()
+    with torch.inference_mode():
+        expected = classifier.forward_intermediates(image, intermediates_only=True)
+        for features, intermediate in zip(backbone(image), expected[-4:], strict=True):
+            assert features.equal(intermediate)
+
+
+def test_other_weights_in_the_package_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    package = tmp_path / "other_weights"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    torch.save({}, package / "weights.pth")
+    monkeypatch.syspath_prepend(tmp_path)
+    known = {"net": ("other_weights", "weights.pth", "0" * 64), "gone": ("no_such_package", "weights.pth", "0" * 64)}
+    monkeypatch.setattr(backbone_module, "_PACKAGED_WEIGHTS", known)
+    with caplog.at_level(logging.WARNING):
+        assert packaged_weights("net") is None
+    assert "weights.pth does not hold the expected weights" in caplog.text
+    assert packaged_weights("gone") is None
+    assert packaged_weights(ROUNDS_UP) is None
+
+
+@pytest.mark.parametrize("output_stride", [32, 16])
+def test_given_weights(output_stride: int) -> None:
+    weights = timm.create_model("test_resnet", num_classes=7).state_dict()  # the classifier does not matter
+    backbone = Backbone(ROUNDS_UP, output_stride=output_stride, weights=weights)
+    tensors = backbone.body.state_dict()
+    assert set(weights) - set(tensors) == {"fc.weight", "fc.bias"}
+    assert all(tensor.equal(weights[name]) for name, tensor in tensors.items())
+
+
+def test_given_weights_on_a_grey_image() -> None:
+    """A grey image gives what the same image in three equal colours would."""
+    weights = timm.create_model("test_resnet").state_dict()
+    grey, colour = Backbone(ROUNDS_UP, in_chans=1, weights=weights).eval(), Backbone(ROUNDS_UP, weights=weights).eval()
+    image = torch.randn(1, 1, 33, 33)
+    with torch.inference_mode():
+        for actual, expected in zip(grey(image), colour(image.expand(-1, 3, -1, -1)), strict=True):
+            torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_weights_of_another_network() -> None:
+    weights = timm.create_model("test_efficientnet").state_dict()
+    with pytest.raises(BackboneError, match=f"'{ROUNDS_UP}' lack [0-9]+ tensors") as caught:
+        Backbone(ROUNDS_UP, weights=weights)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_lack_a_stage() -> None:
+    """Part of the network would stay random, and nobody would know."""
+    weights = timm.create_model("test_resnet").state_dict()
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith("layer4")}
+    with pytest.raises(BackboneError, match="layer4"):
+        Backbone(ROUNDS_UP, weights=weights)
+
+
+def test_addresses_of_imagenet_weights() -> None:
+    assert hub_address("resnet101s.gluon_in1k") == "hf-hub:timm/resnet101s.gluon_in1k"
+    assert hub_address("resnet18") == "hf-hub:timm/resnet18.a1_in1k"  # timm's default among several
+
+
+@pytest.mark.parametrize("name", ["no_such_network", "test_mambaout", "resnet18.no_such_tag"])
+def test_networks_without_imagenet_weights(name: str) -> None:
+    with pytest.raises(BackboneError, match=f"'?{name}"):
+        hub_address(name)

@@ -1,0 +1,47 @@
+"""From a recipe and a data set to a saved model: the whole way, on rendered scenes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import ddsm_zoo
+from ddsm_zoo.config import ConfigError
+from ddsm_zoo.engine.recipe import Recipe
+from ddsm_zoo.labels import CAMVID
+from ddsm_zoo.training import run_recipe
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+
+
+def test_a_tiny_model_learns_rendered_scenes(tmp_path: Path) -> None:
+    recipe = Recipe.load(RECIPES / "tiny_scenes.toml")
+    summary = run_recipe(recipe, "scenes:16", tmp_path, pretrained=False, source="tiny_scenes.toml")
+    # one class everywhere scores 0.03: a third of the pixels is road, and ten classes are missed
+    assert summary["best_miou"] > 0.15
+
+    model = ddsm_zoo.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert model.pretrained_cfg["labels"]["names"] == CAMVID.names
+    scores = ddsm_zoo.evaluate(model, "scenes:16")
+    assert scores["miou"] == pytest.approx(summary["best_miou"], abs=1e-3)
+    assert min(scores["iou"]["Road"], scores["iou"]["Sky"]) > 0.5
+
+
+def test_an_override_that_no_model_has_is_refused(tmp_path: Path) -> None:
+    recipe = Recipe(model="uper_ddsm_tiny", overrides={"pixel": 25})
+    with pytest.raises(ConfigError, match="'pixels'"):
+        run_recipe(recipe, "scenes:2", tmp_path, pretrained=False)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
+    def recipe(epochs: int) -> Recipe:
+        return Recipe(model="uper_ddsm_tiny", epochs=epochs, batch_size=2, crop_size=(32, 32), workers=0, seed=3)
+
+    run_recipe(recipe(1), "scenes:2", tmp_path, pretrained=False)
+    summary = run_recipe(recipe(2), "scenes:2", tmp_path, pretrained=False, resume=True)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in log if line["event"] == "epoch"] == [1, 2]
+    assert summary["epochs"] == 2
