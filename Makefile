@@ -41,7 +41,7 @@ export RENDER
 demo: $(READY)
 	@rm -rf demo && mkdir -p demo/scenes
 	@$(BIN)/python -c "$$RENDER"
-	$(BIN)/ddsm-zoo predict demo/scenes $(IMAGES) --model $(MODEL) -o demo/predictions
+	$(BIN)/ddsm-zoo predict ddsm_zoo/data/sample/street.png demo/scenes $(IMAGES) --model $(MODEL) -o demo/predictions
 	$(BIN)/ddsm-zoo evaluate --model $(MODEL) --data scenes:8 --split val
 	@echo "Pictures written:" && find demo -name '*.png' | sort
 

@@ -20,7 +20,7 @@ from ddsm_zoo.hub import CheckpointError, HubError, abbreviate
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.manifest import Manifest, flatten, preprocess_of, read_manifest, render_manifest, unflatten
 from ddsm_zoo.model_card import render_card
-from ddsm_zoo.models import Segmenter, build, hub_address, packaged_weights
+from ddsm_zoo.models import Segmenter, build, hub_address, imagenet_preprocess, packaged_weights
 
 AUXILIARY = "auxiliary."
 CLASSIFIER = ("classifier.weight", "classifier.bias")
@@ -132,7 +132,7 @@ def resolve_data_config(model: Segmenter) -> Preprocess:
     """How images become the model's input: as its weights were trained, else as its backbone's were on ImageNet."""
     if "mean" in model.pretrained_cfg:
         return preprocess_of(model.pretrained_cfg)
-    return zoo.backbone_preprocess(model.config.backbone)
+    return imagenet_preprocess(model.config.backbone)
 
 
 def describe_weights(model: Segmenter, weights: WeightsSpec) -> None:
@@ -274,7 +274,8 @@ def _load_checkpoint(model: Segmenter, path: Path) -> None:
 
 def _describe(entry: zoo.Entry, config: ModelConfig) -> dict[str, Any]:
     """What is known of a model without its weights: name, input and, for a task's classes, what they mean."""
-    known: dict[str, Any] = {"name": entry.name, **to_dict(entry.preprocess)}
+    preprocess = entry.preprocess if entry.weights else imagenet_preprocess(config.backbone)
+    known: dict[str, Any] = {"name": entry.name, **to_dict(preprocess)}
     if entry.weights is not None and len(entry.weights.labels) == config.num_classes:
         known |= {"dataset": entry.weights.dataset, "labels": to_dict(entry.weights.labels)}
     return known

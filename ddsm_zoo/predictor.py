@@ -74,10 +74,6 @@ class Predictor:
     def __init__(self, model: str | Segmenter, device: str | torch.device | None = None) -> None:
         self.model = _prepare(model, device)
         self.labels = model_labels(self.model)
-        if self.model.config.in_chans != 3:
-            raise ValueError(
-                f"the model takes {self.model.config.in_chans} channels, a Predictor reads RGB images of 3"
-            )
         if len(self.labels) > 256:
             raise ValueError(f"the model has {len(self.labels)} classes, a mask of 8 bits holds at most 256")
         self.transform = ImageTransform(resolve_data_config(self.model))
@@ -173,6 +169,8 @@ def _prepare(model: str | Segmenter, device: str | torch.device | None) -> Segme
     chosen = choose_device(device)
     if isinstance(model, str):
         model = create_trained(model)
+    if model.config.in_chans != 3:
+        raise ValueError(f"the model takes {model.config.in_chans} channels, images are read as RGB, 3 of them")
     return model.to(chosen).eval()
 
 

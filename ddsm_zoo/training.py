@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ddsm_zoo import hub
-from ddsm_zoo.config import ConfigError, WeightsSpec
+from ddsm_zoo.config import ConfigError, DDSMConfig, ModelConfig, WeightsSpec
 from ddsm_zoo.data.datasets import open_dataset
 from ddsm_zoo.data.transforms import EvalTransform, TrainTransform
 from ddsm_zoo.engine.recipe import Recipe
@@ -47,8 +48,17 @@ def run_recipe(
     train_set = open_dataset(data, "train", transform, recipe.seed)
     val_set = open_dataset(data, "val", EvalTransform(preprocess))
     best = out_dir / "best" / hub.WEIGHTS_FILE
-    # It holds the hash of weights that training may replace; a kill must not leave the two side by side.
-    (best.parent / hub.CONFIG_FILE).unlink(missing_ok=True)
+    begun = False
+
+    def begin(event: ProgressEvent) -> None:
+        nonlocal begun
+        if not begun:  # until then the run may be refused, and what an earlier one left must stay as it is
+            begun = True
+            # It holds the hash of weights that training may replace; a kill must not leave the two side by side.
+            (best.parent / hub.CONFIG_FILE).unlink(missing_ok=True)
+        if progress:
+            progress(event)
+
     summary: dict[str, Any] = {}
     try:
         summary = train(
@@ -59,26 +69,35 @@ def run_recipe(
             out_dir,
             ignore_index=labels.ignore_index,
             resume=resume,
-            progress=progress,
+            progress=begin,
         )
     finally:
-        if best.exists():
+        if begun and best.exists():
             _publish(model, best, labels, data, source, summary)
     return summary
 
 
 def _create_trainee(recipe: Recipe, num_classes: int, pretrained: bool | None, resumed: bool) -> Segmenter:
     """The recipe's model, with initial weights unless those of the resumed run will replace them."""
-    try:
-        return create_model(
-            recipe.model,
-            pretrained=bool(pretrained) and not resumed,
-            num_classes=num_classes,
-            pretrained_backbone=True if pretrained is None and not resumed else None,
-            **recipe.overrides,
-        )
-    except TypeError as error:  # what a caller in Python would get for an unknown override
-        raise ConfigError(f"the recipe's overrides cannot be used: {error}") from error
+    _check_overrides(recipe.overrides)
+    return create_model(
+        recipe.model,
+        pretrained=bool(pretrained) and not resumed,
+        num_classes=num_classes,
+        pretrained_backbone=True if pretrained is None and not resumed else None,
+        **recipe.overrides,
+    )
+
+
+def _check_overrides(overrides: Mapping[str, Any]) -> None:
+    """Only what changes the architecture, and not what the data decides."""
+    fields = {field.name for config in (ModelConfig, DDSMConfig) for field in dataclasses.fields(config)}
+    allowed = sorted(fields - {"num_classes", "in_chans"})
+    for name in overrides:
+        if name not in allowed:
+            nearest = difflib.get_close_matches(name, allowed, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected some of {', '.join(allowed)}"
+            raise ConfigError(f"the recipe overrides {name!r}, which a recipe cannot; {hint}")
 
 
 def _publish(

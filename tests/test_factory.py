@@ -416,6 +416,17 @@ def test_imagenet_weights_of_an_architecture(server: HubServer, tmp_path: Path, 
     assert differing == (set() if in_chans == 3 else {"conv1.0.weight"} & loaded.keys() or {"conv1.weight"})
 
 
+@pytest.mark.parametrize("backbone", ["tf_efficientnet_lite3.in1k", "convnext_tiny.fb_in22k", *zoo.BACKBONES])
+def test_the_input_is_what_the_backbone_was_trained_on(backbone: str) -> None:
+    with torch.device("meta"):
+        model = create_model("uper", backbone=backbone)
+    known = timm.get_pretrained_cfg(model.config.backbone)
+    preprocess = factory.resolve_data_config(model)
+    assert (preprocess.mean, preprocess.std) == (known.mean, known.std)
+    name = f"uper_{backbone}"
+    assert name not in zoo.list_models() or zoo.find(name).preprocess == preprocess
+
+
 def test_an_architecture_without_task_weights_does_not_predict() -> None:
     with pytest.raises(WeightsNotFoundError, match="uper_ddsm_r50 is an architecture") as error:
         factory.create_trained("uper_ddsm_r50")

@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import ddsm_zoo
 from ddsm_zoo.config import ConfigError
+from ddsm_zoo.data.masks import DatasetError
+from ddsm_zoo.engine.checkpoint import CheckpointError
 from ddsm_zoo.engine.recipe import Recipe
 from ddsm_zoo.labels import CAMVID
 from ddsm_zoo.training import run_recipe
@@ -34,6 +38,34 @@ def test_an_override_that_no_model_has_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'pixels'"):
         run_recipe(recipe, "scenes:2", tmp_path, pretrained=False)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_refused_run_leaves_the_model_of_the_earlier_one(tmp_path: Path) -> None:
+    recipe = Recipe(model="uper_ddsm_tiny", epochs=1, batch_size=2, crop_size=(32, 32), workers=0)
+    run_recipe(recipe, "scenes:2", tmp_path, pretrained=False)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "best").iterdir()}
+    with pytest.raises(CheckpointError, match="holds the state of a run"):
+        run_recipe(recipe, "scenes:2", tmp_path, pretrained=False)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "best").iterdir()} == before
+
+
+def test_a_bad_mask_is_one_line_from_a_loading_process_too(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for kind, pixels in (("images", np.zeros((8, 8, 3), np.uint8)), ("masks", np.full((8, 8), 9, np.uint8))):
+            (tmp_path / kind / split).mkdir(parents=True)
+            Image.fromarray(pixels).save(tmp_path / kind / split / "a.png")
+    (tmp_path / "labels.json").write_text('{"names": ["this", "that"]}')
+    recipe = Recipe(model="uper_ddsm_tiny", epochs=1, batch_size=1, crop_size=(64, 64), workers=1)
+    with pytest.raises(DatasetError, match=r"a\.png.*9") as error:
+        run_recipe(recipe, f"folder:{tmp_path}", tmp_path / "out", pretrained=False)
+    assert "Traceback" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["checkpoint_path", "num_classes", "in_chans"])
+def test_overrides_are_of_the_architecture_alone(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"overrides '{name}'"):
+        run_recipe(Recipe(model="uper_ddsm_tiny", overrides={name: 4}), "scenes:2", tmp_path, pretrained=False)
 
 
 def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:

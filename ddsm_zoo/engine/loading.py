@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from ddsm_zoo.engine.interrupt import ignore_interrupt
 
@@ -38,19 +38,47 @@ def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[li
     return [order[start : start + batch_size] for start in range(0, used, batch_size)]
 
 
-def create_loader(samples: Samples, *, workers: int, seed: int, pin_memory: bool, **order: Any) -> DataLoader[Any]:
-    """A loader for one pass, in the ``order`` that DataLoader's ``sampler`` or ``batch_sampler`` names.
+def load(
+    samples: Samples, *, workers: int, seed: int, pin_memory: bool, **order: Any
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """One pass in the ``order`` that DataLoader's ``sampler`` or ``batch_sampler`` names, over ``workers`` processes.
 
-    Its workers start with the pass, and so see what ``set_epoch`` changed.
+    They start with the pass, and so see what ``set_epoch`` changed. What a sample raises is raised here as it is.
     """
-    return DataLoader(
-        cast(Any, samples),
+    if "batch_sampler" in order:
+        order["collate_fn"] = _collate
+    loader: DataLoader[Any] = DataLoader(
+        cast(Any, _Caught(samples)),
         num_workers=workers,
         pin_memory=pin_memory,
         worker_init_fn=ignore_interrupt,
         generator=torch.Generator().manual_seed(seed),
         **order,
     )
+    for batch in loader:
+        if isinstance(batch, Exception):
+            raise batch
+        yield batch
+
+
+class _Caught:
+    """Samples whose errors are handed over as values: a worker would wrap them into the text of a traceback."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | Exception:
+        try:
+            return self.samples[index]
+        except (ValueError, LookupError, OSError) as error:
+            return error
+
+
+def _collate(items: list[Any]) -> Any:
+    return next((item for item in items if isinstance(item, Exception)), None) or default_collate(items)
 
 
 def stack_equal(samples: Iterable[tuple[Tensor, Tensor]], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -34,7 +34,7 @@ from ddsm_zoo.engine.checkpoint import (
     save_weights,
 )
 from ddsm_zoo.engine.interrupt import interruptible
-from ddsm_zoo.engine.loading import Samples, create_loader, epoch_batches, mix_seeds, stack_equal
+from ddsm_zoo.engine.loading import Samples, epoch_batches, load, mix_seeds, stack_equal
 from ddsm_zoo.engine.losses import SegmentationLoss
 from ddsm_zoo.engine.optimizer import average_weights, create_optimizer, schedule, set_learning_rate
 from ddsm_zoo.engine.recipe import Recipe
@@ -221,7 +221,7 @@ class _Run:
         if hasattr(self.train_set, "set_epoch"):
             self.train_set.set_epoch(position.epoch)
         share = [batch[accelerator.process_index :: accelerator.num_processes] for batch in batches]
-        loader = iter(self._loader(self.train_set, batch_sampler=share))
+        loader = self._load(self.train_set, batch_sampler=share)
         self.objective.train()
         began = time.perf_counter() - position.seconds
         stopped = False
@@ -304,7 +304,7 @@ class _Run:
         model.eval()
         confusion = ConfusionMatrix(cast(int, self.model.num_classes), self.ignore_index)
         share = range(accelerator.process_index, len(self.val_set), accelerator.num_processes)
-        samples = self._loader(self.val_set, batch_size=None, sampler=share)
+        samples = self._load(self.val_set, batch_size=None, sampler=share)
         done = 0
         for images, targets in stack_equal(samples, recipe.batch_size // accelerator.num_processes):
             images = images.to(accelerator.device).contiguous(memory_format=self.memory_format)
@@ -378,8 +378,8 @@ class _Run:
     def _batches(self, epoch: int) -> list[list[int]]:
         return epoch_batches(len(self.train_set), self.recipe.batch_size, self.recipe.seed, epoch)
 
-    def _loader(self, samples: Samples, **order: Any) -> Any:
-        return create_loader(
+    def _load(self, samples: Samples, **order: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        return load(
             samples,
             workers=self.recipe.workers,
             seed=mix_seeds(self.recipe.seed, self.position.epoch),

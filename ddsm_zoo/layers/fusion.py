@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
+import torch
 from torch import Tensor, nn
 from torchvision.ops import DeformConv2d
 
@@ -36,7 +39,13 @@ class DeformableFusion(nn.Module):
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         """low (N, C, H, W), high (N, C, h, w) -> (N, C, H, W)."""
         high = resize(high, (low.shape[-2], low.shape[-1]))
-        out: Tensor = low + self.norm(self.conv(high, self.offset(high)))
+        # torchvision's kernel has no half precision on the CPU, and offsets in half precision would miss whole pixels
+        kind = high.device.type
+        full = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+        with full:
+            high = high.to(self.conv.weight.dtype)
+            moved = self.conv(high, self.offset(high))
+        out: Tensor = low + self.norm(moved)
         return out
 
 

@@ -1,6 +1,6 @@
 """Segmentation models: a timm backbone, a decoder and a classifier."""
 
-from ddsm_zoo.models.backbone import BackboneError, hub_address, packaged_weights
+from ddsm_zoo.models.backbone import BackboneError, hub_address, imagenet_preprocess, packaged_weights
 from ddsm_zoo.models.complexity import Complexity, complexity
 from ddsm_zoo.models.segmenter import Segmenter, build
 
@@ -11,5 +11,6 @@ __all__ = [
     "build",
     "complexity",
     "hub_address",
+    "imagenet_preprocess",
     "packaged_weights",
 ]

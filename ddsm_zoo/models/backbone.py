@@ -13,6 +13,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from ddsm_zoo.config import Preprocess
+
 _logger = logging.getLogger(__name__)
 
 STRIDES = (4, 8, 16, 32)
@@ -149,13 +151,24 @@ def _check_complete(name: str, weights: Mapping[str, Tensor]) -> None:
 
 def hub_address(name: str) -> str:
     """Where the Hub has the ImageNet weights of a timm name. Raises BackboneError for a name without any."""
-    try:
-        config = timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
-    except RuntimeError:  # an unknown tag after the dot
-        config = None
+    config = _pretrained_config(name)
     if config is None or not config.hf_hub_id:
         raise BackboneError(f"timm has no pretrained weights for {name!r}; choose a name of timm.list_pretrained()")
     return f"hf-hub:{config.hf_hub_id}"
+
+
+def imagenet_preprocess(name: str) -> Preprocess:
+    """The input that the ImageNet weights of a timm name expect, the usual one where timm does not say."""
+    config = _pretrained_config(name)
+    return Preprocess() if config is None else Preprocess(mean=tuple(config.mean), std=tuple(config.std))
+
+
+def _pretrained_config(name: str) -> Any:
+    """What timm knows of a name's weights; None for a name or a tag that it does not have."""
+    try:
+        return timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
+    except RuntimeError:  # an unknown tag after the dot
+        return None
 
 
 def packaged_weights(name: str) -> dict[str, Tensor] | None:

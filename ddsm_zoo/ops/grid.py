@@ -41,7 +41,8 @@ def bilinear_corners(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Ten
     rows = torch.stack((top, top, top + 1, top + 1), dim=2)
     columns = torch.stack((left, left + 1, left, left + 1), dim=2)
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    index = torch.where(inside, rows * width + columns, 0).long()
+    # in integers: a float32 cannot count the pixels of a map above 2**24
+    index = torch.where(inside, rows.long() * width + columns.long(), 0)
     weight = torch.stack((above * before, above * right, below * before, below * right), dim=2) * inside
     weight_dy = torch.stack((-before, -right, before, right), dim=2) * inside
     weight_dx = torch.stack((-above, above, -below, below), dim=2) * inside

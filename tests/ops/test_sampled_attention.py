@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 from torchvision.ops import deform_conv2d
 
 from ddsm_zoo.ops import sampled_attention
+from ddsm_zoo.ops.grid import bilinear_corners
 from ddsm_zoo.ops.reference import sample
 from tests import brute_force
 
@@ -186,6 +187,13 @@ def test_half_precision_finds_the_right_pixel() -> None:
     out = sampled_attention(value, value, value, offset, modulation, kernel_size=1)
     assert out.dtype == torch.bfloat16
     assert out.equal(value)
+
+
+def test_maps_of_more_pixels_than_float32_can_count() -> None:
+    height, width = 5000, 5001
+    last = [torch.full((1, 1, 1, 1), float(side - 1)) for side in (height, width)]
+    index, weight, _, _ = bilinear_corners(*last, height, width)
+    assert index[weight > 0].tolist() == [height * width - 1]
 
 
 def test_auto_takes_any_floating_point_dtype() -> None:
