@@ -146,7 +146,7 @@ def from_dict(cls: type[ConfigT], data: object, where: str = "config") -> Config
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where} is {_describe(data)}, expected a table of fields")
     hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]  # cls is a dataclass type
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls)) if f.init}
     unknown = sorted(str(key) for key in data if key not in fields)
     if unknown:
         raise ConfigError(f"{where} has unknown field {unknown[0]!r}, expected {', '.join(fields)}")

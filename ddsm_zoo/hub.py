@@ -20,7 +20,7 @@ import torch
 from huggingface_hub import errors
 
 # httpx in version 1 of the client and httpx2 in version 2: the base of its errors names the right one
-from huggingface_hub.errors import HTTPError as ClientError  # type: ignore[attr-defined]
+from huggingface_hub.errors import HTTPError as ClientError  # type: ignore[attr-defined]  # not in its __all__
 from torch import Tensor
 
 from ddsm_zoo.files import atomic_path

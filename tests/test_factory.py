@@ -450,4 +450,4 @@ def test_the_public_names_are_there() -> None:
     assert sorted(ddsm_zoo.__all__) == dir(ddsm_zoo)
     assert all(getattr(ddsm_zoo, name) is not None for name in ddsm_zoo.__all__)
     with pytest.raises(AttributeError, match="create_modle"):
-        _ = ddsm_zoo.create_modle  # type: ignore[attr-defined]  # the misspelt name is the point
+        _ = ddsm_zoo.create_modle

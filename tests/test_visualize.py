@@ -144,4 +144,4 @@ def test_what_does_not_fit_together_is_refused() -> None:
     with pytest.raises(ValueError, match="alpha is 1.5, expected 0"):
         overlay(np.zeros((2, 2, 3), np.uint8), MASK, LABELS, alpha=1.5)
     with pytest.raises(ValueError, match=r"image is float64 \(2, 2, 3\), expected a picture or a uint8 array"):
-        overlay(np.zeros((2, 2, 3)), MASK, LABELS)  # type: ignore[arg-type]  # the wrong type is the point
+        overlay(np.zeros((2, 2, 3)), MASK, LABELS)

@@ -128,7 +128,8 @@ def _create(name: str, weights: Mapping[str, Tensor] | None, **arguments: Any) -
         return timm.create_model(
             name, pretrained=weights is not None, pretrained_cfg_overlay=overlay, features_only=True, **arguments
         )
-    except (RuntimeError, AttributeError, TypeError, AssertionError, NotImplementedError) as error:
+    # timm has no error of its own: each network says in its own way that it is unknown or lacks an option
+    except (RuntimeError, AttributeError, TypeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise BackboneError(f"timm cannot build backbone {name!r} with {arguments}: {reason}") from error
 

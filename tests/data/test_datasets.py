@@ -48,7 +48,7 @@ def painted(ids: np.ndarray, colours: list[tuple[int, int, int]]) -> np.ndarray:
     return np.array(colours, dtype=np.uint8)[ids]
 
 
-def fails_in_one_line(call: Callable[[], object], *parts: str, kind: type[Exception] = DatasetError) -> None:
+def expect_one_line(call: Callable[[], object], *parts: str, kind: type[Exception] = DatasetError) -> None:
     with pytest.raises(kind) as error:
         call()
     message = str(error.value)
@@ -91,7 +91,7 @@ def test_ids_decode_as_a_dictionary_would(table: dict[int, int], stored: np.ndar
         assert decode(stored, Path("m.png")).tolist() == [[table[value] for value in row] for row in stored.tolist()]
     else:
         first = next(value for value in stored.flat if value not in table)
-        fails_in_one_line(lambda: decode(stored, Path("m.png")), "m.png", f"id {first}, expected")
+        expect_one_line(lambda: decode(stored, Path("m.png")), "m.png", f"id {first}, expected")
 
 
 colours = st.tuples(*[st.integers(0, 255)] * 3)
@@ -106,7 +106,7 @@ def test_colours_decode_as_a_dictionary_would(table: dict[tuple[int, int, int], 
     if not unknown:
         assert decode(stored, Path("m.png")).tolist() == [[table[colour] for colour in pixels]]
     else:
-        fails_in_one_line(lambda: decode(stored, Path("m.png")), "m.png", f"colour {unknown[0]}, expected")
+        expect_one_line(lambda: decode(stored, Path("m.png")), "m.png", f"colour {unknown[0]}, expected")
 
 
 def test_camvid_objects_are_grouped_as_published() -> None:
@@ -130,7 +130,7 @@ def test_camvid_objects_are_grouped_as_published() -> None:
 def test_camvid_ids_know_void_and_nothing_above() -> None:
     stored = np.array([[0, 10, 11, 255]], dtype=np.uint8)
     assert CAMVID_IDS(stored, Path("m.png")).tolist() == [[0, 10, 255, 255]]
-    fails_in_one_line(
+    expect_one_line(
         lambda: CAMVID_IDS(np.array([[3, 42]], dtype=np.uint8), Path("m.png")),
         "m.png holds id 42, expected 0 to 11, 255 at row 0, column 1",
     )
@@ -143,7 +143,7 @@ def test_cityscapes_label_ids() -> None:
     assert CITYSCAPES_LABEL_IDS(stored, Path("m.png")).tolist() == [
         [CITYSCAPES.names.index(name) for name in names] + [255] * 3
     ]
-    fails_in_one_line(lambda: CITYSCAPES_LABEL_IDS(np.array([[34]]), Path("m.png")), "id 34, expected 0 to 33")
+    expect_one_line(lambda: CITYSCAPES_LABEL_IDS(np.array([[34]]), Path("m.png")), "id 34, expected 0 to 33")
 
 
 # --- layouts --------------------------------------------------------------------------------------------------
@@ -189,9 +189,9 @@ def test_camvid_with_colours_and_lists(tmp_path: Path, stills: str, labelled: st
     dataset = camvid(tmp_path, "val")
     assert [pair.name for pair in dataset.pairs] == ["y"]
     np.testing.assert_array_equal(dataset[0][1].numpy(), GROUPED)
-    fails_in_one_line(lambda: camvid(tmp_path, "test"), "'test'", "train, val")
+    expect_one_line(lambda: camvid(tmp_path, "test"), "'test'", "train, val")
     (tmp_path / "test.txt").write_text("w\n")
-    fails_in_one_line(lambda: camvid(tmp_path, "test"), "test.txt", "'w'")
+    expect_one_line(lambda: camvid(tmp_path, "test"), "test.txt", "'w'")
 
 
 @pytest.mark.parametrize("kind", ["labelIds", "labelTrainIds", "both"])
@@ -210,7 +210,7 @@ def test_cityscapes(tmp_path: Path, kind: str) -> None:
     assert [pair.name for pair in dataset.pairs] == ["bonn_000001_000019", "ulm_000000_000019"]
     assert dataset.labels == CITYSCAPES
     assert dataset[0][1].unique().tolist() == ([0, 7, 18, 255] if kind == "labelTrainIds" else [0])
-    fails_in_one_line(lambda: cityscapes(tmp_path, "train"), "'train'", "splits val")
+    expect_one_line(lambda: cityscapes(tmp_path, "train"), "'train'", "splits val")
 
 
 def test_folder_with_ids_palette_images_and_colours(custom: Path) -> None:
@@ -269,7 +269,7 @@ def test_folder_with_more_classes_than_a_byte_holds(custom: Path) -> None:
 )
 def test_label_files_that_cannot_be_used(custom: Path, content: str, parts: list[str]) -> None:
     (custom / "labels.json").write_bytes(content.encode("latin-1"))
-    fails_in_one_line(lambda: folder(custom, "train"), "labels.json", *parts)
+    expect_one_line(lambda: folder(custom, "train"), "labels.json", *parts)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
@@ -313,65 +313,65 @@ def test_any_label_file_is_read_or_refused(custom: Path, content: object) -> Non
     ],
 )
 def test_specs_that_name_no_data_set(spec: str) -> None:
-    fails_in_one_line(lambda: open_dataset(spec, "train"), repr(spec), "expected")
+    expect_one_line(lambda: open_dataset(spec, "train"), repr(spec), "expected")
 
 
 def test_misspelt_kind_is_suggested() -> None:
-    fails_in_one_line(lambda: open_dataset("citiscapes:/data", "train"), "did you mean cityscapes:ROOT?")
+    expect_one_line(lambda: open_dataset("citiscapes:/data", "train"), "did you mean cityscapes:ROOT?")
 
 
 @pytest.mark.parametrize("kind", ["camvid", "cityscapes", "folder"])
 def test_missing_and_empty_roots(tmp_path: Path, kind: str) -> None:
-    fails_in_one_line(lambda: open_dataset(f"{kind}:{tmp_path / 'absent'}", "train"), "absent", "does not exist")
+    expect_one_line(lambda: open_dataset(f"{kind}:{tmp_path / 'absent'}", "train"), "absent", "does not exist")
     if kind == "folder":
-        fails_in_one_line(lambda: open_dataset(f"{kind}:{tmp_path}", "train"), "labels.json", "missing")
+        expect_one_line(lambda: open_dataset(f"{kind}:{tmp_path}", "train"), "labels.json", "missing")
         write_labels(tmp_path)
-    fails_in_one_line(lambda: open_dataset(f"{kind}:{tmp_path}", "train"), str(tmp_path), "'train'", "expected")
+    expect_one_line(lambda: open_dataset(f"{kind}:{tmp_path}", "train"), str(tmp_path), "'train'", "expected")
 
 
 def test_empty_split_names_the_others(segnet: Path) -> None:
     (segnet / "test").mkdir()
     (segnet / "testannot").mkdir()
     for split in ("test", "vall"):
-        fails_in_one_line(lambda split=split: camvid(segnet, split), repr(split), "splits train, val")
+        expect_one_line(lambda split=split: camvid(segnet, split), repr(split), "splits train, val")
 
 
 def test_image_without_mask(segnet: Path) -> None:
     (segnet / "trainannot/b.png").unlink()
-    fails_in_one_line(lambda: camvid(segnet, "train"), "b.png", "no mask", "trainannot/NAME.png", "1 of 2")
+    expect_one_line(lambda: camvid(segnet, "train"), "b.png", "no mask", "trainannot/NAME.png", "1 of 2")
 
 
 def test_two_images_of_one_name(custom: Path) -> None:
     write(custom / "images/train/a.jpg", IMAGE)
-    fails_in_one_line(lambda: folder(custom, "train"), "a.jpg", "a.png", "same name")
+    expect_one_line(lambda: folder(custom, "train"), "a.jpg", "a.png", "same name")
 
 
 def test_mask_of_another_size(segnet: Path) -> None:
     write(segnet / "trainannot/a.png", IDS[:, :5])
-    fails_in_one_line(lambda: camvid(segnet, "train")[0], "trainannot/a.png", "5 x 6", "8 x 6")
+    expect_one_line(lambda: camvid(segnet, "train")[0], "trainannot/a.png", "5 x 6", "8 x 6")
 
 
 def test_colours_where_ids_are_expected_and_the_reverse(segnet: Path) -> None:
     write(segnet / "trainannot/a.png", IMAGE)
-    fails_in_one_line(lambda: camvid(segnet, "train")[0], "trainannot/a.png", "RGB", "expected single-channel ids")
+    expect_one_line(lambda: camvid(segnet, "train")[0], "trainannot/a.png", "RGB", "expected single-channel ids")
     write(segnet / "other/x.png", IMAGE)
     write(segnet / "other_labels/x_L.png", IDS)
-    fails_in_one_line(lambda: camvid(segnet, "other")[0], "x_L.png", "expected RGB colours")
+    expect_one_line(lambda: camvid(segnet, "other")[0], "x_L.png", "expected RGB colours")
 
 
 def test_values_outside_the_classes(custom: Path) -> None:
     write(custom / "masks/train/a.png", IDS)
-    fails_in_one_line(lambda: folder(custom, "train")[0], "masks/train/a.png", "id 3", "0 to 2, 255", "row 0, column 3")
+    expect_one_line(lambda: folder(custom, "train")[0], "masks/train/a.png", "id 3", "0 to 2, 255", "row 0, column 3")
     write_labels(custom, palette=[(0, 0, 0), (1, 1, 1), (2, 2, 2)])
     write(custom / "masks/train/a.png", np.stack([IDS] * 3, axis=-1))
-    fails_in_one_line(lambda: folder(custom, "train")[0], "colour (3, 3, 3)", "3 colours")
+    expect_one_line(lambda: folder(custom, "train")[0], "colour (3, 3, 3)", "3 colours")
 
 
 def test_damaged_files_are_named(segnet: Path) -> None:
     (segnet / "train/a.png").write_bytes(b"")
-    fails_in_one_line(lambda: camvid(segnet, "train")[0], "train/a.png", "is empty", kind=ImageError)
+    expect_one_line(lambda: camvid(segnet, "train")[0], "train/a.png", "is empty", kind=ImageError)
     (segnet / "trainannot/b.png").write_bytes((segnet / "trainannot/b.png").read_bytes()[:50])
-    fails_in_one_line(lambda: camvid(segnet, "train")[1], "trainannot/b.png", "truncated", kind=ImageError)
+    expect_one_line(lambda: camvid(segnet, "train")[1], "trainannot/b.png", "truncated", kind=ImageError)
 
 
 # --- randomness -----------------------------------------------------------------------------------------------
@@ -440,7 +440,7 @@ def test_scenes_are_reproducible_and_splits_share_none() -> None:
     assert torch.equal(open_dataset("scenes:50", "train")[1][0], image)
     assert not torch.equal(val[1][0], image)
     assert not {pair.name for pair in train.pairs} & {pair.name for pair in val.pairs}
-    fails_in_one_line(lambda: open_dataset("scenes:3", "test"), "'test'", "train, val")
+    expect_one_line(lambda: open_dataset("scenes:3", "test"), "'test'", "train, val")
 
 
 def test_pairs_may_come_from_anywhere(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_image_transform_refuses_other_arrays(array: np.ndarray) -> None:
 )
 def test_training_parameters_out_of_range(arguments: dict[str, object], named: str) -> None:
     with pytest.raises(ValueError, match=f"^{named} is "):
-        TrainTransform(Preprocess(), **arguments)  # type: ignore[arg-type]  # chosen wrong on purpose
+        TrainTransform(Preprocess(), **arguments)
 
 
 def test_create_transform_picks_by_use() -> None:

@@ -342,11 +342,11 @@ def test_the_auxiliary_head_adds_its_share_and_is_not_published(tmp_path: Path) 
     data = Blobs(4)
     images, masks = (torch.stack(parts) for parts in zip(*(data[index] for index in range(4)), strict=True))
     loss = SegmentationLoss(dice=0.5)
-    expected = loss(model(images), masks) + 0.25 * loss(model.auxiliary(images), masks)  # type: ignore[operator]  # a module
-    before = model.auxiliary.weight.clone()  # type: ignore[union-attr]  # a module
+    expected = loss(model(images), masks) + 0.25 * loss(model.auxiliary(images), masks)
+    before = model.auxiliary.weight.clone()
     train(model, recipe(epochs=1, dice=0.5, auxiliary_weight=0.25), data, Blobs(1), tmp_path)
     assert epochs_of(tmp_path)[0]["loss"] == pytest.approx(expected.item())
-    assert not torch.equal(model.auxiliary.weight, before)  # type: ignore[union-attr, arg-type]  # a module
+    assert not torch.equal(model.auxiliary.weight, before)
     assert set(safetensors.torch.load_file(tmp_path / "last" / "model.safetensors")) == {"weight", "bias"}
 
 

@@ -71,6 +71,7 @@ def test_the_multiple_at_which_features_cover_the_image(name: str, multiple: int
 def test_the_same_weights_at_either_output_stride() -> None:
     usual, dense = Backbone(ROUNDS_UP), Backbone(ROUNDS_UP, output_stride=16)
     dense.load_state_dict(usual.state_dict())
+    assert all(tensor.equal(usual.state_dict()[name]) for name, tensor in dense.state_dict().items())
 
 
 def test_other_channels() -> None:
