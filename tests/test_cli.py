@@ -18,7 +18,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import ddsm_zoo
-from ddsm_zoo.cli import app, free_stem, parse_size
+from ddsm_zoo.cli import app
+from ddsm_zoo.cli.models import parse_size
+from ddsm_zoo.cli.predict import free_stem
 from ddsm_zoo.data.scenes import render_scene
 from ddsm_zoo.labels import CAMVID
 

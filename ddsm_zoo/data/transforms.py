@@ -112,9 +112,6 @@ def create_transform(
     return TrainTransform(preprocess, crop_size, ignore_index, scale, flip, jitter)
 
 
-NARROW = 16
-
-
 class RandomResizedWindow(v2.Transform):  # type: ignore[misc]  # torchvision ships no types
     """Resize by a random factor and keep a random window of at most ``size`` (H, W), in the other order.
 
@@ -140,9 +137,10 @@ class RandomResizedWindow(v2.Transform):  # type: ignore[misc]  # torchvision sh
         cropped = v2.functional.crop(inpt, **params["window"])
         if isinstance(inpt, tv_tensors.Mask):
             return tv_tensors.wrap(_resize_nearest(cropped, params["size"]), like=inpt)
-        # torch's antialiasing goes wrong on images a few pixels wide
-        wide = min(*cropped.shape[-2:], *params["size"]) >= NARROW
-        return v2.functional.resize(cropped, params["size"], antialias=wide)
+        # torch's antialiasing of uint8 crashes on some views, and that of float repeats the first row of an image
+        # that becomes one pixel wide
+        resized = v2.functional.resize(cropped.float(), params["size"], antialias=min(params["size"]) > 1)
+        return tv_tensors.wrap(resized.round().to(cropped.dtype), like=inpt)
 
 
 def _draw_window(side: int, crop: int, factor: float) -> tuple[int, int, int]:

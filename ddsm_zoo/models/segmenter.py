@@ -131,8 +131,13 @@ def build(config: ModelConfig, *, backbone_weights: Mapping[str, Tensor] | None 
 
 
 def _classifier(width: int, num_classes: int) -> nn.Conv2d:
+    """A 1 x 1 convolution whose logits start at unit size.
+
+    From logits near zero, as FCN starts, the rows of the rarer classes first learn the same thing, that they are
+    rare, and stay parallel for hundreds of steps (docs/method.md).
+    """
     classifier = nn.Conv2d(width, num_classes, 1)
-    nn.init.normal_(classifier.weight, std=0.01)
+    nn.init.kaiming_normal_(classifier.weight)
     assert classifier.bias is not None
     nn.init.zeros_(classifier.bias)
     return classifier

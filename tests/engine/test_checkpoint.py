@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import resource
 import sys
@@ -21,13 +22,18 @@ from ddsm_zoo.files import OutputError
 STATE = {"model": {"w": torch.arange(5000.0)}, "position": {"epoch": 3, "miou": float("nan")}, "average": None}
 
 
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """No file may grow past 4 KiB, as on a disk that has no more room."""
+@contextlib.contextmanager
+def full_disk() -> Iterator[None]:
+    """No file may grow past 4 KiB, as on a disk that has no more room.
+
+    Not a fixture: pytest prints the outcome of a test before it takes fixtures down, and its output may be a file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_state_comes_back(tmp_path: Path) -> None:
@@ -60,13 +66,12 @@ def test_weights_are_plain_float32_without_the_auxiliary_head(tmp_path: Path) ->
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files, which Windows cannot")
-@pytest.mark.usefixtures("small_files")
 def test_a_full_disk_keeps_the_old_files(tmp_path: Path) -> None:
     save_state(tmp_path / "state.pt", {"model": {}, "old": True})
     save_weights(tmp_path / "model.safetensors", {"old": torch.ones(1)})
-    with pytest.raises(OutputError, match=r"cannot write .*state\.pt: "):
+    with full_disk(), pytest.raises(OutputError, match=r"cannot write .*state\.pt: "):
         save_state(tmp_path / "state.pt", STATE)
-    with pytest.raises(OutputError, match=r"cannot write .*model\.safetensors: "):
+    with full_disk(), pytest.raises(OutputError, match=r"cannot write .*model\.safetensors: "):
         save_weights(tmp_path / "model.safetensors", {"w": torch.arange(5000.0)})
     assert load_state(tmp_path / "state.pt")["old"]
     assert set(safetensors.torch.load_file(tmp_path / "model.safetensors")) == {"old"}
@@ -154,8 +159,7 @@ def test_resuming_drops_the_lines_of_what_will_be_redone(tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files, which Windows cannot")
-@pytest.mark.usefixtures("small_files")
 def test_a_log_on_a_full_disk(tmp_path: Path) -> None:
     log = RunLog(tmp_path / "log.jsonl", epochs=None)
-    with pytest.raises(OutputError, match=r"cannot write .*log\.jsonl: "):
+    with full_disk(), pytest.raises(OutputError, match=r"cannot write .*log\.jsonl: "):
         log.write("start", text="x" * 5000)

@@ -1,0 +1,83 @@
+"""The command line itself: its errors, its version, and the options that several commands have."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated, Any
+
+import typer
+from rich.logging import RichHandler
+from typer.core import TyperGroup
+
+from ddsm_zoo.console import print_error, print_lines, stderr
+
+
+class OneLineErrors(TyperGroup):
+    """Errors that a user can cause end the command with one line on stderr and status 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            stderr.print("interrupted")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:  # the reader left, as `head` does: typer ends quietly
+            raise
+        except (ValueError, LookupError, OSError) as error:
+            if type(error) in (
+                KeyError,
+                IndexError,
+            ):  # ours are subclasses: a bare one is a bug that needs its traceback
+                raise
+            print_error(error)
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ModelOption = Annotated[
+    str,
+    typer.Option("--model", "-m", help="A name of `ddsm-zoo list`, hf-hub:ORG/REPO or local-dir:PATH.", metavar="NAME"),
+]
+DataOption = Annotated[
+    str, typer.Option("--data", "-d", help="camvid:ROOT, cityscapes:ROOT, folder:ROOT or scenes:N.", metavar="SPEC")
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; unless given, a GPU where there is one.")]
+JsonOption = Annotated[
+    str | None, typer.Option("--json", help="Write the figures to FILE; - is standard output.", metavar="FILE")
+]
+
+
+def main() -> None:
+    """The entry point of the shell command."""
+    app()
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        from ddsm_zoo import __version__
+
+        print_lines([__version__])
+        raise typer.Exit
+
+
+@app.callback()
+def configure(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Fine-grained semantic segmentation with the Dynamic Dual Sampling Module.
+
+    Label a street with the bundled model:  ddsm-zoo predict street.jpg
+    """
+    logger = logging.getLogger("ddsm_zoo")
+    logger.handlers = [RichHandler(console=stderr, show_time=False, show_level=False, show_path=False)]
+    logger.setLevel(logging.INFO)

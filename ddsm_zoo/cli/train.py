@@ -1,0 +1,64 @@
+"""``train``: from a recipe and data to a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ddsm_zoo.cli.app import DataOption, JsonOption, app
+from ddsm_zoo.console import check_folder, check_output, print_lines, report, stderr, training_bar
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Option("--recipe", "-r", help="A TOML file, see recipes/.", metavar="FILE")],
+    data: DataOption,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.", metavar="DIR")],
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="In place of the recipe's.", metavar="NAME")
+    ] = None,
+    pretrained: Annotated[
+        bool | None,
+        typer.Option(
+            help="Start from the model's task weights, or from random numbers; unless given, from the ImageNet weights "
+            "of its backbone.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR.")] = False,
+    epochs: Annotated[int | None, typer.Option(help="In place of the recipe's.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Loading processes, in place of the recipe's.")] = None,
+    json: JsonOption = None,
+) -> None:
+    """Train a model on the splits train and val of a data set. Ctrl-C saves the run, --resume goes on with it.
+
+    DIR/best holds the model that scored highest on val: ddsm-zoo predict street.jpg --model local-dir:DIR/best
+
+    ddsm-zoo train --recipe recipes/camvid_lite0.toml --data camvid:data/camvid --out runs/camvid
+
+    ddsm-zoo train --recipe recipes/camvid_lite0.toml --data folder:my_data --out runs/mine --pretrained
+    """
+    from ddsm_zoo.engine.recipe import Recipe
+
+    given: dict[str, Any] = {"model": model, "epochs": epochs, "workers": workers}
+    changes = {name: value for name, value in given.items() if value is not None}
+    chosen = dataclasses.replace(Recipe.load(recipe), **changes)
+    check_folder(out)
+    check_output(json)
+    try:
+        from ddsm_zoo.training import run_recipe
+    except ModuleNotFoundError as error:
+        raise LookupError(f"training needs the package {error.name}: pip install 'ddsm-zoo[train]'") from error
+    with training_bar() as show:
+        summary = run_recipe(chosen, data, out, pretrained=pretrained, resume=resume, source=recipe.name, progress=show)
+    report(summary, json)
+    if summary["interrupted"]:
+        stderr.print("interrupted; the run is saved: the same command with --resume goes on with it", soft_wrap=True)
+        raise typer.Exit(130)
+    if json != "-":
+        print_lines(
+            [f"best mIoU {summary['best_miou']:.4f} in epoch {summary['best_epoch']}: local-dir:{out / 'best'}"]
+        )
