@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 help:
 	@echo "make test    check style, types and layering, then run the tests"
 	@echo "make lint    only the checks that come before the tests"
-	@echo "make demo    label rendered street scenes with the bundled model, pictures go to demo/"
+	@echo "make demo    label rendered street scenes with the bundled model, pictures go to demo/, and score it on them"
 	@echo "             (IMAGES=\"a.jpg folder\" labels your own images too, MODEL=NAME takes another model)"
 	@echo "make table   rewrite the model table in README.md and docs/models.md"
 	@echo "make wheel   build the sdist and the wheel into dist/"
@@ -39,11 +39,14 @@ endef
 export RENDER
 
 demo: $(READY)
-	@rm -rf demo && mkdir -p demo/scenes
+	@rm -rf demo && mkdir -p demo/scenes demo/sample/val demo/sample/valannot
+	@cp ddsm_zoo/data/sample/street.png demo/sample/val/street.png
+	@cp ddsm_zoo/data/sample/street_mask.png demo/sample/valannot/street.png
 	@$(BIN)/python -c "$$RENDER"
 	$(BIN)/ddsm-zoo predict ddsm_zoo/data/sample/street.png demo/scenes $(IMAGES) --model $(MODEL) -o demo/predictions
+	$(BIN)/ddsm-zoo evaluate --model $(MODEL) --data camvid:demo/sample --split val
 	$(BIN)/ddsm-zoo evaluate --model $(MODEL) --data scenes:8 --split val
-	@echo "Pictures written:" && find demo -name '*.png' | sort
+	@echo "Pictures written:" && find demo/scenes demo/predictions -name '*.png' | sort
 
 table: $(READY)
 	$(BIN)/python benchmarks/model_table.py

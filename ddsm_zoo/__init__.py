@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ddsm_zoo.data.transforms import create_transform
-    from ddsm_zoo.factory import create_model, resolve_data_config, save_pretrained
-    from ddsm_zoo.predictor import Predictor, Segmentation, evaluate
+    from ddsm_zoo.evaluation import evaluate
+    from ddsm_zoo.factory import create_model, push_to_hub, resolve_data_config, save_pretrained
+    from ddsm_zoo.predictor import Predictor, Segmentation
     from ddsm_zoo.zoo import is_model, list_models, list_pretrained, model_config, register_model
 
 __version__ = "0.1.0"
@@ -24,6 +25,7 @@ __all__ = [
     "list_models",
     "list_pretrained",
     "model_config",
+    "push_to_hub",
     "register_model",
     "resolve_data_config",
     "save_pretrained",
@@ -31,8 +33,9 @@ __all__ = [
 
 _MODULES = {
     "ddsm_zoo.data.transforms": ("create_transform",),
-    "ddsm_zoo.factory": ("create_model", "resolve_data_config", "save_pretrained"),
-    "ddsm_zoo.predictor": ("Predictor", "Segmentation", "evaluate"),
+    "ddsm_zoo.evaluation": ("evaluate",),
+    "ddsm_zoo.factory": ("create_model", "push_to_hub", "resolve_data_config", "save_pretrained"),
+    "ddsm_zoo.predictor": ("Predictor", "Segmentation"),
     "ddsm_zoo.zoo": ("is_model", "list_models", "list_pretrained", "model_config", "register_model"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -86,8 +87,9 @@ class ModelConfig:
         _check_range("width", self.width, 8, 4096)
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout is {self.dropout}, expected a number from 0 up to 1")
-        if not self.backbone:
-            raise ConfigError("backbone is empty, expected the name of a timm model")
+        # timm would follow the address in a name such as hf-hub:org/model
+        if not re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_-]+)?", self.backbone):
+            raise ConfigError(f"backbone is {self.backbone[:80]!r}, expected the name of a timm model")
         if len(set(self.fused_stages)) != len(self.fused_stages) or not set(self.fused_stages) <= {2, 3, 4}:
             raise ConfigError(f"fused_stages is {self.fused_stages}, expected different stages out of 2, 3 and 4")
 

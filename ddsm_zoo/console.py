@@ -101,16 +101,17 @@ def progress_bar() -> Progress:
 
 @contextlib.contextmanager
 def training_bar() -> Iterator[Callable[[ProgressEvent], None]]:
-    """A bar over the steps of the run, and below it one over the images while a validation runs."""
+    """A bar over the steps of the run, and below it one over the images that are checked or validated."""
+    over_images = {"check": "checking the data", "validate": "validating"}
     with progress_bar() as progress:
         steps = progress.add_task("starting", total=None)
-        images = progress.add_task("validating", total=None, visible=False)
+        images = progress.add_task("", total=None, visible=False)
 
         def show(event: ProgressEvent) -> None:
-            validating = event.phase == "validate"
-            progress.update(images, visible=validating)
-            if validating:
-                progress.update(images, completed=event.done, total=event.total)
+            doing = over_images.get(event.phase)
+            progress.update(images, visible=doing is not None)
+            if doing is not None:
+                progress.update(images, description=doing, completed=event.done, total=event.total)
                 return
             text = f"epoch {event.epoch}/{event.epochs} loss {event.loss:.3f} mIoU {percent(event.miou)}"
             progress.update(steps, description=text, completed=event.done, total=event.total)

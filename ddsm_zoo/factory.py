@@ -1,4 +1,4 @@
-"""From a name to a model and from a model to files: look up, build, load strictly, save."""
+"""From a name to a model and from a model to files: look up, build, load strictly, save, publish."""
 
 from __future__ import annotations
 
@@ -7,23 +7,26 @@ import difflib
 import hashlib
 import logging
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ddsm_zoo import hub, zoo
-from ddsm_zoo.config import DDSMConfig, ModelConfig, Preprocess, WeightsSpec, from_dict, to_dict
-from ddsm_zoo.hub import CheckpointError, HubError, abbreviate
+from ddsm_zoo.class_names import match_classes
+from ddsm_zoo.config import ConfigError, DDSMConfig, ModelConfig, Preprocess, WeightsSpec, from_dict, to_dict
+from ddsm_zoo.files import sha256_of
+from ddsm_zoo.fitting import AUXILIARY, CLASSIFIER, check_fit, load_weights, transplant
+from ddsm_zoo.hub import HubError
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.manifest import Manifest, flatten, preprocess_of, read_manifest, render_manifest, unflatten
 from ddsm_zoo.model_card import render_card
 from ddsm_zoo.models import Segmenter, build, hub_address, imagenet_preprocess, packaged_weights
+from ddsm_zoo.tensors import pack_tensors, read_tensors, verify
 
-AUXILIARY = "auxiliary."
-CLASSIFIER = ("classifier.weight", "classifier.bias")
+# What ``pretrained_cfg`` says of one model's making and saved files do not: weights arrive complete.
+_TRANSIENT = ("name", "dropped", "kept_classes", "fresh_classes", "imported")
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ def create_model(
     pretrained: bool = False,
     *,
     num_classes: int | None = None,
+    labels: LabelSpace | Sequence[str] | None = None,
     in_chans: int = 3,
     pretrained_backbone: bool | None = None,
     checkpoint_path: str | os.PathLike[str] | None = None,
@@ -47,9 +51,12 @@ def create_model(
 
     ``pretrained`` loads the task weights; an architecture that has none gets its backbone's ImageNet weights.
     ``num_classes`` other than the weights' keeps everything but the classifier, which is freshly initialised and
-    named in ``pretrained_cfg["dropped"]``. ``in_chans`` 3 means as configured. ``pretrained_backbone`` forces or
-    forbids the ImageNet weights; task weights and a ``checkpoint_path`` bring their own backbone, so that nothing is
-    fetched for it then. ``checkpoint_path`` is a safetensors file, a saved model's folder or a training run's.
+    named in ``pretrained_cfg["dropped"]``. ``labels``, the names of your classes, keep the classifier's rows too for
+    the classes that the weights know, by these names or others (`match_classes`): ``pretrained_cfg["kept_classes"]``
+    has theirs by yours, ``["fresh_classes"]`` the others, freshly initialised. ``in_chans`` 3 means as configured.
+    ``pretrained_backbone`` forces or forbids the ImageNet weights; task weights and a ``checkpoint_path`` bring their
+    own backbone, so that nothing is fetched for it then. ``checkpoint_path`` is a safetensors file, a saved model's
+    folder or a training run's.
     ``config_overrides`` are fields of `ModelConfig` and of `DDSMConfig` (``pixels=25`` or ``ddsm={"pixels": 25}``);
     ``backbone`` is a short name or a timm name.
 
@@ -61,6 +68,9 @@ def create_model(
         raise ValueError(
             "got both pretrained=True and checkpoint_path, expected one source of weights; drop one of them"
         )
+    label_space = _as_labels(labels, num_classes)
+    if label_space is not None:
+        num_classes = len(label_space)
     entry, weights_file = _resolve(model_name, config_overrides.pop("backbone", None), pretrained, cache_dir)
     config = _configure(entry.config, num_classes, in_chans, config_overrides)
     task = entry.weights if pretrained else None
@@ -73,15 +83,34 @@ def create_model(
         weights_file = _fetch_task_weights(entry, task, cache_dir)
     if checkpoint_path is not None:
         weights_file = hub.find_weights(checkpoint_path)
+    if task is not None and weights_file is not None and hub.is_uri(model_name):
+        check_fit(config, read_tensors(weights_file), str(weights_file), dropped=CLASSIFIER)
     imagenet = pretrained if pretrained_backbone is None else pretrained_backbone
     backbone_weights = _imagenet_weights(config.backbone, cache_dir) if imagenet and weights_file is None else None
     model = build(config, backbone_weights=backbone_weights)
-    model.pretrained_cfg = _describe(entry, config)
+    model.pretrained_cfg = _describe(entry, config, label_space)
     if task is not None and weights_file is not None:
-        _load_task_weights(model, entry, task, weights_file)
+        _load_task_weights(model, entry, task, weights_file, label_space)
     elif weights_file is not None:
-        _load_checkpoint(model, weights_file)
+        _load_checkpoint(model, weights_file, label_space)
     return model
+
+
+def from_pretrained(source: str | os.PathLike[str], *, revision: str | None = None, **options: Any) -> Segmenter:
+    """The model in a folder, at ``org/name`` on the Hub, or of a name in the zoo, with its weights, ready to predict.
+
+    What `Segmenter.from_pretrained` does. ``options`` are those of `create_model`, which says what is raised.
+    """
+    name = os.fspath(source)
+    if not hub.is_uri(name) and Path(name).expanduser().is_dir():
+        name = f"local-dir:{name}"
+    elif not hub.is_uri(name) and "/" in name:
+        name = f"hf-hub:{name}"
+    if revision is not None:
+        if not name.startswith("hf-hub:") or "@" in name:
+            raise ValueError(f"{name!r} takes no revision={revision!r}, expected a repository org/name beside it")
+        name = f"{name}@{revision}"
+    return create_model(name, pretrained=True, **options).eval()
 
 
 def create_trained(model_name: str) -> Segmenter:
@@ -104,28 +133,6 @@ def look_up(model_name: str) -> zoo.Entry:
     Raises UnknownModelError, HubError, FileNotFoundError, and ConfigError for a config that cannot be.
     """
     return _resolve(model_name, None, False, None)[0]
-
-
-def load_weights(
-    model: Segmenter, state_dict: Mapping[str, Tensor], where: str = "the checkpoint", dropped: Collection[str] = ()
-) -> list[str]:
-    """Copy a state dict into ``model`` if it fits exactly, and return the tensors that stay freshly initialised.
-
-    Those are the ones in ``dropped``, which are not read, and the auxiliary head's where the file has none of it; a
-    head in the file that the model does not have is left out. Half precision is converted. Raises CheckpointError,
-    before anything is changed, for missing, unexpected and wrongly shaped tensors, NaN and infinity.
-    """
-    expected = {name: tensor for name, tensor in model.state_dict().items() if name not in dropped}
-    given = {name: tensor for name, tensor in state_dict.items() if name not in dropped}
-    if not any(name.startswith(AUXILIARY) for name in given):
-        expected = {name: tensor for name, tensor in expected.items() if not name.startswith(AUXILIARY)}
-    elif model.auxiliary is None:
-        given = {name: tensor for name, tensor in given.items() if not name.startswith(AUXILIARY)}
-    problems = _misfits(expected, given)
-    if problems:
-        raise CheckpointError(f"{where} does not fit the model: {'; '.join(problems)}{_class_hint(expected, given)}")
-    model.load_state_dict(given, strict=False)
-    return [name for name in model.state_dict() if name not in given]
 
 
 def resolve_data_config(model: Segmenter) -> Preprocess:
@@ -153,29 +160,54 @@ def save_pretrained(model: Segmenter, directory: str | os.PathLike[str], *, half
 
     The auxiliary head, which only training uses, is left out. ``half`` stores kernels in 16 bits, for half the size;
     they load as float32, rounded. What the files say of the weights is what ``model.pretrained_cfg`` says. Raises
-    OutputError, and ConfigError for a ``pretrained_cfg`` that cannot be.
+    OutputError, ConfigError for a ``pretrained_cfg`` that cannot be, and CheckpointError for tensors that no model
+    could load again.
     """
     hub.write_files(directory, pack(model, half=half))
 
 
-def pack(model: Segmenter, *, half: bool = False) -> dict[str, bytes]:
-    """The content of a saved model's files by name, ``config.json`` last: it holds the hash of the weights."""
+def push_to_hub(
+    model: Segmenter,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | None = None,
+    half: bool = False,
+) -> str:
+    """Publish what `save_pretrained` writes as ``org/name`` on the Hub, in one commit; the ``hf-hub:`` address of it.
+
+    That address, which `create_model` takes, names the commit: it will always give these weights. ``revision`` is a
+    branch, ``create_pr`` opens a pull request instead. Raises what `hub.push` and `save_pretrained` raise.
+    """
+    files = pack(model, half=half, address=f"hf-hub:{repo_id}")
+    return hub.push(repo_id, files, private=private, revision=revision, create_pr=create_pr, token=token)
+
+
+def pack(model: Segmenter, *, half: bool = False, address: str = "local-dir:PATH") -> dict[str, bytes]:
+    """The content of a saved model's files by name, ``config.json`` last: it holds the hash of the weights.
+
+    ``address`` is where the card tells its reader to find them.
+    """
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(AUXILIARY)}
     if half:
         # not what has one value per channel: it is small, and a variance may lie outside the range of 16 bits
         tensors = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}
-    content = hub.pack_tensors(tensors)
+    config = dataclasses.replace(model.config, num_classes=model.num_classes, auxiliary=False)
+    check_fit(config, tensors, "what is to be saved (a fused model cannot be)")
+    content = pack_tensors(tensors)
     weights = _recorded_weights(model)
     manifest = Manifest(
-        architecture=model.pretrained_cfg.get("name", type(model).__name__),
+        architecture=zoo.architecture_name(model.config, model.pretrained_cfg.get("name")),
         num_classes=model.num_classes,
         label_names=weights.labels.names,
-        model_args=dataclasses.replace(model.config, num_classes=model.num_classes, auxiliary=False),
+        model_args=config,
         pretrained_cfg=dataclasses.replace(weights, sha256=hashlib.sha256(content).hexdigest()),
     )
     return {
         hub.WEIGHTS_FILE: content,
-        hub.CARD_FILE: render_card(manifest).encode(),
+        hub.CARD_FILE: render_card(manifest, address).encode(),
         hub.CONFIG_FILE: render_manifest(manifest).encode(),
     }
 
@@ -189,6 +221,11 @@ def _resolve(
     wanted = (hub.CONFIG_FILE, hub.WEIGHTS_FILE) if pretrained else (hub.CONFIG_FILE,)
     files = hub.fetch(name, *wanted, cache_dir=cache_dir)
     manifest = read_manifest(files[0])
+    if manifest.architecture != zoo.architecture_name(manifest.model_args, manifest.architecture):
+        raise ConfigError(
+            f"{files[0]}.architecture is {manifest.architecture[:80]!r}, expected a name that begins with "
+            f"{zoo.architecture_name(manifest.model_args)}, which is what its model_args describe"
+        )
     weights = dataclasses.replace(manifest.pretrained_cfg, uri=name)
     entry = zoo.Entry(
         name=manifest.architecture, config=manifest.model_args, weights=weights, preprocess=weights.preprocess
@@ -233,12 +270,12 @@ def _imagenet_weights(timm_name: str, cache_dir: str | os.PathLike[str] | None) 
     if packaged is not None:
         return packaged
     (path,) = hub.fetch(hub_address(timm_name), hub.WEIGHTS_FILE, cache_dir=cache_dir)
-    return hub.read_tensors(path)
+    return read_tensors(path)
 
 
 def _fetch_task_weights(entry: zoo.Entry, task: WeightsSpec, cache_dir: str | os.PathLike[str] | None) -> Path:
     try:
-        (path,) = hub.fetch(task.uri, hub.WEIGHTS_FILE, cache_dir=cache_dir)
+        (path,) = hub.fetch(task.uri, hub.WEIGHTS_FILE, cache_dir=cache_dir, sha256=task.sha256)
     except HubError as error:
         if entry.published:
             raise
@@ -253,30 +290,75 @@ def _available() -> str:
     return ", ".join(zoo.list_pretrained()) or "none so far"
 
 
-def _load_task_weights(model: Segmenter, entry: zoo.Entry, task: WeightsSpec, path: Path) -> None:
-    other_classes = model.num_classes != len(task.labels)
-    fresh = load_weights(model, hub.read_tensors(path), str(path), dropped=CLASSIFIER if other_classes else ())
+def _load_task_weights(
+    model: Segmenter, entry: zoo.Entry, task: WeightsSpec, path: Path, labels: LabelSpace | None
+) -> None:
+    classifier = _load(model, path, task.labels, labels)
     # after the strict checks: they say what is wrong, the hash only that something is
-    weights = dataclasses.replace(task, sha256=hub.verify(path, task.sha256))
-    known = _without_labels(flatten(weights)) if other_classes else flatten(weights)
-    model.pretrained_cfg = {"name": entry.name, **known, "dropped": fresh}
-    if fresh:
-        logger.info("freshly initialised in %s: %s", entry.name, ", ".join(fresh))
+    known = flatten(dataclasses.replace(task, sha256=verify(path, task.sha256)))
+    if classifier["dropped"] or "kept_classes" in classifier:
+        known = _without_labels(known)
+    model.pretrained_cfg = {"name": entry.name, **known, **classifier}
+    if labels is not None:
+        model.pretrained_cfg["labels"] = to_dict(labels)
 
 
-def _load_checkpoint(model: Segmenter, path: Path) -> None:
-    fresh = load_weights(model, hub.read_tensors(path), str(path))
+def _load_checkpoint(model: Segmenter, path: Path, labels: LabelSpace | None) -> None:
     config_file = path.parent / hub.CONFIG_FILE
-    known = flatten(read_manifest(config_file).pretrained_cfg) if config_file.is_file() else {}
-    source = {"uri": f"file:{path}", "sha256": hub.sha256_of(path), "dropped": fresh}
+    recorded = read_manifest(config_file).pretrained_cfg if config_file.is_file() else None
+    classifier = _load(model, path, recorded.labels if recorded is not None and labels is not None else None, labels)
+    known = {} if recorded is None else flatten(recorded)
+    if "kept_classes" in classifier:
+        known = _without_labels(known)
+    source = {"uri": f"file:{path}", "sha256": sha256_of(path), **classifier}
     model.pretrained_cfg = {**model.pretrained_cfg, **known, **source}
+    if labels is not None:
+        model.pretrained_cfg["labels"] = to_dict(labels)
 
 
-def _describe(entry: zoo.Entry, config: ModelConfig) -> dict[str, Any]:
-    """What is known of a model without its weights: name, input and, for a task's classes, what they mean."""
+def _load(model: Segmenter, path: Path, known: LabelSpace | None, labels: LabelSpace | None) -> dict[str, Any]:
+    """Load weights whose classes are ``known`` into a model whose classes are ``labels``, None where nobody says.
+
+    What became of the classifier, as `create_model` has it in ``pretrained_cfg``.
+    """
+    tensors = read_tensors(path)
+    if labels is None or known is None or labels.names == known.names:
+        other = known is not None and len(known) != model.num_classes
+        fresh = load_weights(model, tensors, str(path), dropped=CLASSIFIER if other else ())
+        if fresh:
+            logger.info("freshly initialised: %s", ", ".join(fresh))
+        return {"dropped": fresh}
+    rows = match_classes(labels.names, known.names)
+    fresh = load_weights(model, transplant(model, tensors, rows), str(path), dropped=() if rows else CLASSIFIER)
+    kept = {labels.names[new]: known.names[old] for new, old in rows.items()}
+    rest = [name for name in labels.names if name not in kept]
+    logger.info(
+        "classes that keep their weights: %s; freshly initialised: %s",
+        ", ".join(new if new == old else f"{new} from {old}" for new, old in kept.items()) or "none",
+        ", ".join(rest) or "none",
+    )
+    return {"dropped": fresh, "kept_classes": kept, "fresh_classes": rest}
+
+
+def _as_labels(labels: LabelSpace | Sequence[str] | None, num_classes: int | None) -> LabelSpace | None:
+    if labels is None:
+        return None
+    if not isinstance(labels, LabelSpace):
+        if isinstance(labels, str) or not all(isinstance(name, str) for name in labels):
+            raise TypeError(f"labels is {labels!r}, expected a LabelSpace or a list of class names")
+        labels = LabelSpace.from_names(labels, ignore_index=max(255, len(labels)))
+    if num_classes not in (None, len(labels)):
+        raise ValueError(f"got {len(labels)} labels and num_classes={num_classes}, expected one label for each class")
+    return labels
+
+
+def _describe(entry: zoo.Entry, config: ModelConfig, labels: LabelSpace | None) -> dict[str, Any]:
+    """What is known of a model without its weights: name, input and, where somebody says, what its classes mean."""
     preprocess = entry.preprocess if entry.weights else imagenet_preprocess(config.backbone)
     known: dict[str, Any] = {"name": entry.name, **to_dict(preprocess)}
-    if entry.weights is not None and len(entry.weights.labels) == config.num_classes:
+    if labels is not None:
+        known["labels"] = to_dict(labels)
+    elif entry.weights is not None and len(entry.weights.labels) == config.num_classes:
         known |= {"dataset": entry.weights.dataset, "labels": to_dict(entry.weights.labels)}
     return known
 
@@ -288,7 +370,7 @@ def _without_labels(known: Mapping[str, Any]) -> dict[str, Any]:
 
 def _recorded_weights(model: Segmenter) -> WeightsSpec:
     """``model.pretrained_cfg`` as a spec, with what must be there filled in."""
-    recorded = {name: value for name, value in model.pretrained_cfg.items() if name not in ("name", "dropped")}
+    recorded = {name: value for name, value in model.pretrained_cfg.items() if name not in _TRANSIENT}
     labels = recorded.get("labels")
     if labels is None or len(labels["names"]) != model.num_classes:  # reset_classifier leaves the old ones behind
         names = [f"class {index}" for index in range(model.num_classes)]
@@ -296,35 +378,3 @@ def _recorded_weights(model: Segmenter) -> WeightsSpec:
         recorded = {**_without_labels(recorded), "labels": to_dict(numbered)}
     weights = unflatten({"dataset": "unknown", **recorded, "uri": f"file:{hub.WEIGHTS_FILE}"})
     return dataclasses.replace(weights, preprocess=resolve_data_config(model))
-
-
-def _misfits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """What keeps ``given`` from being ``expected``, one phrase for each kind of fault."""
-    common = [name for name in expected if name in given]
-    shapes = [
-        f"{name} {tuple(given[name].shape)}, expected {tuple(expected[name].shape)}"
-        for name in common
-        if given[name].shape != expected[name].shape
-    ]
-    kinds = [
-        f"{name} {given[name].dtype}, expected {expected[name].dtype}"
-        for name in common
-        if given[name].is_floating_point() != expected[name].is_floating_point()
-    ]
-    faults = {
-        "missing": [name for name in expected if name not in given],
-        "unexpected": [name for name in given if name not in expected],
-        "of another shape": shapes,
-        "of another type": kinds,
-        "with NaN or infinity": [name for name in common if not torch.isfinite(given[name]).all()],
-    }
-    counted = [f"{len(names)} tensors {fault}" for fault, names in faults.items() if names]
-    named = [name for names in faults.values() for name in names]
-    return [*counted, f"first {abbreviate(named)}"] if named else []
-
-
-def _class_hint(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
-    counts = [len(tensors["classifier.bias"]) for tensors in (given, expected) if "classifier.bias" in tensors]
-    if len(counts) == 2 and counts[0] != counts[1]:
-        return f". It has {counts[0]} classes, the model {counts[1]}: pass num_classes={counts[0]}"
-    return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
@@ -61,6 +62,15 @@ def write_json(path: str | os.PathLike[str], data: object) -> None:
 def to_json(data: object) -> str:
     """Indented JSON with a final newline. NaN and the infinities, which JSON lacks, become null."""
     return json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _concerns(error: OSError, path: Path, temporary: Path) -> bool:

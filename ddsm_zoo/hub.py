@@ -1,6 +1,7 @@
-"""From a URI to verified local files, and between those files and a state dict. Nothing read here is executed.
+"""From an address to verified local files, and from files to the Hub. Nothing read here is executed.
 
-The URIs: ``bundled:FILE`` (inside the package), ``hf-hub:org/repo[@revision]``, ``local-dir:FOLDER``, ``file:PATH``.
+The addresses: ``bundled:FILE`` (inside the package), ``hf-hub:org/repo[@revision]``, ``local-dir:FOLDER``,
+``file:PATH`` and ``https://HOST/FILE``.
 """
 
 from __future__ import annotations
@@ -10,32 +11,29 @@ import hashlib
 import logging
 import os
 import re
+import urllib.parse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import huggingface_hub
-import safetensors
-import safetensors.torch
-import torch
-from huggingface_hub import errors
+from huggingface_hub import constants, errors
 
 # httpx in version 1 of the client and httpx2 in version 2: the base of its errors names the right one
 from huggingface_hub.errors import HTTPError as ClientError  # type: ignore[attr-defined]  # not in its __all__
-from torch import Tensor
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]  # nor in this
 
-from ddsm_zoo.files import atomic_path
+from ddsm_zoo.files import atomic_path, sha256_of, write_text
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 CARD_FILE = "README.md"
 BUNDLED = Path(__file__).parent / "weights"
-MAX_HEADER_BYTES = 16 * 2**20
-SCHEMES = ("bundled", "hf-hub", "local-dir", "file")
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
+SCHEMES = ("bundled", "hf-hub", "local-dir", "file", "https")
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*", re.ASCII)
 _FILE = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+_SHA1 = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 logger = logging.getLogger(__name__)
@@ -45,62 +43,82 @@ class HubError(LookupError):
     """Files that could not be fetched: names the URI, what went wrong and what to do."""
 
 
-class CheckpointError(ValueError):
-    """Weights that are damaged, unsafe or of another model; one line that names what is wrong."""
-
-
-def fetch(uri: str, *names: str, cache_dir: str | os.PathLike[str] | None = None) -> list[Path]:
+def fetch(
+    uri: str, *names: str, cache_dir: str | os.PathLike[str] | None = None, sha256: str | None = None
+) -> list[Path]:
     """Local paths of the files ``names`` at ``uri``; all files of a Hub repository come from one commit.
 
-    ``bundled:`` and ``file:`` are single files, whatever ``names`` has. ``cache_dir`` is the Hub's cache, by
-    default the client's own (HF_HOME); HF_ENDPOINT, HF_HUB_OFFLINE and the client's token are honoured. Raises
-    HubError, FileNotFoundError for local files, and ValueError for a URI that is none.
+    ``bundled:``, ``file:`` and ``https:`` are single files, whatever ``names`` has. ``cache_dir`` is the Hub's cache,
+    by default the client's own (HF_HOME); HF_ENDPOINT, HF_HUB_OFFLINE and the client's token are honoured. What comes
+    over ``https:`` is kept under ``sha256``, which it therefore needs. Raises HubError, FileNotFoundError for local
+    files, and ValueError for an address that is none.
     """
     scheme, _, rest = uri.partition(":")
     if scheme not in SCHEMES or not rest or "\0" in rest:
         expected = ", ".join(f"{known}:" for known in SCHEMES)
         raise ValueError(f"{uri[:120]!r} names no weights, expected an address after one of {expected}")
+    cache = None if cache_dir is None else Path(cache_dir).expanduser()
     if scheme == "bundled":
         return [_bundled(rest)]
     if scheme == "file":
         return [find_weights(rest)]
     if scheme == "local-dir":
         return _from_folder(Path(rest).expanduser(), names)
-    return _from_hub(rest, names, None if cache_dir is None else Path(cache_dir).expanduser())
+    if scheme == "https":
+        return [_from_web(uri, cache, sha256)]
+    return _from_hub(rest, names, cache)
+
+
+def push(
+    repository: str,
+    files: Mapping[str, bytes],
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | None = None,
+) -> str:
+    """Commit the files to ``org/name`` on the Hub, created if need be; the ``hf-hub:`` address of that commit.
+
+    ``revision`` is a branch, also created if need be; ``create_pr`` opens a pull request on main instead of changing
+    it. HF_ENDPOINT and, unless ``token`` is given, the client's token are honoured. Raises HubError, and ValueError
+    for a name that is none.
+    """
+    where = f"{repository}@{revision}" if revision else repository
+    _parse_repository(where)
+    if create_pr and revision not in (None, "main"):
+        raise ValueError(f"a pull request goes to main, got revision={revision!r} beside create_pr; drop one of them")
+    api = huggingface_hub.HfApi(endpoint=_endpoint(), token=token)
+    logger.info("publishing %d bytes to hf-hub:%s", sum(map(len, files.values())), where)
+    with client_errors(f"publish hf-hub:{where}"):
+        api.create_repo(repository, private=private, exist_ok=True)
+        if revision not in (None, "main"):
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        operations = [
+            huggingface_hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
+            for name, content in files.items()
+        ]
+        commit = api.create_commit(
+            repository, operations, commit_message="Upload the model", revision=revision, create_pr=create_pr
+        )
+    if commit.pr_url:
+        logger.info("opened the pull request %s", commit.pr_url)
+    return f"hf-hub:{repository}@{commit.oid}"
 
 
 @contextlib.contextmanager
-def client_errors(what: str) -> Iterator[None]:
-    """Turn every failure of the Hub's client inside the block into a HubError about ``what``."""
+def client_errors(task: str) -> Iterator[None]:
+    """Turn every failure of the Hub's client inside the block into a HubError: it cannot ``task``, and why."""
     try:
         yield
-    except (ClientError, errors.EntryNotFoundError, OSError) as error:
-        raise HubError(f"cannot fetch {what}: {_explain(error)}") from error
+    # RuntimeError is the client's for an upload that failed, ValueError for an answer that it cannot read
+    except (ClientError, errors.EntryNotFoundError, OSError, RuntimeError, ValueError) as error:
+        raise HubError(f"cannot {task}: {_explain(error)}") from error
 
 
 def is_uri(name: str) -> bool:
     """Whether a model name is an address of a whole model, config and weights, rather than a name in the zoo."""
     return name.startswith(("hf-hub:", "local-dir:"))
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def verify(path: Path, expected: str | None) -> str:
-    """The file's SHA-256. Raises CheckpointError when it is not the expected one, where one is expected."""
-    found = sha256_of(path)
-    if expected is not None and found != expected:
-        raise CheckpointError(
-            f"{path} has sha256 {found[:16]}..., expected {expected[:16]}...: it is damaged or was changed; "
-            "delete it and fetch it again, or correct sha256 in its config.json if the change is yours"
-        )
-    return found
 
 
 def find_weights(path: str | os.PathLike[str]) -> Path:
@@ -118,27 +136,6 @@ def find_weights(path: str | os.PathLike[str]) -> Path:
     return found
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises CheckpointError for anything else, pickles above all."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist, expected a safetensors file")
-    _check_header(path)
-    try:
-        tensors = safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path} is damaged, expected a whole safetensors file: {reason}") from error
-    strange = [f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in DTYPES]
-    if strange:
-        raise CheckpointError(f"{path} has tensors of another type than weights have: {abbreviate(strange)}")
-    return tensors
-
-
-def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
-    """The content of a safetensors file with these tensors, always the same for the same tensors."""
-    return safetensors.torch.save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)})
-
-
 def write_files(folder: str | os.PathLike[str], files: Mapping[str, bytes]) -> None:
     """Write each file of a model into ``folder``, each of them whole or not at all, in the given order.
 
@@ -147,28 +144,6 @@ def write_files(folder: str | os.PathLike[str], files: Mapping[str, bytes]) -> N
     for name, content in files.items():
         with atomic_path(Path(folder) / name) as temporary:
             temporary.write_bytes(content)
-
-
-def abbreviate(items: list[str]) -> str:
-    """At most three of the items and the number of the others."""
-    rest = f" and {len(items) - 3} more" if len(items) > 3 else ""
-    return ", ".join(items[:3]) + rest
-
-
-def _check_header(path: Path) -> None:
-    """Refuse a file that cannot be safetensors before anything is allocated for it."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(9)
-    length = int.from_bytes(start[:8], "little")
-    if start[8:] != b"{" or length > MAX_HEADER_BYTES:
-        if start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5"):
-            raise CheckpointError(f"{path} is a pickle, which can run code and is never opened; expected safetensors")
-        raise CheckpointError(
-            f"{path} ({size} bytes) is not a safetensors file; expected one that save_pretrained wrote"
-        )
-    if length > size - 8:
-        raise CheckpointError(f"{path} is cut short: {size} bytes, expected more than {length + 8}; fetch it again")
 
 
 def _bundled(name: str) -> Path:
@@ -189,13 +164,33 @@ def _from_folder(folder: Path, names: tuple[str, ...]) -> list[Path]:
     return [folder / name for name in names]
 
 
+def _from_web(url: str, cache_dir: Path | None, sha256: str | None) -> Path:
+    """One file from any server. Its hash is what makes it trustworthy, and its name in the cache."""
+    address = urllib.parse.urlsplit(url)
+    # without what may be secret: user, password and query
+    where = f"https://{address.hostname}{address.path}"
+    if sha256 is None or not _SHA256.fullmatch(sha256):
+        raise ValueError(f"{where} has no sha256, expected its 64 hexadecimal digits: no other server is trusted")
+    with client_errors(f"fetch {where}"):
+        assets = None if cache_dir is None else cache_dir / "assets"
+        folder = huggingface_hub.cached_assets_path("ddsm-zoo", "weights", assets_dir=assets)
+        path = folder / f"{sha256}.safetensors"
+        if path.is_file():
+            return path
+        logger.info("fetching %s", where)
+        with huggingface_hub.get_session().stream("GET", url, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
+            hf_raise_for_status(response)
+            with atomic_path(path) as temporary:
+                with temporary.open("wb") as file:
+                    for block in response.iter_bytes(2**20):
+                        file.write(block)
+                if sha256_of(temporary) != sha256:
+                    raise HubError(f"{where} is another file than expected: its sha256 is not {sha256[:16]}...")
+    return path
+
+
 def _from_hub(rest: str, names: tuple[str, ...], cache_dir: Path | None) -> list[Path]:
-    repository, _, revision = rest.partition("@")
-    revision = revision or "main"
-    if not _REPOSITORY.fullmatch(repository) or ".." in repository or "--" in repository:
-        raise ValueError(f"hf-hub:{rest[:120]!r} names no repository, expected hf-hub:organisation/name[@revision]")
-    if not _REVISION.fullmatch(revision) or ".." in revision:
-        raise ValueError(f"hf-hub:{rest[:120]!r} has no valid revision, expected a branch, tag or commit after the @")
+    repository, revision = _parse_repository(rest)
     paths: list[Path] = []
     for name in names:
         path = _download(repository, revision, name, cache_dir)
@@ -205,46 +200,97 @@ def _from_hub(rest: str, names: tuple[str, ...], cache_dir: Path | None) -> list
     return paths
 
 
-def _download(repository: str, revision: str, name: str, cache_dir: Path | None) -> Path:
-    """One file of a repository, through the client's cache.
+def _parse_repository(rest: str) -> tuple[str, str]:
+    """``org/name[@revision]`` as the repository and the revision, main unless given. Raises ValueError."""
+    repository, _, revision = rest.partition("@")
+    revision = revision or "main"
+    if not _REPOSITORY.fullmatch(repository) or ".." in repository or "--" in repository:
+        raise ValueError(f"hf-hub:{rest[:120]!r} names no repository, expected hf-hub:organisation/name[@revision]")
+    if not _REVISION.fullmatch(revision) or ".." in revision:
+        raise ValueError(f"hf-hub:{rest[:120]!r} has no valid revision, expected a branch, tag or commit after the @")
+    return repository, revision
 
-    The client alone retries for 23 s when the server is down. One request ahead tells at once whether it answers;
-    if not, the copy in the cache has to do.
-    """
+
+def _endpoint() -> str | None:
+    """HF_ENDPOINT as it is now: the client reads it once, when it is imported."""
+    return os.environ.get("HF_ENDPOINT") or None
+
+
+def _download(repository: str, revision: str, name: str, cache_dir: Path | None) -> Path:
+    """One file of a repository, through the client's cache; without a server, the copy that is there has to do."""
     where = f"hf-hub:{repository}@{revision}/{name}"
-    endpoint = os.environ.get("HF_ENDPOINT") or None
     cached = huggingface_hub.try_to_load_from_cache(repository, name, cache_dir=cache_dir, revision=revision)
     if isinstance(cached, str) and revision == Path(cached).parent.name:
         return _checked(Path(cached), where)
     logger.info("looking for %s", where)
-    with client_errors(where):
+    with client_errors(f"fetch {where}"):
         try:
-            url = huggingface_hub.hf_hub_url(repository, name, revision=revision, endpoint=endpoint)
-            huggingface_hub.get_hf_file_metadata(url, endpoint=endpoint)
+            commit = _ask(repository, revision, name, cache_dir)
         except (ClientError, OSError) as error:
             gone = isinstance(error, (errors.RevisionNotFoundError, errors.EntryNotFoundError))
             if gone or not isinstance(cached, str):
                 raise
             logger.warning("%s: %s; using the copy in the cache", where, _explain(error))
             return _checked(Path(cached), where)
-        path = huggingface_hub.hf_hub_download(
-            repository, name, revision=revision, cache_dir=cache_dir, endpoint=endpoint
+        path = Path(
+            huggingface_hub.hf_hub_download(
+                repository, name, revision=commit, cache_dir=cache_dir, endpoint=_endpoint()
+            )
         )
-    return _checked(Path(path), where)
+        _note_commit(path, revision)
+    return _checked(path, where)
+
+
+def _ask(repository: str, revision: str, name: str, cache_dir: Path | None) -> str | None:
+    """The commit that ``revision`` is now, if the server can be asked and has the file.
+
+    Raises at once what the client would raise after retrying: for 23 s, or for as long as a busy server says.
+    """
+    url = huggingface_hub.hf_hub_url(repository, name, revision=revision, endpoint=_endpoint())
+    commit = huggingface_hub.get_hf_file_metadata(url, endpoint=_endpoint()).commit_hash
+    cached = huggingface_hub.try_to_load_from_cache(repository, name, cache_dir=cache_dir, revision=commit)
+    if not isinstance(cached, str):
+        url = huggingface_hub.hf_hub_url(repository, name, revision=commit, endpoint=_endpoint())
+        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+        with huggingface_hub.get_session().stream("GET", url, headers=build_hf_headers(), timeout=timeout) as response:
+            hf_raise_for_status(response)
+    return commit
+
+
+def _note_commit(path: Path, revision: str) -> None:
+    """Note in the cache, as the client does, which commit a branch or tag was last: for when no server can be asked."""
+    commit, reference = path.parent.name, path.parents[2] / "refs" / revision
+    if revision != commit and not (reference.is_file() and reference.read_text() == commit):
+        with contextlib.suppress(OSError):  # a cache that cannot be written can still be read
+            write_text(reference, commit)
 
 
 def _checked(path: Path, where: str) -> Path:
     """The downloaded file, compared with the hash that the Hub gave for it; a damaged copy leaves the cache."""
     blob = path.resolve()
-    if _SHA256.fullmatch(blob.name) and sha256_of(blob) != blob.name:
+    if not _has_its_hash(blob):
         for damaged in (path, blob):
             damaged.unlink(missing_ok=True)
-        raise HubError(f"{where} arrived damaged: its sha256 is not the one the Hub announced; fetch it again")
+        raise HubError(f"{where} arrived damaged: its hash is not the one the Hub announced; fetch it again")
     return path
+
+
+def _has_its_hash(blob: Path) -> bool:
+    """Whether a file of the cache is what its name says: its SHA-256 for large files, git's hash for small ones."""
+    if _SHA256.fullmatch(blob.name):
+        return sha256_of(blob) == blob.name
+    if _SHA1.fullmatch(blob.name):
+        content = blob.read_bytes()
+        # git hashes a header too; plain mirrors of the Hub may not
+        candidates = (f"blob {len(content)}\0".encode() + content, content)
+        return blob.name in [hashlib.sha1(data, usedforsecurity=False).hexdigest() for data in candidates]
+    return True
 
 
 def _explain(error: Exception) -> str:
     """One line for a failed request: what happened and what to do. It repeats no address, header or token."""
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        return _explain(error.__cause__)
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
     explanations: list[tuple[type[Exception], str]] = [
         (
@@ -269,9 +315,11 @@ def _explain(error: Exception) -> str:
     if status in (401, 403):
         return f"the server refused access (HTTP {status}); check your token, or log in with `hf auth login`"
     if status is not None:
-        return f"the server answered HTTP {status}; try again later"
+        advice = "try again later" if status == 429 or status >= 500 else "check the address and what you asked for"
+        return f"the server answered HTTP {status}; {advice}"
     if isinstance(error, ClientError):
         return f"the Hub cannot be reached ({type(error).__name__}); check the network and HF_ENDPOINT, then try again"
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+        place = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{place}; free some space, or choose another folder with cache_dir or HF_HOME"
     return " ".join(str(error).split())[:200]

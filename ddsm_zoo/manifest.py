@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +21,7 @@ _PREPROCESS_KEYS = ("mean", "std", "size")
 class Manifest:
     """A model as data: its name, its architecture and where its weights come from.
 
-    Raises ConfigError when the class counts in it disagree.
+    Raises ConfigError when the class counts in it disagree, and for control characters in its texts.
     """
 
     architecture: str
@@ -40,6 +42,10 @@ class Manifest:
             raise ConfigError(f"the numbers of classes disagree: {found}")
         if self.label_names != self.pretrained_cfg.labels.names:
             raise ConfigError("label_names and pretrained_cfg.labels.names differ, expected the same names")
+        for text in _strings(to_dict(self)):
+            # they end up in cards and on terminals, which an escape sequence or a line break can deceive
+            if re.search(r"[\x00-\x1f\x7f-\x9f]", text):
+                raise ConfigError(f"{text[:80]!r} has control characters, expected plain text")
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -49,7 +55,7 @@ def read_manifest(path: Path) -> Manifest:
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ConfigError(f"{path} has {path.stat().st_size} bytes, expected a config.json of a few thousand")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from error
     if isinstance(data, Mapping) and isinstance(data.get("pretrained_cfg"), Mapping):
@@ -84,5 +90,20 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     return {**nested, "preprocess": {key: flat[key] for key in _PREPROCESS_KEYS if key in flat}}
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def _refuse_number(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    return number if math.isfinite(number) else _refuse_number(digits)
+
+
+def _strings(data: object) -> Iterator[str]:
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, Mapping):
+        yield from _strings([*data.keys(), *data.values()])
+    elif isinstance(data, (list, tuple)):
+        for value in data:
+            yield from _strings(value)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ddsm_zoo.manifest import Manifest
 
 
-def render_card(manifest: Manifest) -> str:
-    """Markdown with the YAML front matter that the Hub reads: licence, task, results, recipe and how to use it."""
-    return "\n".join([*_front_matter(manifest), *_body(manifest), *_usage()]) + "\n"
+def render_card(manifest: Manifest, address: str) -> str:
+    """Markdown with the YAML front matter that the Hub reads: licence, task, results, recipe and how to use it.
+
+    ``address`` is the model name to load these weights by.
+    """
+    return "\n".join([*_front_matter(manifest), *_body(manifest), *_usage(address)]) + "\n"
 
 
 def _front_matter(manifest: Manifest) -> Iterator[str]:
@@ -22,7 +26,18 @@ def _front_matter(manifest: Manifest) -> Iterator[str]:
     yield "pipeline_tag: image-segmentation"
     yield "tags: [semantic-segmentation, ddsm-zoo, pytorch]"
     yield f"datasets: [{json.dumps(weights.dataset)}]"
+    if weights.metrics:
+        yield f"model-index: {json.dumps([_measured(manifest)])}"
     yield "---"
+
+
+def _measured(manifest: Manifest) -> dict[str, Any]:
+    """The figures measured on these weights, in the form in which the Hub compares models."""
+    weights = manifest.pretrained_cfg
+    metrics = [{"type": "mean_iou", "name": name, "value": value} for name, value in weights.metrics.items()]
+    dataset = {"type": weights.dataset, "name": weights.dataset}
+    result = {"task": {"type": "image-segmentation"}, "dataset": dataset, "metrics": metrics}
+    return {"name": manifest.architecture, "results": [result]}
 
 
 def _body(manifest: Manifest) -> Iterator[str]:
@@ -46,10 +61,10 @@ def _results(kind: str, figures: Mapping[str, float]) -> Iterator[str]:
         yield f"- {measure}: {figure:g} ({kind})"
 
 
-def _usage() -> Iterator[str]:
+def _usage(address: str) -> Iterator[str]:
     yield "\n## Use\n"
     yield "```python"
     yield "import ddsm_zoo\n"
-    yield 'model = ddsm_zoo.create_model("local-dir:PATH", pretrained=True)  # or hf-hub:organisation/name'
+    yield f"model = ddsm_zoo.create_model({json.dumps(address)}, pretrained=True)"
     yield 'ddsm_zoo.Predictor(model)("street.jpg").overlay().save("overlay.png")'
     yield "```"

@@ -1,25 +1,21 @@
-"""From images and names to masks and scores: the two calls most users need."""
+"""From an image to its mask: the call most users need."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-import platform
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
 
-import ddsm_zoo
 from ddsm_zoo.config import from_dict
-from ddsm_zoo.data.datasets import open_dataset
 from ddsm_zoo.data.images import read_image, to_rgb
-from ddsm_zoo.data.transforms import EvalTransform, ImageTransform
-from ddsm_zoo.engine.evaluate import Progress, evaluate_model
+from ddsm_zoo.data.transforms import ImageTransform
 from ddsm_zoo.engine.inference import whole
 from ddsm_zoo.factory import create_trained, resolve_data_config
 from ddsm_zoo.files import atomic_path
@@ -53,13 +49,13 @@ class Segmentation:
     def save(self, folder: str | os.PathLike[str], stem: str) -> dict[str, Path]:
         """Write ``STEM_ids.png`` (class ids), ``STEM_colour.png`` and ``STEM_overlay.png``; their paths by kind.
 
-        Raises OutputError when one cannot be written.
+        Raises OutputError when one cannot be written, and then writes none.
         """
         pictures = {"ids": Image.fromarray(self.mask), "colour": self.colour(), "overlay": self.overlay()}
         paths = {kind: Path(folder) / f"{stem}_{kind}.png" for kind in pictures}
-        for kind, picture in pictures.items():
-            with atomic_path(paths[kind]) as temporary:
-                picture.save(temporary)
+        with contextlib.ExitStack() as whole_files:  # none takes its place before all are written
+            for kind, picture in pictures.items():
+                picture.save(whole_files.enter_context(atomic_path(paths[kind])))
         return paths
 
 
@@ -72,7 +68,7 @@ class Predictor:
     """
 
     def __init__(self, model: str | Segmenter, device: str | torch.device | None = None) -> None:
-        self.model = _prepare(model, device)
+        self.model = prepare(model, device)
         self.labels = model_labels(self.model)
         if len(self.labels) > 256:
             raise ValueError(f"the model has {len(self.labels)} classes, a mask of 8 bits holds at most 256")
@@ -99,57 +95,10 @@ class Predictor:
         return Segmentation(mask=mask, labels=self.labels, image=image.convert("RGB"))
 
 
-def evaluate(
-    model: str | Segmenter,
-    data: str,
-    split: str = "val",
-    *,
-    device: str | torch.device | None = None,
-    batch_size: int = 1,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Score a model, or the pretrained model of that name, on one split of ``camvid:ROOT``, ``folder:ROOT``, ...
-
-    Each image is predicted whole and compared at its label's own resolution, where ignored pixels do not count.
-    ``progress(done, total)`` is called after each image.
-
-    Returns ``miou``, ``pixel_accuracy``, ``mean_accuracy`` and ``iou`` by class name as fractions of 1 (nan for a class
-    that never occurs, which the means leave out), and how they came about: model, weights, data, split, count,
-    resolutions, protocol, dtype and versions. Raises DatasetError, what `create_model` raises, and ValueError for a
-    model of other classes than the data's or one that gives NaN.
-    """
-    labels = open_dataset(data, split).labels  # the data first: it is checked sooner than a model is loaded
-    prepared = _prepare(model, device)
-    _check_classes(prepared, labels)
-    dataset = open_dataset(data, split, EvalTransform(resolve_data_config(prepared)))
-    result = evaluate_model(
-        whole(prepared), dataset, len(labels), labels.ignore_index, batch_size=batch_size, progress=progress
-    )
-    weights = prepared.pretrained_cfg
-    return {
-        **result,
-        "iou": dict(zip(labels.names, result["iou"], strict=True)),
-        "model": model if isinstance(model, str) else prepared.pretrained_cfg.get("name", type(model).__name__),
-        "weights": {"uri": weights.get("uri"), "sha256": weights.get("sha256")},
-        "data": data,
-        "split": split,
-        "protocol": "whole image, single scale, no flip",
-        "versions": versions(),
-    }
-
-
 def model_labels(model: Segmenter) -> LabelSpace:
     """What the class ids of ``model`` mean; numbered classes for a model whose weights do not say."""
     names = [f"class {index}" for index in range(model.num_classes)]
-    return _recorded_labels(model) or LabelSpace.from_names(names, ignore_index=max(255, model.num_classes))
-
-
-def versions() -> dict[str, str]:
-    """Of everything that a figure may depend on."""
-    packages = {name: version(name) for name in ("torchvision", "timm", "numpy", "pillow")}
-    # torch's own attribute tells builds apart, such as +cpu
-    own = {"ddsm_zoo": ddsm_zoo.__version__, "python": platform.python_version(), "torch": str(torch.__version__)}
-    return own | packages
+    return recorded_labels(model) or LabelSpace.from_names(names, ignore_index=max(255, model.num_classes))
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
@@ -165,32 +114,23 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         ) from error
 
 
-def _prepare(model: str | Segmenter, device: str | torch.device | None) -> Segmenter:
+def prepare(model: str | Segmenter, device: str | torch.device | None) -> Segmenter:
+    """The model, or the pretrained one of that name, on its device and ready to predict RGB images.
+
+    A model that was given stays as it is but for device and mode. One that is made here is made fast: its
+    normalisation is folded and its kernels are channels-last, which changes the logits by rounding alone.
+    """
     chosen = choose_device(device)
     if isinstance(model, str):
-        model = create_trained(model)
+        model = cast(Segmenter, cast(Any, create_trained(model).fuse()).to(memory_format=torch.channels_last))
     if model.config.in_chans != 3:
         raise ValueError(f"the model takes {model.config.in_chans} channels, images are read as RGB, 3 of them")
     return model.to(chosen).eval()
 
 
-def _recorded_labels(model: Segmenter) -> LabelSpace | None:
+def recorded_labels(model: Segmenter) -> LabelSpace | None:
+    """What the class ids of ``model`` mean as far as its weights say, None where they do not."""
     recorded = model.pretrained_cfg.get("labels")
     if recorded is None or len(recorded["names"]) != model.num_classes:  # as after reset_classifier
         return None
     return from_dict(LabelSpace, recorded, where="pretrained_cfg.labels")
-
-
-def _check_classes(model: Segmenter, labels: LabelSpace) -> None:
-    if model.num_classes != len(labels):
-        raise ValueError(
-            f"the model predicts {model.num_classes} classes and the data has {len(labels)} "
-            f"({', '.join(labels.names[:3])}, ...), expected the same"
-        )
-    own = _recorded_labels(model) or labels
-    for index, (ours, theirs) in enumerate(zip(own.names, labels.names, strict=True)):
-        if ours.casefold() != theirs.casefold():
-            raise ValueError(
-                f"class {index} is {ours!r} for the model and {theirs!r} in the data, expected the same classes in the "
-                "same order"
-            )

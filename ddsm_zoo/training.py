@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ddsm_zoo import hub
 from ddsm_zoo.config import ConfigError, DDSMConfig, ModelConfig, WeightsSpec
+from ddsm_zoo.data.check import require_sound
 from ddsm_zoo.data.datasets import open_dataset
 from ddsm_zoo.data.transforms import EvalTransform, TrainTransform
 from ddsm_zoo.engine.recipe import Recipe
 from ddsm_zoo.engine.train import ProgressEvent, train
-from ddsm_zoo.factory import create_model, describe_weights, load_weights, resolve_data_config, save_pretrained
+from ddsm_zoo.factory import create_model, describe_weights, resolve_data_config, save_pretrained
+from ddsm_zoo.fitting import load_weights
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.models import Segmenter
+from ddsm_zoo.tensors import read_tensors
 
 
 def run_recipe(
@@ -35,12 +39,14 @@ def run_recipe(
     ImageNet weights of its backbone. ``source`` is recorded as the recipe's name.
 
     Returns the summary of `engine.train.train`. However the run ends, ``out_dir/best`` is then a saved model with the
-    data's labels, if a validation was reached. Raises what `train`, `create_model` and `open_dataset` raise.
+    data's labels, if a validation was reached. Raises what `train`, `create_model` and `open_dataset` raise, and
+    DatasetError, before ``out_dir`` is touched, for data in which the quick check of `data.check` finds an error.
     """
     out_dir = Path(out_dir)
     labels = open_dataset(data, "train").labels
     resumed = resume and (out_dir / "last" / "state.pt").exists()
-    model = _create_trainee(recipe, len(labels), pretrained, resumed)
+    model = _create_trainee(recipe, labels, pretrained, resumed)
+    _check(recipe, data, progress)
     preprocess = resolve_data_config(model)
     transform = TrainTransform(
         preprocess, recipe.crop_size, labels.ignore_index, recipe.scale, recipe.flip, recipe.jitter
@@ -77,16 +83,26 @@ def run_recipe(
     return summary
 
 
-def _create_trainee(recipe: Recipe, num_classes: int, pretrained: bool | None, resumed: bool) -> Segmenter:
+def _create_trainee(recipe: Recipe, labels: LabelSpace, pretrained: bool | None, resumed: bool) -> Segmenter:
     """The recipe's model, with initial weights unless those of the resumed run will replace them."""
     _check_overrides(recipe.overrides)
     return create_model(
         recipe.model,
         pretrained=bool(pretrained) and not resumed,
-        num_classes=num_classes,
+        labels=labels,
         pretrained_backbone=True if pretrained is None and not resumed else None,
         **recipe.overrides,
     )
+
+
+def _check(recipe: Recipe, data: str, progress: Callable[[ProgressEvent], None] | None) -> None:
+    event = ProgressEvent(phase="check", epoch=0, epochs=recipe.epochs, done=0, total=0, loss=math.nan, miou=math.nan)
+
+    def show(done: int, total: int) -> None:
+        if progress:
+            progress(dataclasses.replace(event, done=done, total=total))
+
+    require_sound(data, ("train", "val"), show)
 
 
 def _check_overrides(overrides: Mapping[str, Any]) -> None:
@@ -105,7 +121,7 @@ def _publish(
 ) -> None:
     """Make the folder of the best weights a saved model that knows its labels, input and score."""
     kind, _, root = data.partition(":")
-    load_weights(model, hub.read_tensors(weights), str(weights))
+    load_weights(model, read_tensors(weights), str(weights))
     spec = WeightsSpec(
         uri=f"file:{weights.name}",
         dataset=Path(root).resolve().name if kind == "folder" else kind,

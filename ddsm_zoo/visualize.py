@@ -1,4 +1,4 @@
-"""Masks made visible: colours, overlays with a legend, maps of errors."""
+"""Masks made visible: colours, overlays with a legend, maps of errors, the confusion between classes."""
 
 from __future__ import annotations
 
@@ -78,6 +78,62 @@ def error_map(prediction: Mask, target: Mask, labels: LabelSpace) -> Image.Image
     bright = ((colours + 2 * 255) // 3).astype(np.uint8)
     wrong = (predicted != true) & (true < len(labels))
     return Image.fromarray(np.where(wrong[..., None], bright[true], dim[true]))
+
+
+def error_sheet(
+    image: Image.Image | npt.NDArray[np.uint8], prediction: Mask, target: Mask, labels: LabelSpace
+) -> Image.Image:
+    """Four pictures in one: the image and its label above, the prediction and its `error_map` below.
+
+    Raises ValueError as `error_map` does, and for an image of another size.
+    """
+    errors = error_map(prediction, target, labels)
+    base = _rgb(image)
+    if base.size != errors.size:
+        raise ValueError(
+            f"the image is {base.width} x {base.height} pixels and its masks {errors.width} x {errors.height}, "
+            "expected the same size"
+        )
+    sheet = Image.new("RGB", (2 * base.width, 2 * base.height))
+    panels = (base, colourise(target, labels), colourise(prediction, labels), errors)
+    for place, panel in enumerate(panels):
+        sheet.paste(panel, (place % 2 * base.width, place // 2 * base.height))
+    return sheet
+
+
+def confusion_picture(matrix: npt.NDArray[np.integer], labels: LabelSpace) -> Image.Image:
+    """A confusion matrix (K, K), rows the true classes: in each cell the percentage of its row, the darker the more.
+
+    The row of a class that has no labelled pixel stays empty. Raises ValueError for another shape.
+    """
+    if matrix.shape != (len(labels), len(labels)):
+        raise ValueError(f"the matrix is {matrix.shape}, expected {len(labels)} rows and columns, one for each class")
+    cell, size = 44, 14  # the side of a cell and the size of the text, in pixels
+    font = ImageFont.load_default(size)
+    margin = size + max(int(font.getlength(name)) for name in labels.names)
+    title = 2 * size
+    side = margin + cell * len(labels)
+    picture = Image.new("RGB", (side + size, title + side + size), WHITE)
+    pen = ImageDraw.Draw(picture)
+    pen.text((size // 2, size // 2), "labelled (rows) as predicted (columns), % of row", fill=BLACK, font=font)
+    # The names of columns are written from top to bottom on a strip, which is then turned to the left
+    strip = Image.new("RGB", (margin, cell * len(labels)), WHITE)
+    names = ImageDraw.Draw(strip)
+    for place, name in enumerate(labels.names):
+        middle = (place + 0.5) * cell
+        pen.text((margin - size // 2, title + margin + middle), name, BLACK, font, anchor="rm")
+        names.text((size // 2, middle), name, BLACK, font, anchor="lm")
+    picture.paste(strip.transpose(Image.Transpose.ROTATE_90), (margin, title))
+    totals = matrix.sum(1)
+    for row, total in enumerate(totals):
+        for column in range(len(labels)) if total else ():
+            share = float(matrix[row, column] / total)
+            corner = (margin + column * cell, title + margin + row * cell)
+            tone = round(255 * (1 - share))
+            pen.rectangle([*corner, corner[0] + cell - 1, corner[1] + cell - 1], fill=(tone, tone, 255), outline=WHITE)
+            centre = (corner[0] + cell // 2, corner[1] + cell // 2)
+            pen.text(centre, f"{100 * share:.1f}", WHITE if share > 0.5 else BLACK, font, anchor="mm")
+    return picture
 
 
 def _class_index(mask: Mask, labels: LabelSpace, name: str) -> npt.NDArray[np.int64]:

@@ -102,6 +102,12 @@ def architecture(
     )
 
 
+def architecture_name(config: ModelConfig, name: str | None = None) -> str:
+    """``name`` where it is one for this architecture, as ``uper_ddsm_r50`` is; else the decoder's and the fusion's."""
+    family = next(family for family, parts in FAMILIES.items() if parts == (config.decoder, config.fusion))
+    return name if name is not None and (name == family or name.startswith(f"{family}_")) else family
+
+
 def backbone_preprocess(timm_name: str) -> Preprocess:
     """The input that the ImageNet weights of a backbone expect, the usual one for backbones outside the table."""
     known = (row.preprocess for row in BACKBONES.values() if row.timm_name == timm_name)
@@ -170,15 +176,29 @@ _TASKS: tuple[tuple[Task, Mapping[str, float | None]], ...] = (
         {"uper_ddsm_r101": 80.6},
     ),
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """Task weights that are on the Hub: the commit, the hash of the file, and the scores measured on it."""
+
+    commit: str
+    sha256: str
+    metrics: Mapping[str, float]
+
+
+# By the name of the model; `ddsm-zoo push` prints the commit (docs/publishing.md).
+_PUBLICATIONS: Mapping[str, Publication] = {}
+
 # The weights inside the package: the one task model with a file today.
 _BUNDLED = WeightsSpec(
     uri="bundled:uper_ddsm_lite0_camvid.safetensors",
     dataset="camvid",
     labels=CAMVID,
     preprocess=dataclasses.replace(_HALF, size=(360, 480)),
-    sha256="c8e2d6d846c16a8010a8559edfb8e5b2db354dfcfde2de25ef85fa6e66c8ffb0",
+    sha256="c911576b80ec68c36102725230faf742abf3396bf5b0edcf6321dd03ef890922",
     recipe="recipes/camvid_lite0.toml",
-    metrics={"miou (val)": 48.75},
+    metrics={"miou (val)": 71.56},
 )
 
 
@@ -201,7 +221,14 @@ def _task_entry(entry: Entry, suffix: str, weights: WeightsSpec) -> Entry:
     )
 
 
-def _build_table() -> dict[str, Entry]:
+def _at_commit(weights: WeightsSpec, publication: Publication | None) -> WeightsSpec:
+    if publication is None:
+        return weights
+    uri = f"{weights.uri}@{publication.commit}"
+    return dataclasses.replace(weights, uri=uri, sha256=publication.sha256, metrics=publication.metrics)
+
+
+def _build_table(publications: Mapping[str, Publication] = _PUBLICATIONS) -> dict[str, Entry]:
     table = {entry.name: entry for entry in _architectures()}
     for task, figures in _TASKS:
         suffix = task.suffix or task.dataset
@@ -214,6 +241,7 @@ def _build_table() -> dict[str, Entry]:
                 recipe=task.recipe,
                 published={} if figure is None else {task.metric: figure},
             )
+            weights = _at_commit(weights, publications.get(f"{name}_{suffix}"))
             entry = _task_entry(table[name], suffix, weights)
             table[entry.name] = entry
     bundled = _task_entry(table["uper_ddsm_lite0"], "camvid", _BUNDLED)

@@ -12,6 +12,9 @@ os.environ.update(HF_HOME=f"{_caches.name}/huggingface", TORCH_HOME=f"{_caches.n
 for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
     os.environ.pop(_name, None)
 
+# Triton's kernels run in its interpreter, on tensors on the CPU; it is chosen when they are imported.
+os.environ["TRITON_INTERPRET"] = "1"
+
 import pytest  # noqa: E402 - after the environment is set
 import torch  # noqa: E402 - after the environment is set
 from hypothesis import settings  # noqa: E402 - after the environment is set

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from typer.testing import CliRunner
@@ -22,6 +23,7 @@ from ddsm_zoo.cli import app
 from ddsm_zoo.cli.models import parse_size
 from ddsm_zoo.cli.predict import free_stem
 from ddsm_zoo.data.scenes import render_scene
+from ddsm_zoo.files import sha256_of
 from ddsm_zoo.labels import CAMVID
 
 Run = Callable[..., Any]
@@ -71,11 +73,11 @@ def write_folder_dataset(root: Path, *more_names: str) -> None:
     """Images of two halves, the classes "left" and "right"; further classes never occur."""
     mask = np.zeros((32, 48), np.uint8)
     mask[:, 24:] = 1
-    for split in ("train", "val"):
+    for split, brightness in (("train", 20), ("val", 25)):  # no picture is in both
         for kind in ("images", "masks"):
             (root / kind / split).mkdir(parents=True)
         for index in range(4):
-            pixels = np.repeat((mask * 150 + 20 * index)[..., None], 3, 2).astype(np.uint8)
+            pixels = np.repeat((mask * 150 + brightness * (index + 1))[..., None], 3, 2).astype(np.uint8)
             Image.fromarray(pixels).save(root / "images" / split / f"{index}.png")
             Image.fromarray(mask).save(root / "masks" / split / f"{index}.png")
     (root / "labels.json").write_text(json.dumps({"names": ["left", "right", *more_names]}))
@@ -248,10 +250,7 @@ def test_unwritable_folder_is_told_before_a_model_is_looked_for(run: Run, tmp_pa
 @pytest.mark.parametrize("damage", ["truncated", "not safetensors", "other shapes", "nan"])
 def test_damaged_weights(run: Run, tmp_path: Path, damage: str) -> None:
     write_scene(tmp_path / "street.png")
-    model = ddsm_zoo.create_model("uper_tiny")
-    if damage == "nan":
-        torch.nn.init.constant_(model.classifier.bias, float("nan"))
-    ddsm_zoo.save_pretrained(model, tmp_path / "model")
+    ddsm_zoo.save_pretrained(ddsm_zoo.create_model("uper_tiny"), tmp_path / "model")
     weights, config = tmp_path / "model" / "model.safetensors", tmp_path / "model" / "config.json"
     if damage == "truncated":
         weights.write_bytes(weights.read_bytes()[:-1000])
@@ -259,6 +258,12 @@ def test_damaged_weights(run: Run, tmp_path: Path, damage: str) -> None:
         weights.write_bytes(b"PK\x03\x04 a pickle")
     elif damage == "other shapes":
         config.write_text(config.read_text().replace('"width": 32', '"width": 64'))
+    else:
+        before = sha256_of(weights)
+        tensors = safetensors.torch.load_file(weights)
+        tensors["classifier.bias"].fill_(torch.nan)
+        safetensors.torch.save_file(tensors, weights)
+        config.write_text(config.read_text().replace(before, sha256_of(weights)))
     run("predict", "street.png", "-m", "local-dir:model", fails=1)
     assert not (tmp_path / "predictions").exists()
 

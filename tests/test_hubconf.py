@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
+import json
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
 import ddsm_zoo
+from ddsm_zoo.files import sha256_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,6 +41,37 @@ def test_a_model_is_built() -> None:
     model = torch.hub.load(str(ROOT), "uper_ddsm_tiny", source="local", num_classes=4, pixels=25)
     assert model.config.ddsm.pixels == 25
     assert model.eval()(torch.rand(1, 3, 20, 30)).shape == (1, 4, 20, 30)
+
+
+FROM_GITHUB = """
+import json, sys, torch
+
+torch.hub._git_archive_link = lambda owner, name, ref: sys.argv[1]
+torch.hub.set_dir(sys.argv[2])
+repository = "someone/ddsm-zoo:main"
+names = torch.hub.list(repository, skip_validation=True, trust_repo=True, verbose=False)
+text = torch.hub.help(repository, "uper_ddsm_tiny", skip_validation=True, trust_repo=True)
+model = torch.hub.load(repository, "uper_ddsm_lite0_camvid", pretrained=True, skip_validation=True, trust_repo=True)
+import ddsm_zoo.factory
+print(json.dumps([names, text, ddsm_zoo.factory.__file__, model.pretrained_cfg["sha256"]]))
+"""
+
+
+def test_the_archive_that_github_makes_of_a_repository(tmp_path: Path) -> None:
+    """torch.hub fetches it, unpacks it and runs what is inside, with this checkout out of the way."""
+    archive = tmp_path / "archive.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("someone-ddsm-zoo-0123abc/", "")
+        for path in (ROOT / "hubconf.py", ROOT / "README.md", *sorted((ROOT / "ddsm_zoo").rglob("*"))):
+            if path.is_file() and "__pycache__" not in path.parts:
+                file.write(path, f"someone-ddsm-zoo-0123abc/{path.relative_to(ROOT).as_posix()}")
+    command = [sys.executable, "-c", FROM_GITHUB, archive.as_uri(), str(tmp_path / "hub")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    names, text, module, sha256 = json.loads(done.stdout.splitlines()[-1])
+    assert names == ddsm_zoo.list_models()
+    assert "pretrained" in text
+    assert Path(module) == tmp_path / "hub" / "someone_ddsm-zoo_main" / "ddsm_zoo" / "factory.py"
+    assert sha256 == sha256_of(ROOT / "ddsm_zoo" / "weights" / "uper_ddsm_lite0_camvid.safetensors")
 
 
 def test_errors_pass_through() -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +11,11 @@ import torch
 from PIL import Image
 
 import ddsm_zoo
-from ddsm_zoo import Predictor, evaluate
-from ddsm_zoo.data.datasets import DatasetError
+from ddsm_zoo import Predictor
 from ddsm_zoo.data.images import ImageError
 from ddsm_zoo.data.scenes import render_scene
+from ddsm_zoo.files import OutputError
 from ddsm_zoo.labels import CAMVID, CITYSCAPES
-from ddsm_zoo.metrics import ConfusionMatrix
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.predictor import model_labels
 from ddsm_zoo.zoo import UnknownModelError
@@ -98,6 +99,30 @@ def test_saved_pictures_hold_the_mask_and_its_colours(model: Segmenter, scene: I
     assert np.array_equal(np.asarray(Image.open(paths["colour"])), palette[ids])
 
 
+def test_all_pictures_are_saved_or_none(
+    model: Segmenter, scene: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = Predictor(model)(scene)
+    (tmp_path / "x_overlay.png").mkdir()
+    with pytest.raises(OutputError, match="x_overlay.png"):
+        result.save(tmp_path, "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["x_overlay.png"]
+
+    before = {path: path.read_bytes() for path in result.save(tmp_path / "old", "x").values()}
+    room, save = [2], Image.Image.save
+
+    def save_while_there_is_room(picture: Image.Image, path: Path) -> None:
+        if not room[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        room[0] -= 1
+        save(picture, path)
+
+    monkeypatch.setattr(Image.Image, "save", save_while_there_is_room)
+    with pytest.raises(OutputError, match="x_overlay.png: No space left"):
+        Predictor(model)(scene.transpose(Image.Transpose.FLIP_LEFT_RIGHT)).save(tmp_path / "old", "x")
+    assert {path: path.read_bytes() for path in (tmp_path / "old").iterdir()} == before
+
+
 def test_shares_count_pixels(model: Segmenter, scene: Image.Image) -> None:
     result = Predictor(model)(scene)
     shares = result.shares()
@@ -151,8 +176,6 @@ def test_model_that_gives_nan(scene: Image.Image) -> None:
     torch.nn.init.constant_(broken.classifier.bias, math.nan)
     with pytest.raises(ValueError, match="NaN"):
         Predictor(broken)(scene)
-    with pytest.raises(ValueError, match="predicts 19 classes"):
-        evaluate(broken, "scenes:1")
 
 
 def test_labels_follow_the_classes() -> None:
@@ -161,37 +184,3 @@ def test_labels_follow_the_classes() -> None:
     assert model_labels(changed) == CAMVID
     changed.reset_classifier(3)
     assert model_labels(changed).names == ("class 0", "class 1", "class 2")
-
-
-def test_evaluate_equals_predicting_one_by_one(model: Segmenter) -> None:
-    seen: list[tuple[int, int]] = []
-    result = evaluate(model, "scenes:2", "val", progress=lambda done, total: seen.append((done, total)))
-    confusion, predictor = ConfusionMatrix(len(CAMVID)), Predictor(model)
-    for index in range(2):
-        image, mask = render_scene(1_000_000_000 + index)
-        confusion.update(torch.from_numpy(predictor(image).mask), torch.from_numpy(mask))
-    expected = confusion.compute()
-    assert math.isclose(result["miou"], expected["miou"], rel_tol=1e-4)
-    np.testing.assert_allclose(list(result["iou"].values()), expected["iou"], rtol=1e-3)
-    assert tuple(result["iou"]) == CAMVID.names
-    assert seen == [(1, 2), (2, 2)]
-    assert result["count"] == 2
-    assert result["resolutions"] == [[360, 480]]
-    assert result["data"] == "scenes:2"
-    assert result["versions"]["torch"] == torch.__version__
-    assert {"model", "weights", "split", "protocol", "dtype"} <= result.keys()
-
-
-def test_evaluate_refuses_data_of_other_classes(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="predicts 19 classes and the data has 11"):
-        evaluate(ddsm_zoo.create_model("uper_tiny"), "scenes:1")
-    renamed = ddsm_zoo.create_model("uper_tiny", num_classes=11)
-    names = [*CAMVID.names[:-1], "Horse"]
-    renamed.pretrained_cfg["labels"] = {"names": names, "palette": CAMVID.palette}
-    with pytest.raises(ValueError, match="class 10 is 'Horse' for the model and 'Bicyclist' in the data"):
-        evaluate(renamed, "scenes:1")
-
-
-def test_evaluate_reads_the_data_before_the_model() -> None:
-    with pytest.raises(DatasetError, match="camvit"):
-        evaluate("not_a_model_either", "camvit:somewhere")

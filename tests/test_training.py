@@ -11,9 +11,12 @@ from PIL import Image
 
 import ddsm_zoo
 from ddsm_zoo.config import ConfigError
+from ddsm_zoo.data.check import check_data
+from ddsm_zoo.data.images import ImageError
 from ddsm_zoo.data.masks import DatasetError
 from ddsm_zoo.engine.checkpoint import CheckpointError
 from ddsm_zoo.engine.recipe import Recipe
+from ddsm_zoo.engine.train import ProgressEvent
 from ddsm_zoo.labels import CAMVID
 from ddsm_zoo.training import run_recipe
 
@@ -49,14 +52,40 @@ def test_a_refused_run_leaves_the_model_of_the_earlier_one(tmp_path: Path) -> No
     assert {path.name: path.read_bytes() for path in (tmp_path / "best").iterdir()} == before
 
 
-def test_a_bad_mask_is_one_line_from_a_loading_process_too(tmp_path: Path) -> None:
+def write_pair(root: Path, split: str, image: np.ndarray, mask: np.ndarray) -> Path:
+    """The path of the image."""
+    for kind, pixels in (("images", image), ("masks", mask)):
+        (root / kind / split).mkdir(parents=True)
+        Image.fromarray(pixels).save(root / kind / split / "a.png")
+    (root / "labels.json").write_text('{"names": ["this", "that"]}')
+    return root / "images" / split / "a.png"
+
+
+def test_data_with_errors_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     for split in ("train", "val"):
-        for kind, pixels in (("images", np.zeros((8, 8, 3), np.uint8)), ("masks", np.full((8, 8), 9, np.uint8))):
-            (tmp_path / kind / split).mkdir(parents=True)
-            Image.fromarray(pixels).save(tmp_path / kind / split / "a.png")
-    (tmp_path / "labels.json").write_text('{"names": ["this", "that"]}')
+        picture = np.full((8, 8, 3), len(split), np.uint8)
+        write_pair(tmp_path / "data", split, picture, np.full((8, 8), 9, np.uint8))
+    events: list[ProgressEvent] = []
+    recipe = Recipe(model="uper_ddsm_tiny", epochs=1, batch_size=1, crop_size=(64, 64), workers=0)
+    data = f"folder:{tmp_path}/data"
+    with pytest.raises(DatasetError) as error:
+        run_recipe(recipe, data, tmp_path / "out", pretrained=False, progress=events.append)
+    assert str(check_data(data).errors[0]) in str(error.value)
+    assert "a.png (9 on 100.0% of it)" in str(error.value)
+    assert [(event.phase, event.done, event.total) for event in events] == [("check", 1, 2), ("check", 2, 2)]
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_image_that_is_damaged_inside_is_one_line_from_a_loading_process_too(tmp_path: Path) -> None:
+    """What is not looked at before a run, because decoding all images takes too long."""
+    for seed, split in enumerate(("train", "val")):
+        noise = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        image = write_pair(tmp_path, split, noise, np.zeros((32, 32), np.uint8))
+        content = bytearray(image.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        image.write_bytes(content)
     recipe = Recipe(model="uper_ddsm_tiny", epochs=1, batch_size=1, crop_size=(64, 64), workers=1)
-    with pytest.raises(DatasetError, match=r"a\.png.*9") as error:
+    with pytest.raises(ImageError, match=r"a\.png is truncated or damaged") as error:
         run_recipe(recipe, f"folder:{tmp_path}", tmp_path / "out", pretrained=False)
     assert "Traceback" not in str(error.value)
     assert "\n" not in str(error.value)

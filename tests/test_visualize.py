@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ddsm_zoo.labels import CAMVID, LabelSpace
-from ddsm_zoo.visualize import colourise, error_map, overlay, shares
+from ddsm_zoo.visualize import colourise, confusion_picture, error_map, error_sheet, overlay, shares
 
 RED, GREEN, BLUE = (200, 0, 0), (0, 200, 0), (0, 0, 200)
 LABELS = LabelSpace(names=("a", "b", "c"), palette=(RED, GREEN, BLUE), ignore_index=255)
@@ -109,6 +109,32 @@ def test_errors_stand_out_from_every_right_colour() -> None:
     assert wrong.min() > 2 * right.max()
 
 
+def test_the_sheet_shows_image_label_prediction_and_errors() -> None:
+    image = np.full((2, 2, 3), 9, np.uint8)
+    prediction = np.array([[0, 1], [1, 0]], np.uint8)
+    sheet = np.asarray(error_sheet(image, prediction, MASK, LABELS))
+    assert np.array_equal(sheet[:2, :2], image)
+    assert np.array_equal(sheet[:2, 2:], np.asarray(colourise(MASK, LABELS)))
+    assert np.array_equal(sheet[2:, :2], np.asarray(colourise(prediction, LABELS)))
+    assert np.array_equal(sheet[2:, 2:], np.asarray(error_map(prediction, MASK, LABELS)))
+
+
+def test_cells_of_a_confusion_matrix_are_as_dark_as_their_share() -> None:
+    """Rows are 100 % right, half right, and a class without a pixel; the middle of a cell holds the text."""
+    picture = np.asarray(confusion_picture(np.array([[7, 0, 0], [4, 4, 0], [0, 0, 0]]), LABELS))
+    blue = picture[..., 2].astype(int) - picture[..., 0]  # how far from grey
+    cells = blue[-14 - 3 * 44 : -14, -14 - 3 * 44 : -14].reshape(3, 44, 3, 44)
+    assert cells.max(axis=(1, 3)).tolist() == [[255, 0, 0], [127, 127, 0], [0, 0, 0]]
+
+
+def test_a_confusion_matrix_of_any_size_is_drawn() -> None:
+    one = confusion_picture(np.array([[3]]), LabelSpace(names=("only",), palette=(RED,)))
+    many = confusion_picture(np.eye(len(CAMVID), dtype=np.int64), CAMVID)
+    assert many.width - one.width >= 44 * 10
+    with pytest.raises(ValueError, match=r"matrix is \(2, 2\), expected 3 rows and columns"):
+        confusion_picture(np.zeros((2, 2), np.int64), LABELS)
+
+
 @pytest.mark.parametrize(
     ("mask", "words"),
     [
@@ -141,6 +167,8 @@ def test_what_does_not_fit_together_is_refused() -> None:
         overlay(np.zeros((1, 3, 3), np.uint8), MASK, LABELS)
     with pytest.raises(ValueError, match="prediction is 2 x 2 pixels and the target 1 x 1"):
         error_map(MASK, np.zeros((1, 1), np.uint8), LABELS)
+    with pytest.raises(ValueError, match="image is 3 x 1 pixels and its masks 2 x 2"):
+        error_sheet(np.zeros((1, 3, 3), np.uint8), MASK, MASK, LABELS)
     with pytest.raises(ValueError, match="alpha is 1.5, expected 0"):
         overlay(np.zeros((2, 2, 3), np.uint8), MASK, LABELS, alpha=1.5)
     with pytest.raises(ValueError, match=r"image is float64 \(2, 2, 3\), expected a picture or a uint8 array"):

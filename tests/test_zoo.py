@@ -58,7 +58,8 @@ def test_every_entry_is_consistent(name: str) -> None:
     labels = {"cityscapes": CITYSCAPES, "camvid": CAMVID}[entry.weights.dataset]
     assert entry.weights.labels == labels
     assert entry.config.num_classes == len(labels)
-    assert entry.weights.uri in (f"hf-hub:ddsm-zoo/{name}", f"bundled:{name}.safetensors")
+    assert entry.weights.uri.partition("@")[0] in (f"hf-hub:ddsm-zoo/{name}", f"bundled:{name}.safetensors")
+    assert entry.published == (entry.weights.uri.startswith("bundled:") or "@" in entry.weights.uri)
     assert entry.weights.recipe is not None
     assert entry.weights.preprocess.size is not None
 
@@ -162,6 +163,31 @@ def test_registering_refuses(own_table: None) -> None:
             zoo.register_model(name, config)
     with pytest.raises(ValueError, match="2 classes and its weights 11"):
         zoo.register_model("mine", config, WeightsSpec(uri="file:x", dataset="d", labels=CAMVID))
+
+
+def test_a_publication_pins_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    publication = zoo.Publication(commit="c" * 40, sha256="0" * 64, metrics={"miou (val)": 80.0})
+    monkeypatch.setattr(zoo, "_TABLE", zoo._build_table({"uper_ddsm_r101_camvid_cs": publication}))
+    assert zoo.list_pretrained("*_r101_*") == ["uper_ddsm_r101_camvid_cs"]
+    weights = zoo.find("uper_ddsm_r101_camvid_cs").weights
+    assert weights is not None
+    assert weights.uri == f"hf-hub:ddsm-zoo/uper_ddsm_r101_camvid_cs@{'c' * 40}"
+    assert (weights.sha256, weights.metrics) == ("0" * 64, {"miou (val)": 80.0})
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("uper_ddsm", "uper_ddsm"),
+        ("uper_ddsm_r50_cityscapes", "uper_ddsm_r50_cityscapes"),
+        ("uper_ddsmr50", "uper_ddsm"),
+        ("deeplabv3plus_ddsm_r50", "uper_ddsm"),
+        ("mine", "uper_ddsm"),
+        (None, "uper_ddsm"),
+    ],
+)
+def test_the_name_of_an_architecture(name: str | None, expected: str) -> None:
+    assert zoo.architecture_name(zoo.model_config("uper_ddsm_r50"), name) == expected
 
 
 def test_the_organisation_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,21 +1,23 @@
-"""``save``: weights to where they are needed."""
+"""``save``, ``push`` and ``import``: weights to where they are needed, and from where others have them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ddsm_zoo.cli.app import app
-from ddsm_zoo.console import check_folder, print_lines
+from ddsm_zoo.cli.app import JsonOption, app
+from ddsm_zoo.console import check_folder, check_output, print_lines, report
+
+HalfOption = Annotated[bool, typer.Option("--half", help="Store kernels in 16 bits, for half the size.")]
 
 
 @app.command()
 def save(
     model: Annotated[str, typer.Argument(help="A model with weights: a name, hf-hub:ORG/REPO or local-dir:PATH.")],
     folder: Annotated[Path, typer.Argument(help="Where to write it.", metavar="DIR")],
-    half: Annotated[bool, typer.Option("--half", help="Store kernels in 16 bits, for half the size.")] = False,
+    half: HalfOption = False,
 ) -> None:
     """Write a pretrained model as a folder with config.json and model.safetensors, which local-dir:DIR loads again.
 
@@ -26,3 +28,57 @@ def save(
 
     save_pretrained(create_trained(model), folder, half=half)
     print_lines([f"local-dir:{folder}"])
+
+
+@app.command()
+def push(
+    model: Annotated[str, typer.Argument(help="A model with weights: a name, hf-hub:ORG/REPO or local-dir:PATH.")],
+    repository: Annotated[str, typer.Argument(help="Where on the Hub.", metavar="ORG/NAME")],
+    private: Annotated[bool, typer.Option("--private", help="Only for you and your organisation.")] = False,
+    revision: Annotated[str | None, typer.Option(help="A branch in place of main.", metavar="BRANCH")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request, change nothing.")] = False,
+    half: HalfOption = False,
+) -> None:
+    """Publish a model on the Hugging Face Hub: weights, config.json and model card, in one commit.
+
+    The token is that of `hf auth login`, or in the environment as HF_TOKEN.
+
+    ddsm-zoo push local-dir:runs/mine/best ORG/my-model --private
+    """
+    from ddsm_zoo.factory import create_trained, push_to_hub
+
+    address = push_to_hub(
+        create_trained(model), repository, private=private or None, revision=revision, create_pr=create_pr, half=half
+    )
+    print_lines([address])
+
+
+@app.command("import")
+def import_weights(
+    checkpoint: Annotated[Path, typer.Argument(help="A .safetensors or .pth file of another library.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write the model.", metavar="DIR")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A decoder's name, such as uper.", metavar="NAME")],
+    backbone: Annotated[str, typer.Option(help="The timm name of the checkpoint's backbone.", metavar="NAME")],
+    classes: Annotated[int, typer.Option(help="How many classes the checkpoint has.", min=1)],
+    width: Annotated[int | None, typer.Option(help="The decoder's width, unless it is the model's.")] = None,
+    separable: Annotated[bool, typer.Option("--separable", help="The decoder has separable convolutions.")] = False,
+    json: JsonOption = None,
+) -> None:
+    """Turn a UPerNet or DeepLabV3+ of smp or mmsegmentation, or a ResNet of timm or torchvision, into a saved model.
+
+    Layers that have no counterpart there are freshly initialised, and named: train before you predict.
+
+    ddsm-zoo import upernet.pth models/mine --model uper --backbone resnet50c --width 512 --classes 150
+    """
+    check_folder(folder)
+    check_output(json)
+    from ddsm_zoo.factory import create_model, save_pretrained
+    from ddsm_zoo.foreign import load_foreign
+
+    options: dict[str, Any] = {} if width is None else {"width": width}
+    target = create_model(model, backbone=backbone, num_classes=classes, separable=separable, **options)
+    done = load_foreign(target, checkpoint)
+    save_pretrained(target, folder)
+    report(done.to_dict(), json)
+    if json != "-":
+        print_lines([str(done), f"local-dir:{folder}"])

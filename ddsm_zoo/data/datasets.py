@@ -1,11 +1,9 @@
-"""Segmentation data sets: the known layouts only list pairs of files, one `SegmentationDataset` reads them."""
+"""Segmentation data sets: `layouts` lists pairs of files, one `SegmentationDataset` reads them."""
 
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,19 +13,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from ddsm_zoo.config import from_dict
-from ddsm_zoo.data.images import SUFFIXES, read_image, read_mask
-from ddsm_zoo.data.masks import (
-    CAMVID_COLOURS,
-    CAMVID_IDS,
-    CITYSCAPES_LABEL_IDS,
-    CITYSCAPES_TRAIN_IDS,
-    DatasetError,
-    MaskDecoder,
-    identity,
-)
+from ddsm_zoo.data.images import read_image, read_mask
+from ddsm_zoo.data.layouts import Layout, camvid_layout, cityscapes_layout, folder_layout
+from ddsm_zoo.data.masks import CAMVID_IDS, DatasetError, MaskDecoder
 from ddsm_zoo.data.scenes import render_scene
-from ddsm_zoo.labels import CAMVID, CITYSCAPES, Colour, LabelSpace
+from ddsm_zoo.labels import CAMVID, LabelSpace
 
 __all__ = [
     "DatasetError",
@@ -39,6 +29,7 @@ __all__ = [
     "cityscapes",
     "folder",
     "open_dataset",
+    "open_layout",
 ]
 
 
@@ -127,33 +118,12 @@ class SceneDataset(SegmentationDataset):
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask).long()
 
 
-class _Source(NamedTuple):
-    """The files of one split by name; ``expected`` is where the mask of NAME should be."""
-
-    images: Mapping[str, Path]
-    masks: Mapping[str, Path]
-    expected: str
-    decode: MaskDecoder
-
-
 def cityscapes(root: str | Path, split: str, transform: Transform | None = None, seed: int = 0) -> SegmentationDataset:
     """Cityscapes: ``leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`` with ``gtFine/SPLIT/CITY/*_gtFine_labelIds.png``.
 
     Label ids become the 19 train ids. A split without ``labelIds`` uses its ``labelTrainIds``, which are train ids.
     """
-    root = Path(root).expanduser()
-
-    def find(split: str) -> _Source:
-        images = _by_name(root.glob(f"leftImg8bit/{split}/*/*_leftImg8bit.png"), "_leftImg8bit")
-        masks = _by_name(root.glob(f"gtFine/{split}/*/*_gtFine_labelIds.png"), "_gtFine_labelIds")
-        decode = CITYSCAPES_LABEL_IDS
-        if not masks:
-            masks = _by_name(root.glob(f"gtFine/{split}/*/*_gtFine_labelTrainIds.png"), "_gtFine_labelTrainIds")
-            decode = CITYSCAPES_TRAIN_IDS
-        return _Source(images, masks, f"gtFine/{split}/CITY/NAME_gtFine_labelIds.png", decode)
-
-    source = _find_split(root, split, find, _subfolders(root / "leftImg8bit"), "leftImg8bit/SPLIT/CITY/ and gtFine/")
-    return SegmentationDataset(_match(source), CITYSCAPES, source.decode, transform, seed)
+    return _open(cityscapes_layout(Path(root).expanduser()), split, transform, seed)
 
 
 def camvid(root: str | Path, split: str, transform: Transform | None = None, seed: int = 0) -> SegmentationDataset:
@@ -163,27 +133,7 @@ def camvid(root: str | Path, split: str, transform: Transform | None = None, see
     files ``NAME_L.png``. ``701_StillsRaw_full`` or ``images`` with ``LabeledApproved_full`` or ``labels``: the same
     colours, the names that belong to a split in ``SPLIT.txt``.
     """
-    root = Path(root).expanduser()
-    stills = _first_folder(root, "701_StillsRaw_full", "images")
-    labelled = _first_folder(root, "LabeledApproved_full", "labels")
-
-    def find(split: str) -> _Source | None:
-        annotated, coloured, listed = root / f"{split}annot", root / f"{split}_labels", root / f"{split}.txt"
-        if annotated.is_dir():
-            images, masks = _images_in(root / split), _images_in(annotated)
-            return _Source(images, masks, f"{annotated.name}/NAME.png", CAMVID_IDS)
-        if coloured.is_dir():
-            images, masks = _images_in(root / split), _images_in(coloured, "_L")
-            return _Source(images, masks, f"{coloured.name}/NAME_L.png", CAMVID_COLOURS)
-        if stills and labelled and listed.is_file():
-            images, masks = _listed(listed, _images_in(stills)), _images_in(labelled, "_L")
-            return _Source(images, masks, f"{labelled.name}/NAME_L.png", CAMVID_COLOURS)
-        return None
-
-    candidates = [*_subfolders(root), *(file.stem for file in root.glob("*.txt"))]
-    layout = "SPLIT/ with SPLITannot/ or SPLIT_labels/, or images/ and labels/ with SPLIT.txt"
-    source = _find_split(root, split, find, candidates, layout)
-    return SegmentationDataset(_match(source), CAMVID, source.decode, transform, seed)
+    return _open(camvid_layout(Path(root).expanduser()), split, transform, seed)
 
 
 def folder(root: str | Path, split: str, transform: Transform | None = None, seed: int = 0) -> SegmentationDataset:
@@ -192,23 +142,29 @@ def folder(root: str | Path, split: str, transform: Transform | None = None, see
     ``labels.json`` holds ``names`` and, where wanted, ``palette`` (a colour a class) and ``ignore_index``. Masks are
     single-channel or palette images of class ids or, with a ``palette``, RGB images in its colours.
     """
-    root = Path(root).expanduser()
-    _require_folder(root)
-    labels, decode = _read_labels(root / "labels.json")
-
-    def find(split: str) -> _Source:
-        images, masks = _images_in(root / "images" / split), _images_in(root / "masks" / split)
-        return _Source(images, masks, f"masks/{split}/NAME.png", decode)
-
-    source = _find_split(root, split, find, _subfolders(root / "images"), "images/SPLIT/ and masks/SPLIT/")
-    return SegmentationDataset(_match(source), labels, decode, transform, seed)
+    return _open(folder_layout(Path(root).expanduser()), split, transform, seed)
 
 
-_LAYOUTS: Mapping[str, Callable[[str, str, Transform | None, int], SegmentationDataset]] = {
-    "camvid": camvid,
-    "cityscapes": cityscapes,
-    "folder": folder,
+_LAYOUTS: Mapping[str, Callable[[Path], Layout]] = {
+    "camvid": camvid_layout,
+    "cityscapes": cityscapes_layout,
+    "folder": folder_layout,
 }
+
+
+def open_layout(spec: str) -> Layout:
+    """How the data set ``camvid:ROOT``, ``cityscapes:ROOT`` or ``folder:ROOT`` lies on disk.
+
+    Raises DatasetError when the spec or its root cannot be used.
+    """
+    kind, _, root = spec.partition(":")
+    if kind not in _LAYOUTS or not root:
+        near = difflib.get_close_matches(kind, [*_LAYOUTS, "scenes"], n=1)
+        hint = f"; did you mean {near[0]}:ROOT?" if near and near[0] != kind else ""
+        raise DatasetError(
+            f"data set {spec!r} is unknown, expected camvid:ROOT, cityscapes:ROOT, folder:ROOT or scenes:N{hint}"
+        )
+    return _LAYOUTS[kind](Path(root).expanduser())
 
 
 def open_dataset(spec: str, split: str, transform: Transform | None = None, seed: int = 0) -> SegmentationDataset:
@@ -221,99 +177,14 @@ def open_dataset(spec: str, split: str, transform: Transform | None = None, seed
         if not (rest.isascii() and rest.isdigit() and 1 <= int(rest) <= 1_000_000_000):
             raise DatasetError(f"data set {spec!r} has {rest!r} scenes, expected scenes:N with a count of at least 1")
         return SceneDataset(int(rest), split, transform, seed)
-    if kind not in _LAYOUTS or not rest:
-        near = difflib.get_close_matches(kind, [*_LAYOUTS, "scenes"], n=1)
-        hint = f"; did you mean {near[0]}:ROOT?" if near and near[0] != kind else ""
-        raise DatasetError(
-            f"data set {spec!r} is unknown, expected camvid:ROOT, cityscapes:ROOT, folder:ROOT or scenes:N{hint}"
-        )
-    return _LAYOUTS[kind](rest, split, transform, seed)
+    return _open(open_layout(spec), split, transform, seed)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _LabelFile:
-    names: tuple[str, ...]
-    palette: tuple[Colour, ...] | None = None
-    ignore_index: int = 255
-
-
-def _read_labels(path: Path) -> tuple[LabelSpace, MaskDecoder]:
-    if not path.is_file():
-        raise DatasetError(f'{path} is missing, expected a file like {{"names": ["road", "car"]}}')
-    try:
-        given = from_dict(_LabelFile, json.loads(path.read_text(encoding="utf-8")), "labels")
-        if given.palette is None:
-            labels = LabelSpace.from_names(given.names, given.ignore_index)
-            return labels, MaskDecoder(ids=identity(labels))
-        labels = LabelSpace(names=given.names, palette=given.palette, ignore_index=given.ignore_index)
-    except ValueError as error:  # not UTF-8, not JSON, not these fields, no label space
-        raise DatasetError(f"{path} cannot be used: {error}") from error
-    colours = {colour: index for index, colour in enumerate(labels.palette)}
-    if len(colours) < len(labels):
-        raise DatasetError(f"{path} gives two classes the same colour, expected one each")
-    return labels, MaskDecoder(ids=identity(labels), colours=colours)
-
-
-def _find_split(
-    root: Path, split: str, find: Callable[[str], _Source | None], candidates: Iterable[str], layout: str
-) -> _Source:
-    """What ``find`` says about the split; without images there the error names the candidates that have some."""
-    _require_folder(root)
-    source = find(split)
-    if source is not None and source.images:
-        return source
-    found = {name: find(name) for name in sorted(set(candidates))}
-    present = [name for name, other in found.items() if other is not None and other.images]
-    instead = f"it has the splits {', '.join(present)}" if present else f"expected {layout}"
-    raise DatasetError(f"{root} has no images for the split {split!r}, {instead}")
-
-
-def _match(source: _Source) -> list[Pair]:
-    missing = [name for name in source.images if name not in source.masks]
-    if missing:
-        raise DatasetError(
-            f"image {source.images[missing[0]]} has no mask, expected {source.expected} "
-            f"({len(missing)} of {len(source.images)} images lack one)"
-        )
-    return [Pair(source.images[name], source.masks[name], name) for name in sorted(source.images)]
-
-
-def _listed(list_file: Path, images: Mapping[str, Path]) -> dict[str, Path]:
-    """The images that a list names: one a line, the first word, with or without folder and suffix."""
-    lines = list_file.read_text(encoding="utf-8", errors="replace").splitlines()
-    names = [Path(line.split()[0]).stem for line in lines if line.strip()]
-    unknown = [name for name in names if name not in images]
-    if unknown:
-        raise DatasetError(f"{list_file} names {unknown[0]!r}, which is none of the {len(images)} images")
-    return {name: images[name] for name in names}
-
-
-def _images_in(folder: Path, suffix: str = "") -> dict[str, Path]:
-    files = folder.iterdir() if folder.is_dir() else ()
-    return _by_name((file for file in files if file.suffix.lower() in SUFFIXES), suffix)
-
-
-def _by_name(files: Iterable[Path], suffix: str = "") -> dict[str, Path]:
-    """Files by stem without ``suffix``, in order; hidden files are none."""
-    named: dict[str, Path] = {}
-    for file in sorted(files):
-        name = file.stem.removesuffix(suffix)
-        if file.name.startswith("."):
-            continue
-        if name in named:
-            raise DatasetError(f"{named[name]} and {file} have the same name, expected one file for each")
-        named[name] = file
-    return named
-
-
-def _subfolders(folder: Path) -> list[str]:
-    return [child.name for child in folder.iterdir() if child.is_dir()] if folder.is_dir() else []
-
-
-def _first_folder(root: Path, *names: str) -> Path | None:
-    return next((root / name for name in names if (root / name).is_dir()), None)
-
-
-def _require_folder(root: Path) -> None:
-    if not root.is_dir():
-        raise DatasetError(f"data set folder {root} does not exist, expected the root of the data set")
+def _open(layout: Layout, split: str, transform: Transform | None, seed: int) -> SegmentationDataset:
+    source = layout.source(split)
+    for problem in layout.problems(split, source):
+        # without masks there are no pairs, even where that is no more than a warning
+        if problem.severity == "error" or problem.kind == "missing-mask":
+            raise DatasetError(f"{layout.root} cannot be used: {problem}")
+    pairs = [Pair(source.images[name], source.masks[name], name) for name in sorted(source.images)]
+    return SegmentationDataset(pairs, layout.labels, source.decode, transform, seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import warnings
 import zlib
@@ -30,6 +31,9 @@ _DECODER_ERRORS = (
     Image.DecompressionBombError,
 )
 
+# the last bytes of a PNG, a chunk's name and checksum, and of a JPEG
+_ENDS = (b"IEND\xaeB`\x82", b"\xff\xd9")
+
 _ORIENTATION_TAG = 0x0112
 # EXIF orientation -> the operation that puts the image upright; 1 is upright already
 _UPRIGHT = {
@@ -56,6 +60,23 @@ def read_image(path: str | Path) -> Image.Image:
     """
     path = Path(path)
     return to_rgb(_upright(_decode(path)), str(path))
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of what `read_image` gives, raising what it raises, without decoding a file that looks whole.
+
+    A PNG or JPEG looks whole when it has a header and ends as it should. Damage in between shows only when it is read.
+    """
+    path = Path(path)
+    width, height = _looks_whole(path) or read_image(path).size
+    return height, width
+
+
+def is_lossy(path: str | Path) -> bool:
+    """Whether the file is a JPEG or a lossy WebP, whatever it is called: the pixels are not those that were stored."""
+    with Path(path).open("rb") as file:
+        start = file.read(16)
+    return start.startswith(b"\xff\xd8\xff") or (start.startswith(b"RIFF") and start.endswith(b"WEBPVP8 "))
 
 
 def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
@@ -112,6 +133,21 @@ def _decode(path: Path) -> Image.Image:
         raise ImageError(f"{path} is too large to be decoded safely: {_first_line(error)}") from error
     except _DECODER_ERRORS as error:
         raise ImageError(f"{path} is truncated or damaged: {_first_line(error)}") from error
+
+
+def _looks_whole(path: Path) -> tuple[int, int] | None:
+    """Width and height of a PNG or JPEG that has its last bytes and nothing that turns it; None for any other file."""
+    try:
+        with warnings.catch_warnings(), path.open("rb") as file:
+            warnings.simplefilter("error")  # a file that Pillow has doubts about is decoded
+            with Image.open(file, formats=("PNG", "JPEG")) as image:
+                turned = "exif" in image.info
+                size = image.size
+            file.seek(-len(_ENDS[0]), os.SEEK_END)
+            ends = file.read().endswith(_ENDS)
+    except (*_DECODER_ERRORS, Warning):
+        return None
+    return size if ends and not turned else None
 
 
 def _upright(image: Image.Image) -> Image.Image:

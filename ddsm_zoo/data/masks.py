@@ -38,7 +38,7 @@ class MaskDecoder:
             classes: npt.NDArray[np.int64] = self._class_of_id[stored]
         else:
             if not self.colours:
-                raise DatasetError(f"mask {path} is an RGB image, expected single-channel ids {_ranges(self.ids)}")
+                raise DatasetError(f"mask {path} is an RGB image, expected single-channel ids {ranges(self.ids)}")
             codes = _pack(stored)
             position = np.searchsorted(self._codes[:-1], codes)
             classes = np.where(self._codes[position] == codes, self._class_of_code[position], _NO_CLASS)
@@ -65,7 +65,7 @@ class MaskDecoder:
 
     def _describe(self, stored: npt.NDArray[np.integer[Any]]) -> str:
         if stored.ndim == 0:
-            return f"id {stored}, expected {_ranges(self.ids)}"
+            return f"id {stored}, expected {ranges(self.ids)}"
         return f"colour {tuple(stored.tolist())}, expected one of the {len(self.colours)} colours of the classes"
 
 
@@ -75,7 +75,7 @@ def _pack(colours: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
     return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
 
 
-def _ranges(ids: Iterable[int]) -> str:
+def ranges(ids: Iterable[int]) -> str:
     """Ids in short: ``0 to 10, 255``."""
     runs: list[list[int]] = []
     for value in sorted(ids):

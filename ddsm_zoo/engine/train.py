@@ -51,10 +51,12 @@ class TrainingDiverged(ValueError):
 class ProgressEvent:
     """Where a run stands: ``done`` of ``total`` optimizer steps of the run ("train"), or images of a validation.
 
+    Before it begins, `training.run_recipe` counts the images that it has checked ("check").
+
     Epochs count from 1. ``loss`` is the running mean of the epoch, ``miou`` the latest validation's, nan before.
     """
 
-    phase: Literal["train", "validate"]
+    phase: Literal["check", "train", "validate"]
     epoch: int
     epochs: int
     done: int

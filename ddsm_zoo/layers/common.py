@@ -18,15 +18,19 @@ def resize(features: Tensor, size: tuple[int, int]) -> Tensor:
 class BatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation that, given one value per channel, uses the running statistics.
 
-    An image-level feature of a batch of one has no variance: torch raises there, and training with
-    batches of one would be impossible with the pooled branches of PPM and ASPP.
+    One value has no variance: torch raises there, and training with batches of one would be impossible with the pooled
+    branches of PPM and ASPP, and on images so small that the deepest features are 1 x 1.
     """
 
     def forward(self, features: Tensor) -> Tensor:
-        batch, _, height, width = features.shape
-        if self.training and batch * height * width == 1:
-            return F.batch_norm(features, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        if self.training and features[:, 0].numel() == 1:
+            return by_running_statistics(self, features)
         return super().forward(features)
+
+
+def by_running_statistics(norm: nn.BatchNorm2d, features: Tensor) -> Tensor:
+    """(N, C, H, W) normalised as in evaluation, whatever the mode."""
+    return F.batch_norm(features, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
 
 class ConvNormAct(nn.Sequential):

@@ -1,7 +1,7 @@
 """Segmentation models: a timm backbone, a decoder and a classifier."""
 
 from ddsm_zoo.models.backbone import BackboneError, hub_address, imagenet_preprocess, packaged_weights
-from ddsm_zoo.models.complexity import Complexity, complexity
+from ddsm_zoo.models.complexity import Complexity, complexity, count
 from ddsm_zoo.models.segmenter import Segmenter, build
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Segmenter",
     "build",
     "complexity",
+    "count",
     "hub_address",
     "imagenet_preprocess",
     "packaged_weights",

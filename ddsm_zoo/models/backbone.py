@@ -11,9 +11,11 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers.norm_act import BatchNormAct2d as TimmBatchNormAct2d
 from torch import Tensor, nn
 
 from ddsm_zoo.config import Preprocess
+from ddsm_zoo.layers.common import BatchNorm2d, by_running_statistics
 
 _logger = logging.getLogger(__name__)
 
@@ -41,6 +43,23 @@ class BackboneError(ValueError):
     """A backbone that timm does not have, that has no four feature levels, or whose weights cannot be had."""
 
 
+class BatchNormAct2d(TimmBatchNormAct2d):
+    """timm's normalisation and activation in one, which treats one value per channel as our `BatchNorm2d` does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x[:, 0].numel() == 1:
+            activated: Tensor = self.act(self.drop(by_running_statistics(self, x)))
+            return activated
+        return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]  # untyped in timm
+
+
+# what trains on one value per channel, in place of what does not; neither has state of its own
+_NORMS: Mapping[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm2d: BatchNorm2d,
+    TimmBatchNormAct2d: BatchNormAct2d,
+}
+
+
 class Backbone(nn.Module):
     """The four feature maps x2 .. x5 of a timm model, at strides 4, 8, 16 and 32 (or ``output_stride`` at most).
 
@@ -65,6 +84,8 @@ class Backbone(nn.Module):
             arguments["output_stride"] = output_stride
         levels, self.channels, self.multiple = _probe(name, arguments)
         self.body = _create(name, weights, out_indices=levels, **arguments)
+        for module in self.body.modules():
+            module.__class__ = _NORMS.get(type(module), type(module))
         self.feature_info = self.body.feature_info
 
     def forward(self, x: Tensor) -> list[Tensor]:

@@ -7,6 +7,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddsm_zoo.config import ModelConfig
@@ -27,13 +28,18 @@ def complexity(config: ModelConfig, size: tuple[int, int] = (1024, 1024)) -> Com
     activations and interpolation (the bilinear sampling too) do not. The auxiliary head is left out.
     """
     with torch.device("meta"):
-        model = build(dataclasses.replace(config, auxiliary=False)).eval()
-        counter = FlopCounterMode(
-            display=False,
-            custom_mapping={torch.ops.torchvision.deform_conv2d: _deform_conv2d_flops},
-        )
-        with counter, torch.inference_mode():
-            model(torch.empty(1, config.in_chans, *size))
+        model = build(dataclasses.replace(config, auxiliary=False))
+    return count(model, (config.in_chans, *size))
+
+
+def count(model: nn.Module, shape: tuple[int, int, int]) -> Complexity:
+    """The same for any network on the meta device and an image of ``shape`` (C, H, W)."""
+    counter = FlopCounterMode(
+        display=False,
+        custom_mapping={torch.ops.torchvision.deform_conv2d: _deform_conv2d_flops},
+    )
+    with counter, torch.inference_mode():
+        model.eval()(torch.empty(1, *shape, device="meta"))
     params = sum(parameter.numel() for parameter in model.parameters())
     return Complexity(params=params, multiply_adds=counter.get_total_flops() // 2)
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,12 +14,14 @@ from ddsm_zoo.config import Decoder, ModelConfig
 from ddsm_zoo.layers import ConvNormAct, resize
 from ddsm_zoo.models.backbone import Backbone
 from ddsm_zoo.models.deeplabv3plus import DeepLabV3Plus
+from ddsm_zoo.models.folding import fold_norms
+from ddsm_zoo.models.sharing import Shareable
 from ddsm_zoo.models.upernet import UPerNet
 
 DECODERS: dict[Decoder, type[UPerNet] | type[DeepLabV3Plus]] = {"uper": UPerNet, "deeplabv3plus": DeepLabV3Plus}
 
 
-class Segmenter(nn.Module):
+class Segmenter(Shareable, nn.Module):
     """Backbone, decoder and classifier.
 
     ``config`` is the architecture, ``pretrained_cfg`` (also ``default_cfg``) what is known of the weights as plain
@@ -81,6 +84,18 @@ class Segmenter(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the backbone's activations in the backward pass instead of keeping them."""
         self.backbone.set_grad_checkpointing(enable)
+
+    def fuse(self) -> Segmenter:
+        """Fold batch normalisation into the convolutions before it, in place, and leave out the auxiliary head.
+
+        For inference: the logits change by rounding alone (below 1e-4), there are fewer passes over memory, and the
+        model can neither be trained nor saved afterwards. Returns the model itself, in evaluation mode.
+        """
+        self.eval()
+        self.auxiliary = None
+        like = self.classifier.weight
+        fold_norms(self, torch.zeros(1, self.config.in_chans, 64, 64, device=like.device, dtype=like.dtype))
+        return self
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that sort parameters into layers from input to output, in timm's form."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from typing import Literal
+import os
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,7 +14,11 @@ from ddsm_zoo.ops import cpu, reference
 
 __all__ = ["Backend", "sampled_attention"]
 
-Backend = Literal["auto", "reference", "cpu"]
+Backend = Literal["auto", "reference", "cpu", "triton"]
+
+_FAST_DTYPES = {"cpu": (torch.float32,), "triton": (torch.float32, torch.bfloat16, torch.float16)}
+
+_logger = logging.getLogger(__name__)
 
 
 def sampled_attention(
@@ -40,8 +46,9 @@ def sampled_attention(
         modulation: (N, K, H, W).
         kernel_size: the odd side k of the grid.
         backend: "reference" is the definition in plain torch: any dtype and device, exportable, differentiable
-            twice. "cpu" gathers rows and never builds a (N, C, K, H, W) tensor. "auto" takes "cpu" for eager
-            float32 tensors on the CPU and the reference otherwise.
+            twice. "cpu" gathers rows and "triton" is one fused kernel for CUDA; both never build a
+            (N, C, K, H, W) tensor. "auto" takes "cpu" for eager float32 tensors on the CPU, "triton" for float32,
+            bfloat16 and float16 on a GPU where Triton is installed, and the reference otherwise.
 
     Returns:
         (N, Cv, H, W), in the dtype of ``value``.
@@ -51,14 +58,38 @@ def sampled_attention(
             cannot run these tensors.
     """
     _check(query, key, value, offset, modulation, kernel_size, backend)
-    if backend == "cpu" or (backend == "auto" and _runs_on_cpu_path(value)):
+    chosen = _fastest(value) if backend == "auto" else backend
+    if chosen == "cpu":
         return cpu.sampled_attention(query, key, value, offset, modulation, kernel_size)
+    if chosen == "triton":
+        # by its registered name, which torch.compile keeps as one node of its graph
+        out: Tensor = torch.ops.ddsm_zoo.sampled_attention(query, key, value, offset, modulation, kernel_size)[0]
+        return out
     return reference.sampled_attention(query, key, value, offset, modulation, kernel_size)
 
 
-def _runs_on_cpu_path(value: Tensor) -> bool:
+def _fastest(value: Tensor) -> str:
+    if value.device.type == "cuda" and value.dtype in _FAST_DTYPES["triton"] and _has_triton():
+        return "triton"
     eager = not (torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export())
-    return eager and value.device.type == "cpu" and value.dtype == torch.float32
+    return "cpu" if eager and value.device.type == "cpu" and value.dtype in _FAST_DTYPES["cpu"] else "reference"
+
+
+_triton: list[bool] = []
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch gives it no type
+def _has_triton() -> bool:
+    """Whether the Triton path can be loaded; a line in the log, once, where it cannot."""
+    if not _triton:
+        try:
+            from ddsm_zoo.ops import gpu  # noqa: F401 - registers the operation
+        except ImportError as error:
+            _logger.info("Triton is not installed (%s): DDSM runs on the slower reference path", error)
+            _triton.append(False)
+        else:
+            _triton.append(True)
+    return _triton[0]
 
 
 def _check(
@@ -86,9 +117,21 @@ def _check(
             )
     if math.prod(value.shape) == 0 or query.shape[1] == 0:
         raise ValueError(f"value {tuple(value.shape)} and query {tuple(query.shape)} must not be empty")
-    if backend not in ("auto", "reference", "cpu"):
-        raise ValueError(f"backend is {backend!r}, expected 'auto', 'reference' or 'cpu'")
-    if backend == "cpu" and (value.device.type != "cpu" or value.dtype != torch.float32):
+    _check_backend(value, backend)
+
+
+def _check_backend(value: Tensor, backend: str) -> None:
+    if backend not in get_args(Backend):
+        expected = ", ".join(map(repr, get_args(Backend)))
+        raise ValueError(f"backend is {backend!r}, expected one of {expected}")
+    if backend not in _FAST_DTYPES:
+        return
+    # Triton's interpreter, with which the kernel is tested, takes tensors on the CPU
+    device = "cuda" if backend == "triton" and not os.environ.get("TRITON_INTERPRET") else "cpu"
+    if value.device.type != device or value.dtype not in _FAST_DTYPES[backend]:
+        dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in _FAST_DTYPES[backend])
         raise ValueError(
-            f"backend 'cpu' takes float32 tensors on the CPU, got {value.dtype} on {value.device}; use 'reference'"
+            f"backend {backend!r} takes {dtypes} tensors on {device}, got {value.dtype} on {value.device}; use 'auto'"
         )
+    if backend == "triton" and not _has_triton():
+        raise ValueError("backend 'triton' needs the package triton, which is not installed; use 'auto'")

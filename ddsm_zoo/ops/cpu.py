@@ -2,19 +2,27 @@
 
 Channels-last, every pixel is one contiguous row. A sampled value is then a weighted sum of rows, which is what
 ``embedding_bag`` computes in one pass, and a sampled logit is a weighted sum of dot products between the query's row
-and four rows of the key, which is what ``embedding_bag``'s derivative by its weights computes. With M = N*H*W
-positions the largest tensors are (M, K, 4) indices and weights: there is no factor C.
+and four rows of the key, which is what ``embedding_bag``'s derivative by its weights computes.
+
+The positions are worked on a few thousand at a time: indices and weights of their 4K corners stay in the cache, and
+the memory they take does not grow with the map.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ddsm_zoo.ops.grid import bilinear_corners, sampling_positions
+from ddsm_zoo.ops.grid import bilinear_corners, bounded, tap_grid
+from ddsm_zoo.ops.rows import map_shape, to_map, to_rows
+
+# Corners of one chunk: half a MiB for each of its tensors, which a core can keep beside the rows it reads
+CHUNK = 2**17
 
 
 def sampled_attention(
@@ -30,100 +38,123 @@ class _SampledAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, offset: Tensor, modulation: Tensor, kernel_size: int
     ) -> Tensor:
-        batch, _, height, width = value.shape
-        index, weight = _corners(offset, kernel_size)
-        taps = _to_rows(modulation)  # (M, K)
-        key_dots = _row_dots(_to_rows(query), _to_rows(key), index)  # (M, 4K)
-        logits = (key_dots * weight).view(-1, taps.shape[1], 4).sum(-1) * taps  # (M, K)
-        affinity = logits.softmax(dim=1)
-        rows = _weighted_rows(_to_rows(value), index, _per_corner(affinity * taps) * weight)
-        ctx.save_for_backward(query, key, value, offset, modulation, affinity, key_dots)
+        rows = [to_rows(tensor) for tensor in (query, key, value, offset, modulation)]
+        query_rows, key_rows, value_rows, offset_rows, taps = rows
+        shape = map_shape(value)
+        out = torch.empty_like(value_rows)
+        for chunk in _chunks(offset_rows, kernel_size, shape):
+            part = chunk.positions
+            key_dots = _row_dots(query_rows[part], key_rows, chunk.index)
+            affinity = chunk.affinity(key_dots, taps[part])
+            out[part] = _weighted_rows(value_rows, chunk.index, chunk.spread(affinity * taps[part]))
+        ctx.save_for_backward(query, key, value, offset, modulation)
         ctx.kernel_size = kernel_size
-        return _to_map(rows, (batch, height, width))
+        return to_map(out, shape)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, offset, modulation, affinity, key_dots = ctx.saved_tensors
-        batch, _, height, width = value.shape
-        shape = (batch, height, width)
-        taps = _to_rows(modulation)
-        index, weight, weight_dy, weight_dx = _corners_and_slopes(offset, ctx.kernel_size)
-        query_rows, grad_rows = _to_rows(query), _to_rows(grad)
-
-        def per_tap(corners: Tensor) -> Tensor:  # (M, 4K) -> (M, K)
-            return corners.view(*taps.shape, 4).sum(-1)
-
-        value_dots = _row_dots(grad_rows, _to_rows(value), index)  # (M, 4K): grad . each neighbouring value row
-        sampled_key, sampled_value = per_tap(key_dots * weight), per_tap(value_dots * weight)
-        grad_affinity = sampled_value * taps
-        grad_logits = affinity * (grad_affinity - (affinity * grad_affinity).sum(1, keepdim=True))
-        grad_taps = grad_logits * sampled_key + affinity * sampled_value
-        # what one unit of bilinear weight changes, per corner
-        corner_dots = _per_corner(grad_logits * taps) * key_dots + _per_corner(affinity * taps) * value_dots
-        grad_y, grad_x = per_tap(corner_dots * weight_dy), per_tap(corner_dots * weight_dx)
-        grad_offset = torch.stack((grad_y, grad_x), dim=2).flatten(1)  # (M, 2K)
-
-        key_weight = _per_corner(grad_logits * taps) * weight
-        grad_query = _weighted_rows(_to_rows(key), index, key_weight)
-        order, positions, ends = _by_row(index, batch * height * width)
-        grad_key = _weighted_rows(query_rows, positions, key_weight.flatten()[order], ends)
-        value_weight = _per_corner(affinity * taps) * weight
-        grad_value = _weighted_rows(grad_rows, positions, value_weight.flatten()[order], ends)
+        query_rows, key_rows, value_rows, offset_rows, taps = (to_rows(tensor) for tensor in ctx.saved_tensors)
+        grad_rows = to_rows(grad)
+        shape = map_shape(grad)
+        grad_query, grad_offset, grad_taps = (torch.empty_like(rows) for rows in (query_rows, offset_rows, taps))
+        grad_key, grad_value = torch.zeros_like(key_rows), torch.zeros_like(value_rows)
+        for chunk in _chunks(offset_rows, ctx.kernel_size, shape):
+            part = chunk.positions
+            key_dots = _row_dots(query_rows[part], key_rows, chunk.index)
+            value_dots = _row_dots(grad_rows[part], value_rows, chunk.index)
+            sampled_key, sampled_value = chunk.gather(key_dots), chunk.gather(value_dots)
+            affinity = chunk.affinity(key_dots, taps[part])
+            grad_affinity = sampled_value * taps[part]
+            grad_logits = affinity * (grad_affinity - (affinity * grad_affinity).sum(1, keepdim=True))
+            grad_taps[part] = grad_logits * sampled_key + affinity * sampled_value
+            key_taps, value_taps = grad_logits * taps[part], affinity * taps[part]
+            grad_offset[part] = chunk.grad_offset(key_taps, key_dots, value_taps, value_dots)
+            key_weight, value_weight = chunk.spread(key_taps), chunk.spread(value_taps)
+            grad_query[part] = _weighted_rows(key_rows, chunk.index, key_weight)
+            scatter = _Scatter(chunk.index)
+            scatter.add(grad_key, query_rows[part], key_weight)
+            scatter.add(grad_value, grad_rows[part], value_weight)
         grads = (grad_query, grad_key, grad_value, grad_offset, grad_taps)
-        return (*(_to_map(rows, shape) for rows in grads), None)
+        return (*(to_map(rows, shape) for rows in grads), None)
 
 
-def _to_rows(features: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N*H*W, C), contiguous; no copy where the map is channels-last already."""
-    return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1]).contiguous()
+@dataclass(frozen=True)
+class _Chunk:
+    """The corners around the K taps of m neighbouring positions.
+
+    Each tensor is (m, 4, K), so that a position's corners are one bag. ``index`` holds row numbers of the whole batch.
+    """
+
+    positions: slice
+    index: Tensor
+    weight: Tensor
+    weight_dy: Tensor
+    weight_dx: Tensor
+
+    def gather(self, dots: Tensor) -> Tensor:
+        """Numbers of the corners (m, 4, K) -> their bilinear mean at each tap (m, K)."""
+        return (dots * self.weight).sum(1)
+
+    def spread(self, taps: Tensor) -> Tensor:
+        """Numbers of the taps (m, K) -> the same times the weights of their corners (m, 4, K)."""
+        return taps[:, None] * self.weight
+
+    def affinity(self, key_dots: Tensor, taps: Tensor) -> Tensor:
+        """The softmax of Eq. 2 from the dot products of queries and corners: (m, 4, K) -> (m, K)."""
+        return (self.gather(key_dots) * taps).softmax(dim=1)
+
+    def grad_offset(self, key_taps: Tensor, key_dots: Tensor, value_taps: Tensor, value_dots: Tensor) -> Tensor:
+        """The gradient of the offsets (m, 2K), from what a unit of each corner's weight changes."""
+        grad_weight = key_taps[:, None] * key_dots + value_taps[:, None] * value_dots
+        slopes = (self.weight_dy, self.weight_dx)
+        return torch.stack([(grad_weight * slope).sum(1) for slope in slopes], dim=-1).flatten(1)
 
 
-def _to_map(rows: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """(N*H*W, C) -> (N, C, H, W), channels-last."""
-    return rows.view(*shape, -1).permute(0, 3, 1, 2)
+def _chunks(offset_rows: Tensor, kernel_size: int, shape: tuple[int, int, int]) -> Iterator[_Chunk]:
+    """The positions in their order, as many at a time as have ``CHUNK`` corners."""
+    _, height, width = shape
+    tap_row, tap_column = tap_grid(kernel_size, offset_rows.device, offset_rows.dtype)
+    step = max(1, CHUNK // (4 * kernel_size**2))
+    for start in range(0, len(offset_rows), step):
+        positions = slice(start, min(start + step, len(offset_rows)))
+        pixel = torch.arange(positions.start, positions.stop, dtype=torch.int32)
+        image, place = pixel // (height * width), pixel % (height * width)
+        offset = offset_rows[positions]
+        y = bounded((place // width)[:, None] + tap_row + offset[:, 0::2], height)
+        x = bounded((place % width)[:, None] + tap_column + offset[:, 1::2], width)
+        corners = bilinear_corners(y, x, (height, width), torch.int32)
+        index, *weights = (part.transpose(0, 1).contiguous() for part in corners)
+        yield _Chunk(positions, index + (image * (height * width))[:, None, None], *weights)
 
 
-def _per_corner(taps: Tensor) -> Tensor:
-    """(M, K) -> (M, 4K): each tap's number for its four corners."""
-    return taps.repeat_interleave(4, dim=1)
+class _Scatter:
+    """The transpose of gathering rows by a chunk's ``index``: sorted by the row they touch, it is a gather again."""
 
+    def __init__(self, index: Tensor) -> None:
+        touched, self.order = index.flatten().sort()
+        self.first, self.last = int(touched[0]), int(touched[-1])
+        self.source = (self.order // index[0].numel()).int()
+        self.starts = torch.searchsorted(touched, torch.arange(self.first, self.last + 1, dtype=torch.int32)).int()
 
-def _corners(offset: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
-    index, weight, _, _ = _corners_and_slopes(offset, kernel_size)
-    return index, weight
-
-
-def _corners_and_slopes(offset: Tensor, kernel_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Row indices into the (N*H*W, C) matrix, bilinear weights and their slopes, each (M, 4K)."""
-    batch, _, height, width = offset.shape
-    corners = bilinear_corners(*sampling_positions(offset, kernel_size), height, width)
-    index, *weights = (part.permute(0, 3, 4, 1, 2).reshape(batch * height * width, -1) for part in corners)
-    image = torch.arange(batch).repeat_interleave(height * width) * (height * width)
-    return index + image[:, None], weights[0], weights[1], weights[2]
+    def add(self, target: Tensor, rows: Tensor, weight: Tensor) -> None:
+        """target[index[m, j]] += weight[m, j] * rows[m], the bags of ``weight`` like those of ``index``."""
+        sums = _weighted_rows(rows, self.source, weight.flatten()[self.order], self.starts)
+        target[self.first : self.last + 1] += sums
 
 
 def _weighted_rows(rows: Tensor, index: Tensor, weight: Tensor, offsets: Tensor | None = None) -> Tensor:
-    """Sum of ``weight`` times rows[index] over each bag: (M, J) indices, or flat ones with M bag ``offsets``."""
+    """Sum of ``weight`` times rows[index] over each bag: of shape (m, ...), or flat with bag ``offsets``."""
+    if offsets is None:
+        index, weight = index.flatten(1), weight.flatten(1)
     return F.embedding_bag(index, rows, offsets, mode="sum", per_sample_weights=weight)
 
 
 def _row_dots(left: Tensor, rows: Tensor, index: Tensor) -> Tensor:
-    """left[m] . rows[index[m, j]] for (M, J) indices."""
-    positions, samples = index.shape
-    bags = torch.arange(positions)
+    """left[m] . rows[index[m, ...]], in the shape of ``index``."""
+    samples = index[0].numel()
+    bags = torch.arange(len(index), dtype=index.dtype)
     dots: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
         left, rows, index.flatten(), bags * samples, bags.repeat_interleave(samples), 0
     )
-    return dots.view(positions, samples)
-
-
-def _by_row(index: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The samples sorted by the row they touch, to turn a scatter into a gather.
-
-    Returns the sorting order of the flat samples, the position (bag) each sorted sample came from, and the
-    start of each of the ``rows`` runs.
-    """
-    flat, order = index.flatten().sort(stable=True)
-    starts = torch.searchsorted(flat, torch.arange(rows))
-    return order, order // index.shape[1], starts
+    return dots.view(index.shape)

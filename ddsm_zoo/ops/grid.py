@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -12,38 +14,63 @@ def sampling_positions(offset: Tensor, kernel_size: int) -> tuple[Tensor, Tensor
     ``offset`` is (N, 2K, H, W), (dy, dx) for each tap. Non-finite offsets fall outside the map.
     """
     height, width = offset.shape[-2:]
-    taps = kernel_size**2
     device, dtype = offset.device, offset.dtype
-    radius = kernel_size // 2
-    tap = torch.arange(taps, device=device)
-    tap_row = (tap // kernel_size - radius).to(dtype).view(1, taps, 1, 1)
-    tap_column = (tap % kernel_size - radius).to(dtype).view(1, taps, 1, 1)
+    tap_row, tap_column = (taps.view(1, -1, 1, 1) for taps in tap_grid(kernel_size, device, dtype))
     row = torch.arange(height, device=device, dtype=dtype).view(1, 1, height, 1)
     column = torch.arange(width, device=device, dtype=dtype).view(1, 1, 1, width)
-    # A position two pixels outside has four neighbours outside, so clamping to there changes no sample
-    # and keeps the integer conversion that follows defined for huge and infinite offsets.
-    y = torch.nan_to_num(row + tap_row + offset[:, 0::2], nan=-2.0).clamp(-2.0, height + 1.0)
-    x = torch.nan_to_num(column + tap_column + offset[:, 1::2], nan=-2.0).clamp(-2.0, width + 1.0)
-    return y, x
+    return bounded(row + tap_row + offset[:, 0::2], height), bounded(column + tap_column + offset[:, 1::2], width)
 
 
-def bilinear_corners(y: Tensor, x: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The four pixels around each position and what is needed to weigh and to differentiate them.
+def tap_grid(kernel_size: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Row and column of each tap p_n of the k x k grid around its centre, each (K,), row by row."""
+    tap = torch.arange(kernel_size**2, device=device)
+    radius = kernel_size // 2
+    return (tap // kernel_size - radius).to(dtype), (tap % kernel_size - radius).to(dtype)
 
-    Takes (N, K, H, W) coordinates. Returns, each (N, K, 4, H, W): ``index``, the flat pixel index
-    row * width + column (0 where the pixel is outside); ``weight``, the bilinear weight (0 outside); and
-    ``weight_dy``, ``weight_dx``, its derivatives by y and x. Corners run (top left, top right, bottom left,
-    bottom right).
+
+def bounded(coordinate: Tensor, side: int) -> Tensor:
+    """Coordinates brought to at most two pixels outside the map, NaN to before it.
+
+    A position two pixels outside has four neighbours outside, so this changes no sample, and keeps the integer
+    conversion that follows defined for huge and infinite offsets.
     """
-    top, left = y.floor(), x.floor()
-    below, right = y - top, x - left
-    above, before = 1 - below, 1 - right
-    rows = torch.stack((top, top, top + 1, top + 1), dim=2)
-    columns = torch.stack((left, left + 1, left, left + 1), dim=2)
-    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-    # in integers: a float32 cannot count the pixels of a map above 2**24
-    index = torch.where(inside, rows.long() * width + columns.long(), 0)
-    weight = torch.stack((above * before, above * right, below * before, below * right), dim=2) * inside
-    weight_dy = torch.stack((-before, -right, before, right), dim=2) * inside
-    weight_dx = torch.stack((-above, above, -below, below), dim=2) * inside
-    return index, weight, weight_dy, weight_dx
+    return torch.nan_to_num(coordinate, nan=-2.0).clamp(-2.0, side + 1.0)
+
+
+class Corners(NamedTuple):
+    """The four pixels around each sampling position: top left, top right, bottom left, bottom right; each (4, ...).
+
+    ``pixel`` is the flat pixel index row * width + column, ``weight`` the bilinear weight, ``weight_dy`` and
+    ``weight_dx`` its derivatives by the position's y and x. A pixel outside the map has the weight 0 and the index
+    of one inside.
+    """
+
+    pixel: Tensor
+    weight: Tensor
+    weight_dy: Tensor
+    weight_dx: Tensor
+
+
+def bilinear_corners(y: Tensor, x: Tensor, size: tuple[int, int], index_dtype: torch.dtype = torch.int64) -> Corners:
+    """What is needed to read, to weigh and to differentiate a map of ``size`` (H, W) at bounded coordinates (...)."""
+    height, width = size
+    rows, weights_y, slopes_y = _neighbours(y, height, index_dtype)
+    columns, weights_x, slopes_x = _neighbours(x, width, index_dtype)
+    return Corners(
+        pixel=((rows * width)[:, None] + columns).flatten(0, 1),
+        weight=(weights_y[:, None] * weights_x).flatten(0, 1),
+        weight_dy=(slopes_y[:, None] * weights_x).flatten(0, 1),
+        weight_dx=(weights_y[:, None] * slopes_x).flatten(0, 1),
+    )
+
+
+def _neighbours(coordinate: Tensor, side: int, index_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Along one axis: the pixels before and after each coordinate, their weights and the slopes of these, (2, ...)."""
+    before = coordinate.floor()
+    fraction = coordinate - before
+    pixels = torch.stack((before, before + 1))
+    inside = ((pixels >= 0) & (pixels < side)).to(coordinate.dtype)
+    weights = torch.stack((1 - fraction, fraction)) * inside
+    slopes = torch.stack((-inside[0], inside[1]))
+    # in integers before they are combined: a float32 cannot count the pixels of a map above 2**24
+    return pixels.clamp(0, side - 1).to(index_dtype), weights, slopes

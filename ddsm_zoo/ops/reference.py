@@ -26,11 +26,11 @@ def sample(features: Tensor, offset: Tensor, modulation: Tensor, kernel_size: in
     taps = kernel_size**2
     # coordinates in half precision would miss whole pixels
     y, x = sampling_positions(offset.to(torch.promote_types(offset.dtype, torch.float32)), kernel_size)
-    index, weight, _, _ = bilinear_corners(y, x, height, width)
+    index, weight, _, _ = bilinear_corners(y, x, (height, width))  # (4, N, K, H, W)
     pixels = features.flatten(2)  # (N, C, HW)
     out = features.new_zeros(batch, channels, taps, height, width)
     for corner in range(4):
-        flat = index[:, :, corner].reshape(batch, 1, -1).expand(-1, channels, -1)  # (N, C, K*H*W)
+        flat = index[corner].reshape(batch, 1, -1).expand(-1, channels, -1)  # (N, C, K*H*W)
         gathered = pixels.gather(2, flat).view(batch, channels, taps, height, width)
-        out = out + gathered * weight[:, None, :, corner].to(features.dtype)
+        out = out + gathered * weight[corner, :, None].to(features.dtype)
     return out * modulation[:, None]

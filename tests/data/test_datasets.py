@@ -1,8 +1,8 @@
+"""The layouts in which data sets lie on disk, and what is wrong with those that cannot be used."""
+
 from __future__ import annotations
 
 import json
-import pickle
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,141 +10,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader
 
-from ddsm_zoo.data.datasets import (
-    DatasetError,
-    MaskDecoder,
-    Pair,
-    SegmentationDataset,
-    camvid,
-    cityscapes,
-    folder,
-    open_dataset,
-)
+from ddsm_zoo.data.datasets import DatasetError, camvid, cityscapes, folder, open_dataset
 from ddsm_zoo.data.images import ImageError
-from ddsm_zoo.data.masks import CAMVID_COLOURS, CAMVID_IDS, CAMVID_OBJECTS, CITYSCAPES_LABEL_IDS
+from ddsm_zoo.data.masks import CAMVID_COLOURS, CAMVID_OBJECTS
 from ddsm_zoo.labels import CAMVID, CITYSCAPES
-
-SIZE = (6, 8)
-IMAGE = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
-IDS = np.arange(48, dtype=np.uint8).reshape(SIZE) % 11
-
-
-def write(path: Path, pixels: np.ndarray) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-def write_labels(root: Path, **content: object) -> None:
-    (root / "labels.json").write_text(json.dumps({"names": ["road", "car", "sky"], **content}))
-
-
-def painted(ids: np.ndarray, colours: list[tuple[int, int, int]]) -> np.ndarray:
-    return np.array(colours, dtype=np.uint8)[ids]
-
-
-def expect_one_line(call: Callable[[], object], *parts: str, kind: type[Exception] = DatasetError) -> None:
-    with pytest.raises(kind) as error:
-        call()
-    message = str(error.value)
-    assert "\n" not in message
-    for part in parts:
-        assert part in message, message
-
-
-@pytest.fixture
-def segnet(tmp_path: Path) -> Path:
-    """CamVid as SegNet distributes it: two training images and one for validation."""
-    for split, names in {"train": ("b", "a"), "val": ("c",)}.items():
-        for name in names:
-            write(tmp_path / split / f"{name}.png", IMAGE)
-            write(tmp_path / f"{split}annot" / f"{name}.png", IDS)
-    return tmp_path
-
-
-@pytest.fixture
-def custom(tmp_path: Path) -> Path:
-    write(tmp_path / "images/train/a.png", IMAGE)
-    write(tmp_path / "masks/train/a.png", IDS % 3)
-    write_labels(tmp_path)
-    return tmp_path
-
-
-# --- decoding -------------------------------------------------------------------------------------------------
-
-
-@given(
-    st.dictionaries(st.integers(0, 65535), st.integers(-1, 300), min_size=1, max_size=20),
-    hnp.arrays(np.uint16, hnp.array_shapes(min_dims=2, max_dims=2, max_side=5)),
-    st.data(),
-)
-def test_ids_decode_as_a_dictionary_would(table: dict[int, int], stored: np.ndarray, data: st.DataObject) -> None:
-    known = data.draw(hnp.arrays(np.uint16, stored.shape, elements=st.sampled_from(sorted(table))))
-    stored = np.where(data.draw(hnp.arrays(np.bool_, stored.shape)), known, stored)
-    decode = MaskDecoder(ids=table)
-    if all(value in table for value in stored.flat):
-        assert decode(stored, Path("m.png")).tolist() == [[table[value] for value in row] for row in stored.tolist()]
-    else:
-        first = next(value for value in stored.flat if value not in table)
-        expect_one_line(lambda: decode(stored, Path("m.png")), "m.png", f"id {first}, expected")
-
-
-colours = st.tuples(*[st.integers(0, 255)] * 3)
-
-
-@given(st.dictionaries(colours, st.integers(0, 300), min_size=1, max_size=12), st.data())
-def test_colours_decode_as_a_dictionary_would(table: dict[tuple[int, int, int], int], data: st.DataObject) -> None:
-    pixels = data.draw(st.lists(st.sampled_from(sorted(table)) | colours, min_size=1, max_size=12))
-    stored = np.array([pixels], dtype=np.uint8)
-    decode = MaskDecoder(colours=table)
-    unknown = [colour for colour in pixels if colour not in table]
-    if not unknown:
-        assert decode(stored, Path("m.png")).tolist() == [[table[colour] for colour in pixels]]
-    else:
-        expect_one_line(lambda: decode(stored, Path("m.png")), "m.png", f"colour {unknown[0]}, expected")
-
-
-def test_camvid_objects_are_grouped_as_published() -> None:
-    grouped: dict[str | None, set[str]] = {}
-    for name, _, group in CAMVID_OBJECTS:
-        grouped.setdefault(group, set()).add(name)
-    assert set(grouped) == {*CAMVID.names, None}
-    assert grouped["Building"] == {"Building", "Wall", "Bridge", "Tunnel", "Archway"}
-    assert grouped["Car"] == {"Car", "OtherMoving", "SUVPickupTruck", "Train", "Truck_Bus"}
-    assert grouped["Pedestrian"] == {"Pedestrian", "Child", "CartLuggagePram", "Animal"}
-    assert grouped["Pavement"] == {"Sidewalk", "ParkingBlock", "RoadShoulder"}
-    assert grouped["SignSymbol"] == {"SignSymbol", "Misc_Text", "TrafficLight"}
-    assert grouped[None] == {"Void"}
-    assert len({colour for _, colour, _ in CAMVID_OBJECTS}) == len(CAMVID_OBJECTS) == 32
-    # the object that a class is named for has the class's colour, where there is one of that name
-    by_name = {name: colour for name, colour, _ in CAMVID_OBJECTS}
-    for name, colour in zip(CAMVID.names, CAMVID.palette, strict=True):
-        assert by_name.get(name, colour) == colour
-
-
-def test_camvid_ids_know_void_and_nothing_above() -> None:
-    stored = np.array([[0, 10, 11, 255]], dtype=np.uint8)
-    assert CAMVID_IDS(stored, Path("m.png")).tolist() == [[0, 10, 255, 255]]
-    expect_one_line(
-        lambda: CAMVID_IDS(np.array([[3, 42]], dtype=np.uint8), Path("m.png")),
-        "m.png holds id 42, expected 0 to 11, 255 at row 0, column 1",
-    )
-
-
-def test_cityscapes_label_ids() -> None:
-    # the label ids of road, pole, sky, person, bicycle; and of unlabelled, parking, caravan
-    stored = np.array([[7, 17, 23, 24, 33, 0, 9, 29]], dtype=np.uint8)
-    names = ["road", "pole", "sky", "person", "bicycle"]
-    assert CITYSCAPES_LABEL_IDS(stored, Path("m.png")).tolist() == [
-        [CITYSCAPES.names.index(name) for name in names] + [255] * 3
-    ]
-    expect_one_line(lambda: CITYSCAPES_LABEL_IDS(np.array([[34]]), Path("m.png")), "id 34, expected 0 to 33")
-
+from tests.data_sets import IDS, IMAGE, SIZE, expect_one_line, painted, write, write_labels
 
 # --- layouts --------------------------------------------------------------------------------------------------
 
@@ -372,78 +244,3 @@ def test_damaged_files_are_named(segnet: Path) -> None:
     expect_one_line(lambda: camvid(segnet, "train")[0], "train/a.png", "is empty", kind=ImageError)
     (segnet / "trainannot/b.png").write_bytes((segnet / "trainannot/b.png").read_bytes()[:50])
     expect_one_line(lambda: camvid(segnet, "train")[1], "trainannot/b.png", "truncated", kind=ImageError)
-
-
-# --- randomness -----------------------------------------------------------------------------------------------
-
-
-def draw(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """A transform that shows its random numbers."""
-    return torch.rand(4), torch.randint(1000, (4,))
-
-
-def drawn(dataset: SegmentationDataset, epoch: int, index: int) -> tuple[float, ...]:
-    dataset.set_epoch(epoch)
-    return tuple(dataset[index][0].tolist())
-
-
-def test_randomness_is_a_function_of_seed_epoch_and_index(segnet: Path) -> None:
-    seen = {}
-    for seed in (0, 1):
-        dataset = camvid(segnet, "train", draw, seed)
-        for epoch, index in ((0, 0), (0, 1), (1, 0), (1, 1), (7, 0)):
-            torch.manual_seed(epoch * 31 + index)
-            seen[seed, epoch, index] = drawn(dataset, epoch, index)
-    assert len(set(seen.values())) == len(seen)
-    for seed, epoch, index in reversed(seen):
-        torch.rand(3)
-        assert drawn(camvid(segnet, "train", draw, seed), epoch, index) == seen[seed, epoch, index]
-
-
-def test_the_global_generator_is_left_alone(segnet: Path) -> None:
-    dataset = camvid(segnet, "train", draw)
-    torch.manual_seed(5)
-    expected = torch.rand(2)
-    torch.manual_seed(5)
-    dataset[0]
-    assert torch.equal(torch.rand(2), expected)
-
-
-def test_persistent_workers_follow_the_epoch(segnet: Path) -> None:
-    dataset = camvid(segnet, "train", draw)
-    loader = DataLoader(dataset, batch_size=None, num_workers=1, persistent_workers=True)
-    for epoch in range(2):
-        dataset.set_epoch(epoch)
-        through_worker = [tuple(image.tolist()) for image, _ in loader]
-        assert through_worker == [drawn(dataset, epoch, index) for index in range(2)]
-
-
-def test_data_sets_can_be_pickled(segnet: Path) -> None:
-    dataset = camvid(segnet, "train", draw, seed=3)
-    dataset.set_epoch(4)
-    copy = pickle.loads(pickle.dumps(dataset))
-    assert torch.equal(copy[1][0], dataset[1][0])
-
-
-# --- rendered scenes ------------------------------------------------------------------------------------------
-
-
-def test_scenes_are_reproducible_and_splits_share_none() -> None:
-    train, val = open_dataset("scenes:3", "train"), open_dataset("scenes:3", "val")
-    assert len(train) == 3
-    assert train.labels == CAMVID
-    image, mask = train[1]
-    assert image.dtype == torch.uint8
-    assert mask.dtype == torch.int64
-    assert image.shape == (3, *mask.shape)
-    assert set(mask.unique().tolist()) <= {*range(11), 255}
-    assert torch.equal(open_dataset("scenes:50", "train")[1][0], image)
-    assert not torch.equal(val[1][0], image)
-    assert not {pair.name for pair in train.pairs} & {pair.name for pair in val.pairs}
-    expect_one_line(lambda: open_dataset("scenes:3", "test"), "'test'", "train, val")
-
-
-def test_pairs_may_come_from_anywhere(tmp_path: Path) -> None:
-    pair = Pair(write(tmp_path / "photo.png", IMAGE), write(tmp_path / "drawn.png", IDS), "one")
-    dataset = SegmentationDataset([pair], CAMVID, CAMVID_IDS, lambda image, mask: (image.float(), mask))
-    assert dataset[0][0].dtype == torch.float32

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from ddsm_zoo.data.images import ImageError, read_image, read_mask
+from ddsm_zoo.data.images import ImageError, image_size, is_lossy, read_image, read_mask
 
 # corners in four colours, wider than high: every orientation looks different
 CORNERS = np.zeros((16, 32, 3), dtype=np.uint8)
@@ -215,3 +215,51 @@ def test_damaged_bytes_give_an_image_or_an_image_error(
     path.write_bytes(content if data.draw(st.booleans()) else content[:cut])
     for message in (refusal(read_image, path), refusal(read_mask, path)):
         assert message is None or ("damaged" in message and "\n" not in message)
+
+
+# --- looking at a file without decoding it --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp", "bmp", "gif", "ppm"])
+def test_the_size_is_that_of_the_image(tmp_path: Path, suffix: str) -> None:
+    path = save(tmp_path / f"image.{suffix}", CORNERS)
+    assert image_size(path) == (16, 32)
+    assert is_lossy(path) == (suffix in ("jpg", "webp"))
+    path.rename(tmp_path / "image.png")  # the content decides
+    assert image_size(tmp_path / "image.png") == (16, 32)
+    assert is_lossy(tmp_path / "image.png") == (suffix in ("jpg", "webp"))
+
+
+def test_lossless_webp(tmp_path: Path) -> None:
+    assert not is_lossy(save(tmp_path / "image.webp", CORNERS, lossless=True))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_size_is_that_of_the_upright_image(tmp_path: Path, suffix: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path / f"photo.{suffix}", CORNERS, exif=exif)
+    assert image_size(path) == ((16, 32) if orientation < 5 else (32, 16))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_file_cut_short_anywhere_has_no_size(tmp_path: Path, suffix: str) -> None:
+    path = save(tmp_path / f"photo.{suffix}", CORNERS)
+    content = path.read_bytes()
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
+        try:
+            read_image(path)
+        except ImageError as error:
+            expected = str(error)
+        else:
+            continue  # what is missing is not needed
+        with pytest.raises(ImageError) as caught:
+            image_size(path)
+        assert str(caught.value) == expected
+
+
+def test_no_file_has_no_size(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no image file at"):
+        image_size(tmp_path / "nowhere.png")

@@ -1,131 +1,29 @@
-"""Training tiny networks: what is learnt, written, resumed and refused. Equal means equal to the bit."""
+"""Training tiny networks: what is learnt, written and reported, batch by batch."""
 
 from __future__ import annotations
 
-import json
-import resource
-import signal
-import subprocess
-import sys
-import textwrap
-import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ddsm_zoo.engine.checkpoint import CheckpointError, load_state
 from ddsm_zoo.engine.losses import SegmentationLoss
-from ddsm_zoo.engine.recipe import Recipe
-from ddsm_zoo.engine.train import ProgressEvent, TrainingDiverged, train
-from ddsm_zoo.files import OutputError
+from ddsm_zoo.engine.train import ProgressEvent, train
 from ddsm_zoo.metrics import ConfusionMatrix
-
-CLASSES = 3
-
-
-class Blobs:
-    """Noise whose class is its strongest channel; the noise is a function of (epoch, index)."""
-
-    def __init__(self, count: int, sizes: tuple[tuple[int, int], ...] = ((6, 8),)) -> None:
-        self.count, self.sizes, self.epoch = count, sizes, 0
-        self.epochs: list[int] = []
-
-    def __len__(self) -> int:
-        return self.count
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-        self.epochs.append(epoch)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(1000 * self.epoch + index)
-        image = torch.randn(3, *self.sizes[index % len(self.sizes)], generator=generator)
-        mask = image.argmax(0)
-        mask[0, 0] = 255
-        return image, mask
-
-
-class Net(nn.Module):
-    num_classes = CLASSES
-
-    def __init__(self, dropout: float = 0.3) -> None:
-        super().__init__()
-        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
-        self.dropout = nn.Dropout2d(dropout)
-        self.classifier = nn.Conv2d(8, CLASSES, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.dropout(self.backbone(x)))
-        return logits
-
-
-class Linear(nn.Conv2d):
-    """One 1 x 1 convolution: nothing but the loss stands between the data and the step."""
-
-    num_classes = CLASSES
-
-    def __init__(self) -> None:
-        super().__init__(3, CLASSES, 1)
-
-
-class Crash(Exception):
-    """Stands for a kill: nothing is saved on its way out."""
-
-
-def recipe(**fields: Any) -> Recipe:
-    return Recipe(**{"model": "net", "epochs": 3, "batch_size": 4, "workers": 0, "lr": 0.1, **fields})
-
-
-def fresh(kind: Callable[[], nn.Module] = Net) -> nn.Module:
-    torch.manual_seed(7)
-    return kind()
-
-
-def run(out: Path, recipe: Recipe, model: nn.Module | None = None, count: int = 14, **options: Any) -> dict[str, Any]:
-    return train(model or fresh(), recipe, Blobs(count), Blobs(5), out, **options)
-
-
-def log_of(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-
-
-def epochs_of(out: Path) -> list[dict[str, Any]]:
-    clocks = ("seconds", "validation_seconds", "images_per_second")
-    return [
-        {key: value for key, value in line.items() if key not in clocks}
-        for line in log_of(out)
-        if line["event"] == "epoch"
-    ]
-
-
-def assert_same_outcome(out: Path, expected: Path) -> None:
-    for name in ("last/model.safetensors", "best/model.safetensors"):
-        assert (out / name).read_bytes() == (expected / name).read_bytes(), name
-    assert epochs_of(out) == epochs_of(expected)
-
-
-def at_step(number: int, action: Callable[[], object]) -> Callable[[ProgressEvent], None]:
-    def watch(event: ProgressEvent) -> None:
-        if (event.phase, event.done) == ("train", number):
-            action()
-
-    return watch
-
-
-def crash() -> None:
-    raise Crash
-
-
-def interrupt() -> None:
-    signal.raise_signal(signal.SIGINT)
-
-
-FULL = {"ema_decay": 0.9, "gradient_accumulation": 2, "optimizer": "adamw", "lr": 0.01, "warmup_steps": 2}
+from tests.tiny_training import (
+    CLASSES,
+    Blobs,
+    Linear,
+    Net,
+    assert_same_outcome,
+    epochs_of,
+    fresh,
+    log_of,
+    recipe,
+    run,
+)
 
 
 def test_it_learns_and_writes_what_it_says(tmp_path: Path) -> None:
@@ -155,104 +53,6 @@ def test_the_score_is_that_of_the_weights_on_disk_over_images_of_different_sizes
     for image, mask in (val_set[index] for index in range(9)):
         confusion.update(model(image[None]).argmax(1), mask[None])
     assert summary["miou"] == confusion.compute()["miou"]
-
-
-@pytest.mark.parametrize("options", [{}, FULL], ids=["plain", "full"])
-@pytest.mark.parametrize("step", [1, 4, 6])
-def test_a_run_that_died_goes_on_as_if_it_had_not(tmp_path: Path, options: dict[str, Any], step: int) -> None:
-    run(tmp_path / "whole", recipe(**options))
-    with pytest.raises(Crash):
-        run(tmp_path / "died", recipe(**options), progress=at_step(step, crash))
-    run(tmp_path / "died", recipe(**options), resume=True)
-    assert_same_outcome(tmp_path / "died", tmp_path / "whole")
-
-
-@pytest.mark.parametrize("options", [{}, FULL], ids=["plain", "full"])
-@pytest.mark.parametrize("step", [1, 2, 4])
-def test_ctrl_c_saves_the_step_in_hand(tmp_path: Path, options: dict[str, Any], step: int) -> None:
-    run(tmp_path / "whole", recipe(**options))
-    handler = signal.getsignal(signal.SIGINT)
-    # The signal comes while step + 1 is in hand.
-    summary = run(tmp_path / "left", recipe(**options), progress=at_step(step, interrupt))
-    assert summary["interrupted"]
-    assert signal.getsignal(signal.SIGINT) is handler
-    steps_per_epoch = 2 if options else 3
-    position = load_state(tmp_path / "left" / "last" / "state.pt")["position"]
-    assert position["epoch"] * steps_per_epoch + position["step"] == step + 1
-    summary = run(tmp_path / "left", recipe(**options), resume=True)
-    assert not summary["interrupted"]
-    assert_same_outcome(tmp_path / "left", tmp_path / "whole")
-
-
-def test_a_second_ctrl_c_is_not_held_up(tmp_path: Path) -> None:
-    def watch(_: ProgressEvent) -> None:
-        interrupt()
-        interrupt()
-
-    handler = signal.default_int_handler  # a shell that runs the tests in the background ignores SIGINT
-    before = signal.signal(signal.SIGINT, handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, recipe(), progress=watch)
-        assert signal.getsignal(signal.SIGINT) is handler
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def test_training_outside_the_main_thread(tmp_path: Path) -> None:
-    summaries: list[dict[str, Any]] = []
-    thread = threading.Thread(target=lambda: summaries.append(run(tmp_path, recipe(epochs=1))))
-    thread.start()
-    thread.join()
-    assert summaries[0]["epochs"] == 1
-
-
-def test_kill_minus_nine(tmp_path: Path) -> None:
-    run(tmp_path / "whole", recipe(epochs=40, ema_decay=0.9))
-    script = f"""
-        import os, sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        import test_train as t
-        t.torch.set_num_threads(1)
-        die = t.at_step(100, lambda: os.kill(os.getpid(), t.signal.SIGKILL))
-        t.run(t.Path(sys.argv[1]), t.recipe(epochs=40, ema_decay=0.9), progress=die)
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "killed")], check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert load_state(tmp_path / "killed" / "last" / "state.pt")["position"]["epoch"] == 33
-    run(tmp_path / "killed", recipe(epochs=40, ema_decay=0.9), resume=True)
-    assert_same_outcome(tmp_path / "killed", tmp_path / "whole")
-
-
-def test_a_finished_run_resumes_to_nothing(tmp_path: Path) -> None:
-    first = run(tmp_path, recipe())
-    before = (tmp_path / "last" / "state.pt").read_bytes()
-    assert run(tmp_path, recipe(), resume=True) == first
-    assert (tmp_path / "last" / "state.pt").read_bytes() == before
-
-
-def test_resuming_what_never_began_begins(tmp_path: Path) -> None:
-    run(tmp_path / "plain", recipe())
-    run(tmp_path / "resumed", recipe(), resume=True)
-    assert_same_outcome(tmp_path / "resumed", tmp_path / "plain")
-
-
-def test_a_run_is_not_overwritten_nor_continued_with_something_else(tmp_path: Path) -> None:
-    run(tmp_path, recipe(epochs=2))
-    before = (tmp_path / "last" / "state.pt").read_bytes()
-    with pytest.raises(CheckpointError, match="holds the state of a run: resume it, or choose another folder"):
-        run(tmp_path, recipe(epochs=2))
-    with pytest.raises(CheckpointError, match="made with another lr; resume with the recipe of that run"):
-        run(tmp_path, recipe(epochs=3, lr=0.2), resume=True)
-    with pytest.raises(CheckpointError, match="made on 14 training images, got 15"):
-        run(tmp_path, recipe(epochs=2), count=15, resume=True)
-    with pytest.raises(CheckpointError, match="does not fit this model") as error:
-        run(tmp_path, recipe(epochs=2), fresh(Linear), resume=True)
-    assert "\n" not in str(error.value)
-    assert (tmp_path / "last" / "state.pt").read_bytes() == before
-    (tmp_path / "last" / "state.pt").write_bytes(before[:-100])
-    with pytest.raises(CheckpointError, match="is damaged"):
-        run(tmp_path, recipe(epochs=2), resume=True)
 
 
 def test_workers_see_the_epoch_and_change_nothing(tmp_path: Path) -> None:
@@ -348,54 +148,6 @@ def test_the_auxiliary_head_adds_its_share_and_is_not_published(tmp_path: Path) 
     assert epochs_of(tmp_path)[0]["loss"] == pytest.approx(expected.item())
     assert not torch.equal(model.auxiliary.weight, before)
     assert set(safetensors.torch.load_file(tmp_path / "last" / "model.safetensors")) == {"weight", "bias"}
-
-
-class Poisoned(Blobs):
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        image, mask = super().__getitem__(index)
-        return image * float("nan") if self.epoch == 1 else image, mask
-
-
-def test_a_diverged_run_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:
-    with pytest.raises(TrainingDiverged, match="the loss is nan in epoch 2, step 1: .* lower lr") as error:
-        train(fresh(), recipe(), Poisoned(8), Blobs(2), tmp_path)
-    assert "\n" not in str(error.value)
-    assert load_state(tmp_path / "last" / "state.pt")["position"]["epoch"] == 1
-    assert all(
-        torch.isfinite(t).all() for t in safetensors.torch.load_file(tmp_path / "last/model.safetensors").values()
-    )
-
-
-class SpoiltByItsGradient(Linear):
-    """The loss is finite and its gradient is not."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shift = nn.Parameter(torch.zeros(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + self.shift.abs().sqrt()
-
-
-def test_weights_spoilt_by_the_last_step_are_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(TrainingDiverged, match="is not finite in epoch 1"):
-        run(tmp_path, recipe(batch_size=14), fresh(SpoiltByItsGradient))
-    assert not (tmp_path / "last").exists()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files, which Windows cannot")
-def test_a_full_disk_keeps_the_old_state(tmp_path: Path) -> None:
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    fill = at_step(4, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1])))
-    try:
-        with pytest.raises(OutputError, match=r"cannot write .*state\.pt: ") as error:
-            run(tmp_path / "full", recipe(), progress=fill)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "\n" not in str(error.value)
-    run(tmp_path / "full", recipe(), resume=True)
-    run(tmp_path / "whole", recipe())
-    assert_same_outcome(tmp_path / "full", tmp_path / "whole")
 
 
 def test_validation_comes_every_few_epochs_and_at_the_end(tmp_path: Path) -> None:

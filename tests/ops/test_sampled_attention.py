@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from torchvision.ops import deform_conv2d
 
-from ddsm_zoo.ops import sampled_attention
+from ddsm_zoo.ops import cpu, sampled_attention
 from ddsm_zoo.ops.grid import bilinear_corners
 from ddsm_zoo.ops.reference import sample
 from tests import brute_force
 
 NAMES = ("query", "key", "value", "offset", "modulation")
-PATHS = pytest.mark.parametrize("backend", ["reference", "cpu"])
+PATHS = pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda tensor: tensor,
     "channels last": lambda tensor: tensor.contiguous(memory_format=torch.channels_last),
@@ -74,7 +74,7 @@ def assert_same(actual: tuple[Tensor, tuple[Tensor, ...]], expected: tuple[Tenso
 def test_loops_over_positions_and_taps(backend: str, size: tuple[int, int], kernel_size: int, spread: int) -> None:
     tensors = random_case(size=size, kernel_size=kernel_size, spread=spread)
     expected = brute_force.sampled_attention(*tensors, kernel_size)
-    dtype, tolerance = (torch.float32, 1e-5) if backend == "cpu" else (torch.float64, 1e-12)
+    dtype, tolerance = (torch.float64, 1e-12) if backend == "reference" else (torch.float32, 1e-5)
     actual = sampled_attention(*(tensor.to(dtype) for tensor in tensors), kernel_size=kernel_size, backend=backend)
     assert actual.dtype == dtype
     torch.testing.assert_close(actual.double(), expected, atol=tolerance, rtol=0)
@@ -122,14 +122,15 @@ def test_finite_differences_of_the_reference(kernel_size: int) -> None:
     assert torch.autograd.gradgradcheck(run, tensors, fast_mode=True)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])
-def test_gradients_of_the_cpu_path(kernel_size: int) -> None:
+def test_gradients_of_the_fast_paths(backend: str, kernel_size: int) -> None:
     tensors = random_case(2, 7, 3, (6, 5), kernel_size, spread=3, dtype=torch.float32)
-    actual = outputs_and_gradients(tensors, kernel_size, "cpu")
+    actual = outputs_and_gradients(tensors, kernel_size, backend)
     assert_same(actual, outputs_and_gradients([tensor.double() for tensor in tensors], kernel_size, "reference"))
 
 
-@settings(max_examples=40)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 10_000),
     batch=st.integers(1, 3),
@@ -150,8 +151,16 @@ def test_the_paths_agree_on_any_shape_and_layout(
     plain = random_case(batch, *channels, size, kernel_size, dtype=torch.float32)
     tensors = [LAYOUTS[layout](tensor) for layout, tensor in zip(layouts, plain, strict=True)]
     expected = outputs_and_gradients([tensor.double().contiguous() for tensor in tensors], kernel_size, "reference")
-    assert_same(outputs_and_gradients(tensors, kernel_size, "cpu"), expected)
-    assert_same(outputs_and_gradients(tensors, kernel_size, "reference"), expected)
+    for backend in ("cpu", "reference", "triton"):
+        assert_same(outputs_and_gradients(tensors, kernel_size, backend), expected)
+
+
+def test_chunks_of_positions_join(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maps of any size go through the CPU path piece by piece; here in pieces of 7 of 60 positions."""
+    monkeypatch.setattr(cpu, "CHUNK", 7 * 4 * 9)
+    tensors = random_case(2, 7, 3, (6, 5), 3, spread=9, dtype=torch.float32)
+    actual = outputs_and_gradients(tensors, 3, "cpu")
+    assert_same(actual, outputs_and_gradients([tensor.double() for tensor in tensors], 3, "reference"))
 
 
 @PATHS
@@ -192,7 +201,7 @@ def test_half_precision_finds_the_right_pixel() -> None:
 def test_maps_of_more_pixels_than_float32_can_count() -> None:
     height, width = 5000, 5001
     last = [torch.full((1, 1, 1, 1), float(side - 1)) for side in (height, width)]
-    index, weight, _, _ = bilinear_corners(*last, height, width)
+    index, weight, _, _ = bilinear_corners(*last, (height, width))
     assert index[weight > 0].tolist() == [height * width - 1]
 
 
@@ -282,9 +291,9 @@ def test_kernel_sizes_without_a_centre(kernel_size: int) -> None:
 
 def test_backends_that_cannot_run() -> None:
     tensors = random_case()
-    with pytest.raises(ValueError, match="backend is 'cuda', expected 'auto'"):
+    with pytest.raises(ValueError, match="backend is 'cuda', expected one of 'auto'"):
         sampled_attention(*tensors, kernel_size=3, backend="cuda")
-    with pytest.raises(ValueError, match="'cpu' takes float32 tensors on the CPU, got torch.float64 on cpu; use"):
+    with pytest.raises(ValueError, match="'cpu' takes float32 tensors on cpu, got torch.float64 on cpu; use"):
         sampled_attention(*tensors, kernel_size=3, backend="cpu")
     elsewhere = [tensor.float().to("meta") for tensor in tensors]
     with pytest.raises(ValueError, match="got torch.float32 on meta"):

@@ -1,4 +1,4 @@
-"""Scores of a segmentation, from exact integer counts."""
+"""Intersection over union, from exact integer counts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from ddsm_zoo.metrics.ids import check_num_classes, comparable_ids
 
 
 class ConfusionMatrix:
@@ -16,11 +18,15 @@ class ConfusionMatrix:
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
-        if num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}, expected at least 1")
+        check_num_classes(num_classes)
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+
+    @property
+    def counts(self) -> Tensor:
+        """(3, num_classes): the pixels of each class that are right, that are labelled so, that are predicted so."""
+        return torch.stack([self.matrix.diagonal(), self.matrix.sum(1), self.matrix.sum(0)])
 
     def update(self, pred: Tensor, target: Tensor) -> None:
         """Count the pixels of integer class ids ``pred`` and ``target``, both (N, H, W) or any one common shape.
@@ -28,20 +34,8 @@ class ConfusionMatrix:
         Raises ValueError for different shapes, for tensors that are not integer and for ids outside 0 up to
         num_classes (where the target is ``ignore_index``, nothing is looked at); nothing is counted then.
         """
-        if pred.shape != target.shape:
-            raise ValueError(
-                f"pred has shape {tuple(pred.shape)} and target {tuple(target.shape)}, expected the same for both"
-            )
-        for name, ids in (("pred", pred), ("target", target)):
-            if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-                raise ValueError(f"{name} is {ids.dtype}, expected integer class ids; take the argmax of logits first")
-        # int64 first: an ignore_index of -100 would wrap round when compared as uint8
-        pred, target = pred.detach().long(), target.detach().long().to(pred.device)
-        counted = target != self.ignore_index
-        pred, target = pred[counted], target[counted]
-        self._check_ids("pred", pred)
-        self._check_ids("target", target)
-        pairs = torch.bincount(target * self.num_classes + pred, minlength=self.num_classes**2)
+        pred, target, counted = comparable_ids(pred, target, self.num_classes, self.ignore_index)
+        pairs = torch.bincount(target[counted] * self.num_classes + pred[counted], minlength=self.num_classes**2)
         self.matrix += pairs.view(self.num_classes, self.num_classes).cpu()
 
     def merge(self, other: ConfusionMatrix) -> None:
@@ -64,23 +58,17 @@ class ConfusionMatrix:
         occur in targets, ``pixel_accuracy`` the share of right pixels. Each is nan when there is nothing to
         count.
         """
-        matrix = self.matrix.double()
-        right = matrix.diagonal()
-        targets, predictions = matrix.sum(1), matrix.sum(0)
-        iou = right / (targets + predictions - right)  # 0 / 0 is nan: an absent class
+        right, targets, _ = counts = self.counts.double()
+        iou = iou_of(counts)
         return {
             "miou": iou.nanmean().item(),
-            "pixel_accuracy": (right.sum() / matrix.sum()).item(),
+            "pixel_accuracy": (right.sum() / targets.sum()).item(),
             "mean_accuracy": (right / targets).nanmean().item(),
             "iou": iou.tolist(),
         }
 
-    def _check_ids(self, name: str, ids: Tensor) -> None:
-        if not ids.numel():
-            return
-        low, high = int(ids.min()), int(ids.max())
-        if low < 0 or high >= self.num_classes:
-            raise ValueError(
-                f"{name} holds class id {low if low < 0 else high}, expected 0 to {self.num_classes - 1}"
-                + (f" or the ignored {self.ignore_index}" if name == "target" else "")
-            )
+
+def iou_of(counts: Tensor) -> Tensor:
+    """IoU (..., K) from the pixels (..., 3, K) of each class that are right, labelled and predicted, nan for none."""
+    right, target, predicted = counts.double().unbind(-2)
+    return right / (target + predicted - right)  # 0 / 0 is nan: an absent class

@@ -1,0 +1,58 @@
+"""``check-data``: what is wrong with a data set."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ddsm_zoo.cli.app import JsonOption, app
+from ddsm_zoo.console import check_output, percent, print_lines, print_table, progress_bar, report
+
+if TYPE_CHECKING:
+    from ddsm_zoo.data.check import Report
+
+
+@app.command("check-data")
+def check_data(
+    data: Annotated[str, typer.Argument(help="camvid:ROOT, cityscapes:ROOT or folder:ROOT.", metavar="SPEC")],
+    split: Annotated[
+        list[str] | None, typer.Option(help="Only this split; may be given several times.", show_default=False)
+    ] = None,
+    json: JsonOption = None,
+) -> None:
+    """Check a data set before training on it: files, sizes, what the masks store, pictures that several splits have.
+
+    Errors, which training would refuse, end with status 2; warnings may be meant that way. docs/data.md explains each.
+
+    ddsm-zoo check-data folder:my_data --json report.json
+    """
+    check_output(json)
+    from ddsm_zoo.data.check import check_data
+    from ddsm_zoo.data.masks import DatasetError
+
+    with progress_bar() as progress:
+        task = progress.add_task("checking", total=None)
+        found = check_data(data, split, progress=lambda done, total: progress.update(task, completed=done, total=total))
+    report(found.to_plain(), json)
+    if json != "-":
+        print_histogram(found)
+        rows = [(problem.severity, str(problem)) for problem in found.problems]
+        if rows:
+            print_table("", ("", ""), rows)
+    if found.errors:
+        raise DatasetError(found.verdict())
+    if json != "-":
+        print_lines([found.verdict()])
+
+
+def print_histogram(found: Report) -> None:
+    """The share of each class in the labelled pixels of each split, and the number of images it occurs in."""
+    parts = [
+        [(percent(share), str(images)) for share, images in zip(part.shares(), part.occurs, strict=True)]
+        for part in found.splits.values()
+    ]
+    rows = [(name, *chain(*cells)) for name, *cells in zip(found.labels.names, *parts, strict=True)]
+    columns = [title for name, part in found.splits.items() for title in (f"{name} %", f"of {part.images} images")]
+    print_table(found.data, ("class", *columns), rows)

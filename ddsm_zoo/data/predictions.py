@@ -1,0 +1,81 @@
+"""Predictions as files: the one that belongs to each image of a data set, read as class ids."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddsm_zoo.data.images import SUFFIXES, read_mask
+from ddsm_zoo.data.masks import DatasetError, MaskDecoder
+
+# What `ddsm-zoo predict` writes beside the class ids
+_PICTURES = ("_colour", "_overlay")
+
+
+def find_predictions(folder: str | Path, names: Sequence[str]) -> list[Path]:
+    """The file of each image of these names in ``folder`` or below: NAME.png, or NAME_ANYTHING.png.
+
+    Raises DatasetError unless there is exactly one for each image and none besides.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DatasetError(f"{folder} is no folder, expected one with a prediction NAME.png for each image NAME")
+    known, found = set(names), dict[str, Path]()
+    extra: list[Path] = []
+    for file in sorted(folder.rglob("*")):
+        if file.suffix.lower() not in SUFFIXES or file.name.startswith(".") or file.stem.endswith(_PICTURES):
+            continue
+        name = next((prefix for prefix in _prefixes(file.stem) if prefix in known), None)
+        if name is None:
+            extra.append(file)
+        elif name in found:
+            raise DatasetError(f"{found[name]} and {file} are both predictions for {name}, expected one of them")
+        else:
+            found[name] = file
+    missing = [name for name in names if name not in found]
+    if missing or extra:
+        raise DatasetError(f"{folder} does not fit the data set: {_mismatch(missing, extra, len(names))}")
+    return [found[name] for name in names]
+
+
+def read_prediction(path: Path, decode: MaskDecoder, target: Tensor, ignore_index: int) -> Tensor:
+    """The class ids (h, w) in ``path``, stored as the data set stores its masks, for the label ``target`` (h, w).
+
+    Raises ImageError for a file that cannot be read, and DatasetError for another size than the label's, values that
+    stand for no class, and void where the label has a class.
+    """
+    stored = read_mask(path)
+    if stored.shape[:2] != target.shape:
+        raise DatasetError(
+            f"prediction {path} is {stored.shape[1]} x {stored.shape[0]} pixels, "
+            f"expected {target.shape[1]} x {target.shape[0]} as its label"
+        )
+    ids = torch.from_numpy(np.ascontiguousarray(decode(stored, path)))
+    silent = (ids == ignore_index) & (target != ignore_index)
+    if silent.any():
+        row, column = silent.nonzero()[0].tolist()
+        raise DatasetError(f"prediction {path} is void at row {row}, column {column}, expected a class where labelled")
+    return ids
+
+
+def _prefixes(stem: str) -> Iterable[str]:
+    """The stem, then what is left of it without its last parts: a_b_c, a_b, a."""
+    parts = stem.split("_")
+    return ("_".join(parts[:count]) for count in range(len(parts), 0, -1))
+
+
+def _mismatch(missing: Sequence[str], extra: Sequence[Path], total: int) -> str:
+    phrases = []
+    if missing:
+        phrases.append(f"no prediction for {len(missing)} of {total} images, first {missing[0]}")
+    if extra:
+        phrases.append(f"no image for {len(extra)} of its files, first {extra[0].name}")
+    if missing and extra:
+        near = difflib.get_close_matches(missing[0], [file.stem for file in extra], n=1)
+        phrases.append(f"is {near[0]} misnamed?" if near else "expected NAME.png or NAME_ANYTHING.png")
+    return "; ".join(phrases)

@@ -1,0 +1,102 @@
+"""Time and memory of callables that are to be compared, measured side by side in one run."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+_PACKAGES = ("torch", "torchvision", "timm", "triton", "segmentation_models_pytorch")
+
+
+def interleave(
+    candidates: Mapping[str, Callable[[], object]],
+    repeats: int,
+    *,
+    warmup: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, list[float]]:
+    """Seconds of each call, ``repeats`` for each candidate, after ``warmup`` calls that are not counted.
+
+    The candidates take turns, so that whatever else the machine does slows all of them alike. ``progress`` gets how
+    many of the calls are done and how many there are. Raises ValueError for fewer than one repeat.
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats is {repeats}, expected at least 1")
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    total = (warmup + repeats) * len(candidates)
+    for turn in range(warmup + repeats):
+        for position, (name, call) in enumerate(candidates.items()):
+            _synchronise()
+            began = time.perf_counter()
+            call()
+            _synchronise()
+            if turn >= warmup:
+                seconds[name].append(time.perf_counter() - began)
+            if progress:
+                progress(turn * len(candidates) + position + 1, total)
+    return seconds
+
+
+def peak_memory(call: Callable[[], object]) -> int:
+    """Bytes that torch holds during ``call`` beyond what it held before, at the worst moment."""
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    results: Any = profiler.profiler  # has no public list of allocations
+    events = [event for event in results.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def exponent(pixels: Sequence[int], seconds: Sequence[float]) -> float:
+    """The b of seconds = a pixels**b that fits best in logarithms: 1 is linear growth.
+
+    Raises ValueError for fewer than two sizes.
+    """
+    if len(set(pixels)) < 2:
+        raise ValueError(f"got {len(set(pixels))} sizes, expected at least two to see growth")
+    line = statistics.linear_regression([math.log(count) for count in pixels], [math.log(time) for time in seconds])
+    return line.slope
+
+
+def environment() -> dict[str, Any]:
+    """What a reader needs to know of the machine: processor, threads, GPU and versions."""
+    installed = (name for name in _PACKAGES if importlib.util.find_spec(name))
+    versions = {name: importlib.metadata.version(name) for name in installed}
+    return {
+        "cpu": _processor(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": {"python": platform.python_version(), **versions},
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()
+
+
+def _synchronise() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,48 @@
+"""The processes that evaluate together, as `accelerate launch` or `torchrun` starts them; one alone otherwise."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[bool]:
+    """Join the processes that this one was launched with, if any, and say whether it is the one to report."""
+    if _together() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield rank() == 0
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield rank() == 0
+    finally:
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    return dist.get_rank() if _together() else 0
+
+
+def share(total: int) -> range:
+    """The indices below ``total`` that fall to this process; every index falls to exactly one."""
+    return range(rank(), total, dist.get_world_size()) if _together() else range(total)
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The sum over all processes, on the CPU."""
+    if not _together():
+        return tensor
+    shared = tensor.to("cuda" if dist.get_backend() == "nccl" else "cpu", copy=True)
+    dist.all_reduce(shared)
+    return shared.cpu()
+
+
+def _together() -> bool:
+    return dist.is_available() and dist.is_initialized()

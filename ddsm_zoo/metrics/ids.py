@@ -1,0 +1,37 @@
+"""Class ids as every metric takes them: checked once, in one place."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_num_classes(num_classes: int) -> None:
+    if num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}, expected at least 1")
+
+
+def comparable_ids(pred: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Both as int64 on the device of ``pred``, and where they count: everywhere that ``target`` is not ignored.
+
+    Raises ValueError for different shapes, for tensors that are not integer and for ids outside 0 up to num_classes
+    where they count.
+    """
+    if pred.shape != target.shape:
+        raise ValueError(
+            f"pred has shape {tuple(pred.shape)} and target {tuple(target.shape)}, expected the same for both"
+        )
+    for name, ids in (("pred", pred), ("target", target)):
+        if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+            raise ValueError(f"{name} is {ids.dtype}, expected integer class ids; take the argmax of logits first")
+    # int64 first: an ignore_index of -100 would wrap round when compared as uint8
+    pred, target = pred.detach().long(), target.detach().long().to(pred.device)
+    counted = target != ignore_index
+    for name, ids in (("pred", pred), ("target", target)):
+        strange = ids[((ids < 0) | (ids >= num_classes)) & counted]
+        if strange.numel():
+            raise ValueError(
+                f"{name} holds class id {int(strange[0])}, expected 0 to {num_classes - 1}"
+                + (f" or the ignored {ignore_index}" if name == "target" else "")
+            )
+    return pred, target, counted

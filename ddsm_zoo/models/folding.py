@@ -1,0 +1,62 @@
+"""Batch normalisation folded into the convolutions before it, for inference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torchvision.ops import DeformConv2d
+
+_CONVOLUTIONS = (nn.Conv2d, DeformConv2d)
+
+
+@torch.no_grad()
+def fold_norms(model: nn.Module, example: Tensor) -> None:
+    """Fold every normalisation that takes the output of one convolution into that convolution, in place.
+
+    Which follows which is seen by running ``example`` (N, C, H, W) once, so that it holds for any backbone. The
+    normalisation is replaced by what it did besides: nothing, or an activation. The model must be in evaluation mode.
+    """
+    for convolution, norm in _pairs(model, example):
+        _fold(convolution, norm)
+        _replace(model, norm, nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity())
+
+
+def _pairs(model: nn.Module, example: Tensor) -> list[tuple[Any, Any]]:
+    """Each convolution with the normalisation that alone takes its output."""
+    outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # by identity; the tensor is held so that none is reused
+    pairs: dict[nn.Module, nn.Module] = {}
+    calls: dict[nn.Module, int] = {}
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        calls[module] = calls.get(module, 0) + 1
+        if isinstance(module, _CONVOLUTIONS):
+            outputs[id(output)] = (module, output)
+        elif id(inputs[0]) in outputs:
+            pairs[module] = outputs[id(inputs[0])][0]
+
+    watched = (*_CONVOLUTIONS, nn.BatchNorm2d)
+    handles = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, watched)]
+    try:
+        model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    # a module that runs twice would serve two places with one pair of weights
+    return [(conv, norm) for norm, conv in pairs.items() if calls[conv] == calls[norm] == 1]
+
+
+def _fold(convolution: Any, norm: nn.BatchNorm2d) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    convolution.weight, convolution.bias = fuse_conv_bn_weights(
+        convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    names = [name for name, module in model.named_modules() if module is old]
+    for name in names:
+        model.set_submodule(name, new)

@@ -1,0 +1,82 @@
+"""What is stored in a mask file becomes class ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from ddsm_zoo.data.masks import CAMVID_IDS, CAMVID_OBJECTS, CITYSCAPES_LABEL_IDS, MaskDecoder
+from ddsm_zoo.labels import CAMVID, CITYSCAPES
+from tests.data_sets import expect_one_line
+
+
+@given(
+    st.dictionaries(st.integers(0, 65535), st.integers(-1, 300), min_size=1, max_size=20),
+    hnp.arrays(np.uint16, hnp.array_shapes(min_dims=2, max_dims=2, max_side=5)),
+    st.data(),
+)
+def test_ids_decode_as_a_dictionary_would(table: dict[int, int], stored: np.ndarray, data: st.DataObject) -> None:
+    known = data.draw(hnp.arrays(np.uint16, stored.shape, elements=st.sampled_from(sorted(table))))
+    stored = np.where(data.draw(hnp.arrays(np.bool_, stored.shape)), known, stored)
+    decode = MaskDecoder(ids=table)
+    if all(value in table for value in stored.flat):
+        assert decode(stored, Path("m.png")).tolist() == [[table[value] for value in row] for row in stored.tolist()]
+    else:
+        first = next(value for value in stored.flat if value not in table)
+        expect_one_line(lambda: decode(stored, Path("m.png")), "m.png", f"id {first}, expected")
+
+
+colours = st.tuples(*[st.integers(0, 255)] * 3)
+
+
+@given(st.dictionaries(colours, st.integers(0, 300), min_size=1, max_size=12), st.data())
+def test_colours_decode_as_a_dictionary_would(table: dict[tuple[int, int, int], int], data: st.DataObject) -> None:
+    pixels = data.draw(st.lists(st.sampled_from(sorted(table)) | colours, min_size=1, max_size=12))
+    stored = np.array([pixels], dtype=np.uint8)
+    decode = MaskDecoder(colours=table)
+    unknown = [colour for colour in pixels if colour not in table]
+    if not unknown:
+        assert decode(stored, Path("m.png")).tolist() == [[table[colour] for colour in pixels]]
+    else:
+        expect_one_line(lambda: decode(stored, Path("m.png")), "m.png", f"colour {unknown[0]}, expected")
+
+
+def test_camvid_objects_are_grouped_as_published() -> None:
+    grouped: dict[str | None, set[str]] = {}
+    for name, _, group in CAMVID_OBJECTS:
+        grouped.setdefault(group, set()).add(name)
+    assert set(grouped) == {*CAMVID.names, None}
+    assert grouped["Building"] == {"Building", "Wall", "Bridge", "Tunnel", "Archway"}
+    assert grouped["Car"] == {"Car", "OtherMoving", "SUVPickupTruck", "Train", "Truck_Bus"}
+    assert grouped["Pedestrian"] == {"Pedestrian", "Child", "CartLuggagePram", "Animal"}
+    assert grouped["Pavement"] == {"Sidewalk", "ParkingBlock", "RoadShoulder"}
+    assert grouped["SignSymbol"] == {"SignSymbol", "Misc_Text", "TrafficLight"}
+    assert grouped[None] == {"Void"}
+    assert len({colour for _, colour, _ in CAMVID_OBJECTS}) == len(CAMVID_OBJECTS) == 32
+    # the object that a class is named for has the class's colour, where there is one of that name
+    by_name = {name: colour for name, colour, _ in CAMVID_OBJECTS}
+    for name, colour in zip(CAMVID.names, CAMVID.palette, strict=True):
+        assert by_name.get(name, colour) == colour
+
+
+def test_camvid_ids_know_void_and_nothing_above() -> None:
+    stored = np.array([[0, 10, 11, 255]], dtype=np.uint8)
+    assert CAMVID_IDS(stored, Path("m.png")).tolist() == [[0, 10, 255, 255]]
+    expect_one_line(
+        lambda: CAMVID_IDS(np.array([[3, 42]], dtype=np.uint8), Path("m.png")),
+        "m.png holds id 42, expected 0 to 11, 255 at row 0, column 1",
+    )
+
+
+def test_cityscapes_label_ids() -> None:
+    # the label ids of road, pole, sky, person, bicycle; and of unlabelled, parking, caravan
+    stored = np.array([[7, 17, 23, 24, 33, 0, 9, 29]], dtype=np.uint8)
+    names = ["road", "pole", "sky", "person", "bicycle"]
+    assert CITYSCAPES_LABEL_IDS(stored, Path("m.png")).tolist() == [
+        [CITYSCAPES.names.index(name) for name in names] + [255] * 3
+    ]
+    expect_one_line(lambda: CITYSCAPES_LABEL_IDS(np.array([[34]]), Path("m.png")), "id 34, expected 0 to 33")

@@ -1,0 +1,100 @@
+"""Which file is the prediction for which image, and what a file must hold."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from ddsm_zoo.data.images import ImageError
+from ddsm_zoo.data.masks import CAMVID_IDS, DatasetError
+from ddsm_zoo.data.predictions import find_predictions, read_prediction
+
+NAMES = ["seq_1", "seq_1_left", "seq_2"]
+
+
+def touch(folder: Path, *files: str) -> Path:
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).touch()
+    return folder
+
+
+def test_suffixes_folders_and_other_files(tmp_path: Path) -> None:
+    touch(tmp_path, "seq_1_ids.png", "seq_1_left.png", "deep/seq_2_pred_labelIds.PNG", "notes.txt", ".seq_2.png")
+    touch(tmp_path, "seq_1_colour.png", "seq_1_overlay.png")
+    found = find_predictions(tmp_path, NAMES)
+    assert [file.name for file in found] == ["seq_1_ids.png", "seq_1_left.png", "seq_2_pred_labelIds.PNG"]
+
+
+PARTS = st.lists(st.text("ab1", min_size=1, max_size=2), min_size=1, max_size=4)
+
+
+@given(st.lists(PARTS, min_size=1, max_size=5))
+def test_the_longest_name_wins(names: list[list[str]]) -> None:
+    """Whatever the names: with one file NAME_zz.png for each, everyone gets their own."""
+    unique = sorted({"_".join(parts) for parts in names})
+    with tempfile.TemporaryDirectory() as folder:
+        touch(Path(folder), *(f"{name}_zz.png" for name in unique))
+        assert [file.stem for file in find_predictions(folder, unique)] == [f"{name}_zz" for name in unique]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (["seq_1.png"], "no prediction for 2 of 3 images, first seq_1_left$"),
+        (["seq_1.png", "seq_1_left.png", "seq_2.png", "x.png"], "no image for 1 of its files, first x.png$"),
+        (["seq_1.png", "seq_1_left.png", "seqq_2.png"], "first seq_2; .* first seqq_2.png; is seqq_2 misnamed"),
+        (["seq_1.png", "seq_1_left.png", "zz.png"], "expected NAME.png or NAME_ANYTHING.png"),
+        (["seq_1.png", "seq_1_ids.png"], "both predictions for seq_1"),
+        ([], "no prediction for 3 of 3 images"),
+    ],
+)
+def test_folders_that_do_not_fit(tmp_path: Path, files: list[str], message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        find_predictions(touch(tmp_path, *files), NAMES)
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="nowhere is no folder"):
+        find_predictions(tmp_path / "nowhere", NAMES)
+
+
+TARGET = torch.tensor([[0, 1, 255], [2, 2, 255]])
+
+
+def stored(path: Path, pixels: list[list[int]]) -> Path:
+    Image.fromarray(np.array(pixels, np.uint8)).save(path)
+    return path
+
+
+def test_a_prediction_may_be_void_where_the_label_is(tmp_path: Path) -> None:
+    path = stored(tmp_path / "p.png", [[0, 1, 11], [3, 2, 5]])
+    ids = read_prediction(path, CAMVID_IDS, TARGET, 255)
+    assert ids.tolist() == [[0, 1, 255], [3, 2, 5]]
+    assert ids.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        ([[0, 1], [2, 2]], r"p.png is 2 x 2 pixels, expected 3 x 2 as its label"),
+        ([[0, 1, 2], [11, 2, 2]], "p.png is void at row 1, column 0, expected a class"),
+        ([[0, 1, 2], [77, 2, 2]], "p.png holds id 77"),
+    ],
+)
+def test_predictions_that_do_not_fit_their_label(tmp_path: Path, pixels: list[list[int]], message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        read_prediction(stored(tmp_path / "p.png", pixels), CAMVID_IDS, TARGET, 255)
+
+
+def test_a_file_that_is_no_image(tmp_path: Path) -> None:
+    (tmp_path / "p.png").write_text("no image")
+    with pytest.raises(ImageError, match="p.png is no image"):
+        read_prediction(tmp_path / "p.png", CAMVID_IDS, TARGET, 255)

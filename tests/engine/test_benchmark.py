@@ -1,0 +1,67 @@
+"""What is measured: turns, peaks and growth, against cases whose answer is known."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from ddsm_zoo.engine.benchmark import environment, exponent, interleave, peak_memory
+
+
+def test_candidates_take_turns_after_the_warmup() -> None:
+    calls: list[str] = []
+    ticks: list[tuple[int, int]] = []
+    seconds = interleave(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")},
+        3,
+        warmup=2,
+        progress=lambda done, total: ticks.append((done, total)),
+    )
+    assert calls == ["a", "b"] * 5
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
+    assert ticks == [(step, 10) for step in range(1, 11)]
+
+
+def test_seconds_are_those_of_the_call() -> None:
+    seconds = interleave({"short": lambda: None, "long": lambda: time.sleep(0.05)}, 2, warmup=0)
+    assert min(seconds["long"]) >= 0.05
+    assert min(seconds["short"]) < 0.05
+
+
+def test_no_repeats_are_refused() -> None:
+    with pytest.raises(ValueError, match="repeats is 0, expected at least 1"):
+        interleave({}, 0)
+
+
+def test_peak_counts_what_is_held_together() -> None:
+    mebibyte = 2**18  # float32 numbers
+
+    def one_after_the_other() -> None:
+        for _ in range(5):
+            torch.empty(8 * mebibyte)
+
+    def together() -> None:
+        assert len([torch.empty(8 * mebibyte) for _ in range(5)]) == 5
+
+    assert peak_memory(one_after_the_other) == pytest.approx(8 * 2**20, rel=0.01)
+    assert peak_memory(together) == pytest.approx(40 * 2**20, rel=0.01)
+
+
+@pytest.mark.parametrize("power", [1.0, 1.5, 2.0])
+def test_growth_is_the_slope_in_logarithms(power: float) -> None:
+    pixels = [256**2, 512**2, 1024**2]
+    assert exponent(pixels, [3e-7 * count**power for count in pixels]) == pytest.approx(power)
+
+
+def test_growth_needs_two_sizes() -> None:
+    with pytest.raises(ValueError, match="got 1 sizes, expected at least two"):
+        exponent([64, 64], [1.0, 2.0])
+
+
+def test_environment_names_what_a_reader_needs() -> None:
+    found = environment()
+    assert found["threads"] == torch.get_num_threads()
+    assert found["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert found["cpu"]

@@ -1,0 +1,96 @@
+"""Faults of the server and of the transfer.
+
+Thirteen of the 34 on the way of a weight; test_contents.py and test_machine.py have the others. Whatever happens: one
+line that says what to do, soon; never a half file under its final name, never a wrong model; and once the fault is
+gone, the same call works.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddsm_zoo import hub
+from ddsm_zoo.factory import create_model
+from tests.faults.common import URI, Files, final_files, refusal, weights_hash
+from tests.hub_server import HubServer
+from tests.tiny_weights import logits
+
+
+def stop(server: HubServer) -> None:
+    os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # the discard port: nobody listens
+
+
+def test_server_down_without_a_copy(server: HubServer, cache: Path, expected: Tensor) -> None:
+    stop(server)
+    assert "cannot be reached" in refusal(cache)
+    os.environ["HF_ENDPOINT"] = server.endpoint
+    assert torch.equal(logits(create_model(URI, pretrained=True, cache_dir=cache)), expected)
+
+
+def test_server_down_with_a_copy(
+    server: HubServer, cache: Path, expected: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    create_model(URI, pretrained=True, cache_dir=cache)
+    stop(server)
+    assert torch.equal(logits(create_model(URI, pretrained=True, cache_dir=cache)), expected)
+    assert "using the copy in the cache" in caplog.text
+
+
+@pytest.mark.parametrize("asked", ["HEAD", "GET"])
+@pytest.mark.parametrize("name", [hub.CONFIG_FILE, hub.WEIGHTS_FILE])
+@pytest.mark.parametrize(
+    ("status", "advice"),
+    [
+        (401, "log in with `hf auth login`"),
+        (403, "check your token"),
+        (429, "HTTP 429; try again later"),
+        (500, "HTTP 500; try again later"),
+        (503, "HTTP 503; try again later"),
+    ],
+)
+def test_a_refusing_server(
+    server: HubServer, cache: Path, files: Files, expected: Tensor, status: int, advice: str, name: str, asked: str
+) -> None:
+    where = weights_hash(files) if asked == "GET" and name == hub.WEIGHTS_FILE else name
+    server.faults[asked, where] = status
+    server.headers = {"Retry-After": "300"}
+    assert advice in refusal(cache)
+    server.faults.clear()
+    assert torch.equal(logits(create_model(URI, pretrained=True, cache_dir=cache)), expected)
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("hf-hub:someone/nothing", "no such repository"),
+        (f"{URI}@v9", "no such revision"),
+        ("hf-hub:someone/notes", "no such file; is it a ddsm-zoo model?"),
+    ],
+)
+def test_what_is_not_there(server: HubServer, cache: Path, uri: str, reason: str) -> None:
+    server.publish("someone/notes", {"notes.txt": b"nothing here"})
+    text = refusal(cache, uri)
+    assert reason in text
+    assert uri in text
+    assert final_files(cache) == {}
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [("cut", "cannot be reached"), ("reset", "cannot be reached"), ("corrupt", "arrived damaged")],
+)
+@pytest.mark.parametrize("name", [hub.CONFIG_FILE, hub.WEIGHTS_FILE])
+def test_a_body_that_is_not_the_file(
+    server: HubServer, cache: Path, files: Files, expected: Tensor, name: str, fault: Any, reason: str
+) -> None:
+    server.faults["GET", weights_hash(files) if name == hub.WEIGHTS_FILE else name] = fault
+    assert reason in refusal(cache)
+    assert name not in final_files(cache)
+    server.faults.clear()
+    assert torch.equal(logits(create_model(URI, pretrained=True, cache_dir=cache)), expected)

@@ -1,0 +1,64 @@
+"""Folded normalisation: the same logits, nothing left to normalise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from ddsm_zoo import create_model
+from ddsm_zoo.models import Segmenter
+from ddsm_zoo.models.folding import fold_norms
+
+MODELS = ["uper_ddsm_tiny", "deeplabv3plus_ddsm_tiny", "uper_dcn_tiny", "uper_ddsm_lite0", "deeplabv3plus_r18"]
+
+
+def lived_in(name: str) -> Segmenter:
+    """A model whose normalisations have statistics, scales and shifts as after a training."""
+    model = create_model(name, num_classes=4, auxiliary=True).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.8, 1.2)
+            nn.init.normal_(module.bias, std=0.1)
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.8, 1.2)
+    return model
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_stay(name: str) -> None:
+    model = lived_in(name)
+    image = torch.randn(2, 3, 75, 98)
+    expected = model(image)
+    fused = model.fuse()
+    assert fused is model
+    assert not [module for module in fused.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert fused.auxiliary is None
+    torch.testing.assert_close(fused(image), expected, atol=1e-4 * expected.abs().max().item(), rtol=0)
+
+
+def test_statistics_of_the_example_are_not_taken_in() -> None:
+    model = lived_in("uper_tiny").train()
+    image = torch.randn(1, 3, 64, 64)
+    expected = model.eval()(image)
+    torch.testing.assert_close(model.train().fuse()(image), expected, atol=1e-4, rtol=0)
+
+
+def test_a_shared_convolution_is_left_alone() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+            self.first, self.second = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.conv(self.first(self.conv(x))))
+
+    model = Shared().eval()
+    nn.init.uniform_(model.first.running_var, 0.5, 2)
+    image = torch.randn(1, 3, 5, 5)
+    expected = model(image)
+    fold_norms(model, image)
+    assert isinstance(model.first, nn.BatchNorm2d)
+    torch.testing.assert_close(model(image), expected)
