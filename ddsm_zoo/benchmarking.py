@@ -1,4 +1,4 @@
-"""The figures of docs/performance.md: the operation, whole models beside their peers, and growth with the image."""
+"""What `ddsm-zoo benchmark` measures: the operation, whole models beside their peers, growth with the image."""
 
 from __future__ import annotations
 

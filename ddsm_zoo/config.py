@@ -106,6 +106,16 @@ class Preprocess:
     std: tuple[float, ...] = IMAGENET_STD
     size: tuple[int, int] | None = None
 
+    def __post_init__(self) -> None:
+        if not self.mean or len(self.mean) != len(self.std):
+            raise ConfigError(
+                f"mean has {len(self.mean)} and std {len(self.std)} values, expected one of each for every channel"
+            )
+        if min(self.std) <= 0:
+            raise ConfigError(f"std is {self.std}, expected numbers above 0")
+        if self.size is not None and min(self.size) < 1:
+            raise ConfigError(f"size is {self.size}, expected a height and a width of at least 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsSpec:
@@ -182,8 +192,13 @@ def _coerce(hint: Any, value: object, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} is {_describe(value)}, expected a table")
         return {_coerce(args[0], key, where): _coerce(args[1], item, f"{where}.{key}") for key, item in value.items()}
-    if hint is Any:
-        return value
+    return value if hint is Any else _coerce_plain(hint, value, where)
+
+
+def _coerce_plain(hint: Any, value: object, where: str) -> Any:
+    # more would overflow a float, or fill the line that says what is wrong
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ConfigError(f"{where} is {_describe(value)}, expected a number of at most 64 bits")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     # bool is a subclass of int, but `true` is no count

@@ -44,6 +44,7 @@ from ddsm_zoo.engine.processes import share, summed
 from ddsm_zoo.engine.protocol import InferenceProtocol
 from ddsm_zoo.factory import resolve_data_config
 from ddsm_zoo.files import atomic_path
+from ddsm_zoo.hub import public_address
 from ddsm_zoo.labels import CITYSCAPES, LabelSpace
 from ddsm_zoo.metrics import BoundaryFScore, BoundaryIoU, InstanceIoU
 from ddsm_zoo.metrics.bootstrap import LEVEL, interval, resample
@@ -212,7 +213,7 @@ def score_model(
     known = prepared.pretrained_cfg
     source = {
         "model": model if isinstance(model, str) else known.get("name", type(model).__name__),
-        "weights": {"uri": known.get("uri"), "sha256": known.get("sha256")},
+        "weights": {"uri": public_address(known["uri"]) if known.get("uri") else None, "sha256": known.get("sha256")},
     }
     return Evaluation(
         dataset=dataset,

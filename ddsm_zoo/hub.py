@@ -11,7 +11,6 @@ import hashlib
 import logging
 import os
 import re
-import urllib.parse
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -33,6 +32,8 @@ SCHEMES = ("bundled", "hf-hub", "local-dir", "file", "https")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*", re.ASCII)
 _FILE = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+_WEB = re.compile(r"https://(\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]]+)(:\d{1,5})?/\S+")
+_TOKEN = re.compile(r"[!-~]+")
 _SHA1 = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -56,7 +57,7 @@ def fetch(
     scheme, _, rest = uri.partition(":")
     if scheme not in SCHEMES or not rest or "\0" in rest:
         expected = ", ".join(f"{known}:" for known in SCHEMES)
-        raise ValueError(f"{uri[:120]!r} names no weights, expected an address after one of {expected}")
+        raise ValueError(f"{public_address(uri)[:120]!r} names no weights, expected an address after one of {expected}")
     cache = None if cache_dir is None else Path(cache_dir).expanduser()
     if scheme == "bundled":
         return [_bundled(rest)]
@@ -88,9 +89,13 @@ def push(
     _parse_repository(where)
     if create_pr and revision not in (None, "main"):
         raise ValueError(f"a pull request goes to main, got revision={revision!r} beside create_pr; drop one of them")
+    if token is not None and not _TOKEN.fullmatch(token):
+        raise ValueError("the token is empty or has characters that no token has, expected one as the Hub shows it")
     api = huggingface_hub.HfApi(endpoint=_endpoint(), token=token)
     logger.info("publishing %d bytes to hf-hub:%s", sum(map(len, files.values())), where)
     with client_errors(f"publish hf-hub:{where}"):
+        # the client would wait for ever for a server that takes the connection and says nothing
+        huggingface_hub.get_session().head(api.endpoint, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         api.create_repo(repository, private=private, exist_ok=True)
         if revision not in (None, "main"):
             api.create_branch(repository, branch=revision, exist_ok=True)
@@ -108,17 +113,25 @@ def push(
 
 @contextlib.contextmanager
 def client_errors(task: str) -> Iterator[None]:
-    """Turn every failure of the Hub's client inside the block into a HubError: it cannot ``task``, and why."""
+    """Turn every failure of the Hub's client inside the block into a HubError: it cannot ``task``, and why.
+
+    The client's own error is not shown along with it: its text may repeat headers with a token, and whole addresses.
+    """
     try:
         yield
     # RuntimeError is the client's for an upload that failed, ValueError for an answer that it cannot read
     except (ClientError, errors.EntryNotFoundError, OSError, RuntimeError, ValueError) as error:
-        raise HubError(f"cannot {task}: {_explain(error)}") from error
+        raise HubError(f"cannot {task}: {_explain(error)}") from None
 
 
 def is_uri(name: str) -> bool:
     """Whether a model name is an address of a whole model, config and weights, rather than a name in the zoo."""
     return name.startswith(("hf-hub:", "local-dir:"))
+
+
+def public_address(uri: str) -> str:
+    """The address without what may be secret in one of the web: user, password and query."""
+    return re.sub(r"//[^/?#]*@", "//", uri).partition("?")[0] if "://" in uri else uri
 
 
 def find_weights(path: str | os.PathLike[str]) -> Path:
@@ -166,9 +179,9 @@ def _from_folder(folder: Path, names: tuple[str, ...]) -> list[Path]:
 
 def _from_web(url: str, cache_dir: Path | None, sha256: str | None) -> Path:
     """One file from any server. Its hash is what makes it trustworthy, and its name in the cache."""
-    address = urllib.parse.urlsplit(url)
-    # without what may be secret: user, password and query
-    where = f"https://{address.hostname}{address.path}"
+    where = public_address(url)
+    if not _WEB.fullmatch(where):
+        raise ValueError(f"{where[:120]!r} is no address of a file, expected https://HOST/FILE")
     if sha256 is None or not _SHA256.fullmatch(sha256):
         raise ValueError(f"{where} has no sha256, expected its 64 hexadecimal digits: no other server is trusted")
     with client_errors(f"fetch {where}"):

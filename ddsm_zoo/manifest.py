@@ -43,9 +43,10 @@ class Manifest:
         if self.label_names != self.pretrained_cfg.labels.names:
             raise ConfigError("label_names and pretrained_cfg.labels.names differ, expected the same names")
         for text in _strings(to_dict(self)):
-            # they end up in cards and on terminals, which an escape sequence or a line break can deceive
-            if re.search(r"[\x00-\x1f\x7f-\x9f]", text):
-                raise ConfigError(f"{text[:80]!r} has control characters, expected plain text")
+            # they end up in cards and on terminals, which an escape sequence, a line break or a change of direction
+            # can deceive; half a surrogate pair cannot be written at all
+            if re.search(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", text):
+                raise ConfigError(f"{text[:80]!a} has control characters, expected plain text")
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -20,15 +20,19 @@ def render_card(manifest: Manifest, address: str) -> str:
 def _front_matter(manifest: Manifest) -> Iterator[str]:
     weights = manifest.pretrained_cfg
     yield "---"
-    # a JSON string is a YAML string, whatever stands in it
-    yield f"license: {json.dumps(weights.license)}"
+    yield f"license: {_quoted(weights.license)}"
     yield "library_name: ddsm-zoo"
     yield "pipeline_tag: image-segmentation"
     yield "tags: [semantic-segmentation, ddsm-zoo, pytorch]"
-    yield f"datasets: [{json.dumps(weights.dataset)}]"
+    yield f"datasets: [{_quoted(weights.dataset)}]"
     if weights.metrics:
-        yield f"model-index: {json.dumps([_measured(manifest)])}"
+        yield f"model-index: {_quoted([_measured(manifest)])}"
     yield "---"
+
+
+def _quoted(data: object) -> str:
+    """JSON is YAML, but for characters beyond 16 bits, whose escapes differ: they stand as they are."""
+    return json.dumps(data, ensure_ascii=False)
 
 
 def _measured(manifest: Manifest) -> dict[str, Any]:

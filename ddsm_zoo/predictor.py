@@ -6,7 +6,6 @@ import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -63,8 +62,9 @@ class Predictor:
     """A model made ready to label images of any size.
 
     ``model`` is a name that `create_model` takes, whose pretrained weights are loaded, or a model, which is moved to
-    ``device`` and put into evaluation mode. The device is a GPU where there is one unless given. Raises what
-    `create_model` raises, and ValueError for a model that takes other than 3 channels or has more than 256 classes.
+    ``device``, put into evaluation mode and laid out channels-last. The device is a GPU where there is one unless
+    given. Raises what `create_model` raises, and ValueError for a model that takes other than 3 channels or has more
+    than 256 classes.
     """
 
     def __init__(self, model: str | Segmenter, device: str | torch.device | None = None) -> None:
@@ -117,12 +117,12 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 def prepare(model: str | Segmenter, device: str | torch.device | None) -> Segmenter:
     """The model, or the pretrained one of that name, on its device and ready to predict RGB images.
 
-    A model that was given stays as it is but for device and mode. One that is made here is made fast: its
-    normalisation is folded and its kernels are channels-last, which changes the logits by rounding alone.
+    A model that was given keeps its layers. One that is made here has its normalisation folded, which is faster and
+    changes the logits by rounding alone.
     """
     chosen = choose_device(device)
     if isinstance(model, str):
-        model = cast(Segmenter, cast(Any, create_trained(model).fuse()).to(memory_format=torch.channels_last))
+        model = create_trained(model).fuse()
     if model.config.in_chans != 3:
         raise ValueError(f"the model takes {model.config.in_chans} channels, images are read as RGB, 3 of them")
     return model.to(chosen).eval()

@@ -173,6 +173,13 @@ def test_a_file_from_any_server_needs_its_hash(tmp_path: Path) -> None:
         assert "hf_secret" not in one_line(error)
 
 
+def test_an_address_is_repeated_without_its_secrets(tmp_path: Path) -> None:
+    for uri in ("http://user:hf_secret@example.org/model?key=hf_secret", "https://user:hf_secret@[zz/model", "https:x"):
+        with pytest.raises(ValueError, match="names no weights|is no address") as error:
+            hub.fetch(uri, cache_dir=tmp_path, sha256=SHA256)
+        assert "hf_secret" not in one_line(error)
+
+
 # -- other addresses
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,6 +121,23 @@ def test_what_cannot_be_published(server: HubServer, repository: str, options: d
         hub.push(repository, FILES, **options)
     one_line(error)
     assert server.requests == []
+
+
+@pytest.mark.parametrize("token", ["", "hf_a_secret\nX: y", "hf_\xe9"])
+def test_a_token_that_is_none_is_not_repeated(server: HubServer, token: str) -> None:
+    with pytest.raises(ValueError, match="the token is empty or has characters") as error:
+        hub.push("someone/model", FILES, token=token)
+    assert TOKEN not in one_line(error)
+    assert server.requests == []
+
+
+def test_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(HubError, match="cannot be reached") as error:
+            hub.push("someone/model", FILES)
+    assert error.value.__suppress_context__  # the client's text may repeat what is secret
 
 
 # -- the whole way

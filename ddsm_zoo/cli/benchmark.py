@@ -29,7 +29,7 @@ def benchmark(
     size: Annotated[str, typer.Option(help="models: image size, one number or HxW.")] = "1024",
     side: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="op: side of the maps, growth: side of the images; several times for several."),
+        typer.Option(min=2, help="op: side of the maps, growth: side of the images; several times for several."),
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Measured calls of each candidate.")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; unless given, its own choice.")] = None,

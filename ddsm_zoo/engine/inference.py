@@ -14,6 +14,8 @@ from torch import Tensor, nn
 Predict = Callable[[Tensor], Tensor]
 """(N, 3, H, W) normalised float image -> (N, K, H, W) scores of K classes; the highest wins."""
 
+MAX_SCALE = 16  # beyond it a photo fills any memory
+
 
 def whole(model: nn.Module) -> Predict:
     """The logits of ``model`` on the whole image at once, without gradients.
@@ -70,10 +72,12 @@ def multi_scale(predict: Predict, scales: Sequence[float], flip: bool = False) -
     """The mean of class probabilities over resized images, and over their mirror images when ``flip``.
 
     ``predict`` gives logits, the result holds probabilities at the image's own size. Raises ValueError for no
-    scales or scales that are not positive.
+    scales and for ones out of range.
     """
-    if not scales or min(scales) <= 0:
-        raise ValueError(f"multi-scale inference got scales {tuple(scales)}, expected one or more positive numbers")
+    if not scales or not all(0 < scale <= MAX_SCALE for scale in scales):  # nan is neither
+        raise ValueError(
+            f"multi-scale inference got scales {tuple(scales)}, expected one or more positive numbers up to {MAX_SCALE}"
+        )
 
     @torch.inference_mode()
     def predict_scales(image: Tensor) -> Tensor:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torchvision.ops import DeformConv2d
 
 _CONVOLUTIONS = (nn.Conv2d, DeformConv2d)
@@ -26,26 +29,46 @@ def fold_norms(model: nn.Module, example: Tensor) -> None:
 
 def _pairs(model: nn.Module, example: Tensor) -> list[tuple[Any, Any]]:
     """Each convolution with the normalisation that alone takes its output."""
+    reads = _Reads()
     outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # by identity; the tensor is held so that none is reused
-    pairs: dict[nn.Module, nn.Module] = {}
+    pairs: dict[nn.Module, tuple[nn.Module, Tensor]] = {}
     calls: dict[nn.Module, int] = {}
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         calls[module] = calls.get(module, 0) + 1
         if isinstance(module, _CONVOLUTIONS):
             outputs[id(output)] = (module, output)
+            reads.count[id(output)] = 0
         elif id(inputs[0]) in outputs:
-            pairs[module] = outputs[id(inputs[0])][0]
+            pairs[module] = outputs[id(inputs[0])]
 
     watched = (*_CONVOLUTIONS, nn.BatchNorm2d)
     handles = [module.register_forward_hook(note) for module in model.modules() if isinstance(module, watched)]
     try:
-        model(example)
+        with reads:
+            model(example)
     finally:
         for handle in handles:
             handle.remove()
-    # a module that runs twice would serve two places with one pair of weights
-    return [(conv, norm) for norm, conv in pairs.items() if calls[conv] == calls[norm] == 1]
+    # a module that runs twice would serve two places with one pair of weights, and so would an output that is read
+    # twice: by a shortcut around the normalisation, or by an activation in place before it
+    return [
+        (conv, norm)
+        for norm, (conv, output) in pairs.items()
+        if calls[conv] == calls[norm] == reads.count[id(output)] == 1
+    ]
+
+
+class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
+    """Counts the operations that take each tensor, by its identity."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
+        self.count: Counter[int] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count.update(id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        return func(*args, **(kwargs or {}))
 
 
 def _fold(convolution: Any, norm: nn.BatchNorm2d) -> None:

@@ -127,7 +127,7 @@ def _check_backend(value: Tensor, backend: str) -> None:
     if backend not in _FAST_DTYPES:
         return
     # Triton's interpreter, with which the kernel is tested, takes tensors on the CPU
-    device = "cuda" if backend == "triton" and not os.environ.get("TRITON_INTERPRET") else "cpu"
+    device = "cuda" if backend == "triton" and os.environ.get("TRITON_INTERPRET", "0") == "0" else "cpu"
     if value.device.type != device or value.dtype not in _FAST_DTYPES[backend]:
         dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in _FAST_DTYPES[backend])
         raise ValueError(

@@ -64,6 +64,8 @@ def test_a_file(tmp_path: Path) -> None:
         ("crop = [8, 8]\nstride = [9, 8]", "expected 1 to 8"),
         ("scales = []", "expected one or more positive numbers"),
         ("scales = [1.0, -1.0]", "expected one or more positive numbers"),
+        ("scales = [nan]", "expected one or more positive numbers"),
+        ("scales = [inf]", "expected one or more positive numbers"),
         ("size = [0, 4]", r"size is \(0, 4\)"),
         ("scale = [1.0]", "unknown field 'scale'"),
         ("flip = 1", "expected bool"),

@@ -62,3 +62,41 @@ def test_a_shared_convolution_is_left_alone() -> None:
     fold_norms(model, image)
     assert isinstance(model.first, nn.BatchNorm2d)
     torch.testing.assert_close(model(image), expected)
+
+
+class Shortcut(nn.Module):
+    """The normalisation has the convolution's output to share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x)
+        normed: torch.Tensor = self.norm(x)
+        return normed + x
+
+
+class Rectified(Shortcut):
+    """The normalisation takes the tensor that the convolution gave, after another layer has written to it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        normed: torch.Tensor = self.norm(self.conv(x).relu_())
+        return normed
+
+
+@pytest.mark.parametrize("kind", [Shortcut, Rectified])
+def test_an_output_that_serves_others_too_is_left_alone(kind: type[Shortcut]) -> None:
+    model = kind().eval()
+    nn.init.uniform_(model.norm.running_var, 0.2, 0.5)
+    image = torch.randn(1, 3, 5, 5)
+    expected = model(image)
+    fold_norms(model, image)
+    torch.testing.assert_close(model(image), expected)
+
+
+def test_folding_twice_is_folding_once() -> None:
+    model = lived_in("uper_ddsm_tiny")
+    image = torch.randn(1, 3, 40, 40)
+    expected = model.fuse()(image)
+    torch.testing.assert_close(model.fuse()(image), expected, atol=0, rtol=0)
