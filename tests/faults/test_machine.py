@@ -114,6 +114,8 @@ def test_killed_in_the_middle_of_a_download(server: HubServer, cache: Path, file
 # when a file is half written, or whole but not yet under its name.
 SAVE = """
 import os, signal, sys
+import torch
+torch.set_num_threads(1)  # a fork has none of the threads of its parent, and would wait for them
 from pathlib import Path
 from ddsm_zoo.factory import create_model, save_pretrained
 
