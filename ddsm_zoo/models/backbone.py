@@ -116,18 +116,20 @@ def _probe(name: str, arguments: dict[str, Any]) -> tuple[tuple[int, ...], tuple
         reductions = list(body.feature_info.reduction())
         limit = arguments.get("output_stride", 32)
         # with an output stride, several levels share it: the deepest stages are the last ones
-        levels = tuple(range(len(reductions)))[-len(STRIDES) :]
-        strides = [reductions[level] for level in levels]
+        deepest = tuple(range(len(reductions)))[-len(STRIDES) :]
+        strides = [reductions[level] for level in deepest]
         if strides != [min(stride, limit) for stride in STRIDES]:
             raise BackboneError(
                 f"backbone {name!r} has feature levels at strides {reductions}, expected four at strides "
                 f"{', '.join(map(str, STRIDES))}; choose a pyramid backbone such as a ResNet, ConvNeXt or EfficientNet"
             )
-        channels = tuple(body.feature_info.channels()[level] for level in levels)
+        channels = tuple(body.feature_info.channels()[level] for level in deepest)
+        # some networks, such as DLA, count levels that they do not give unless asked
+        levels = tuple(body.feature_info.out_indices[level] for level in deepest)
         # no stride divides 65: networks that round up give 17 cells at stride 4, others 16 or an error
-        if _sides(body, arguments["in_chans"], 65, levels) == [-(-65 // stride) for stride in strides]:
+        if _sides(body, arguments["in_chans"], 65, deepest) == [-(-65 // stride) for stride in strides]:
             return levels, channels, 1
-        if _sides(body, arguments["in_chans"], 64, levels) == [64 // stride for stride in strides]:
+        if _sides(body, arguments["in_chans"], 64, deepest) == [64 // stride for stride in strides]:
             return levels, channels, 32
     raise BackboneError(f"backbone {name!r} does not take images of any size; choose a convolutional one")
 

@@ -36,6 +36,7 @@ def on_meta(name: str, size: tuple[int, int], **arguments: int) -> tuple[Backbon
         "test_mambaout",  # channels come last in its features
         "resnet18d.ra2_in1k",  # five levels, the first at stride 2
         "vgg11",  # six
+        "dla34",  # six, of which five are given unless asked
     ],
 )
 def test_four_levels(name: str) -> None:
