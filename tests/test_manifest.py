@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ddsm_zoo.config import ConfigError, ModelConfig, WeightsSpec
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.manifest import Manifest, flatten, read_manifest, render_manifest, unflatten
+from tests.tiny_weights import one_line, write
 
 
 def manifest(**changes: Any) -> Manifest:
@@ -28,18 +29,6 @@ def manifest(**changes: Any) -> Manifest:
 
 
 TEXT = render_manifest(manifest()).encode()
-
-
-def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
-    text = str(error.value)
-    assert "\n" not in text
-    assert text
-    return text
-
-
-def write(path: Path, content: bytes) -> Path:
-    path.write_bytes(content)
-    return path
 
 
 def changed(**changes: Any) -> bytes:

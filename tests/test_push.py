@@ -191,7 +191,8 @@ def test_what_is_published_says_what_it_is(server: HubServer, trained: Segmenter
     assert 'create_model("hf-hub:someone/model", pretrained=True)' in text
     assert TOKEN not in text
     card = ModelCard(text).data
-    assert (card.license, card.datasets, card.library_name) == ("cc0-1.0", ["made up"], "ddsm-zoo")
+    facts = card.to_dict()
+    assert (facts["license"], facts["datasets"], facts["library_name"]) == ("cc0-1.0", ["made up"], "ddsm-zoo")
     assert [(result.metric_name, result.metric_value) for result in card.eval_results or []] == [("miou (val)", 71.5)]
     assert yaml.safe_load(text.split("---\n")[1])["pipeline_tag"] == "image-segmentation"
     hub.write_files(tmp_path, files)

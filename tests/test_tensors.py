@@ -17,20 +17,9 @@ from hypothesis import strategies as st
 
 from ddsm_zoo.files import sha256_of
 from ddsm_zoo.tensors import CheckpointError, pack_tensors, read_tensors, verify
+from tests.tiny_weights import one_line, write
 
 TENSORS = {"a.weight": torch.arange(600.0).reshape(20, 30), "a.steps": torch.tensor(7)}
-
-
-def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
-    text = str(error.value)
-    assert "\n" not in text
-    assert text
-    return text
-
-
-def write(path: Path, content: bytes) -> Path:
-    path.write_bytes(content)
-    return path
 
 
 def with_header(header: bytes, body: bytes = b"") -> bytes:

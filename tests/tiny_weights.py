@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -49,3 +51,9 @@ def one_line(error: pytest.ExceptionInfo[BaseException]) -> str:
     assert text
     assert "\n" not in text
     return text
+
+
+def write(path: Path, content: bytes) -> Path:
+    """The path, now with that content."""
+    path.write_bytes(content)
+    return path

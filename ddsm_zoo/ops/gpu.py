@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, library
 
 from ddsm_zoo.ops.rows import map_shape, to_map, to_rows
 
@@ -156,7 +156,7 @@ def _backward_kernel(
     tl.store(grad_query + position[:, None] * key_channels + key_columns[None, :], query_sums, mask=mask)
 
 
-@torch.library.custom_op("ddsm_zoo::sampled_attention", mutates_args=())
+@library.custom_op("ddsm_zoo::sampled_attention", mutates_args=())
 def sampled_attention(
     query: Tensor, key: Tensor, value: Tensor, offset: Tensor, modulation: Tensor, kernel_size: int
 ) -> tuple[Tensor, Tensor]:
@@ -176,7 +176,7 @@ def _(
     return out, value.new_empty(map_shape(value), dtype=torch.float32)
 
 
-@torch.library.custom_op("ddsm_zoo::sampled_attention_backward", mutates_args=())
+@library.custom_op("ddsm_zoo::sampled_attention_backward", mutates_args=())
 def _backward(
     query: Tensor,
     key: Tensor,

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from ddsm_zoo.ops import gpu, sampled_attention
 
@@ -71,7 +71,7 @@ def test_channels_that_fill_no_block() -> None:
 def test_registration_holds_what_it_promises() -> None:
     """torch's own checks: schema, shapes without data, derivative, and tracing of all of it."""
     inputs = [tensor.requires_grad_() for tensor in tensors(torch.float32)]
-    outcome = torch.library.opcheck(gpu.sampled_attention, (*inputs, 3))
+    outcome = library.opcheck(gpu.sampled_attention, (*inputs, 3))
     assert set(outcome.values()) == {"SUCCESS"}
 
 
