@@ -20,8 +20,9 @@ help:
 	@echo "make wheel   build the sdist and the wheel into dist/"
 	@echo "make clean   remove what the other targets made, .venv included"
 
+# A process a core, each with one thread: together they keep all cores busy, where threads within a test rarely do
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical
 
 lint: $(READY)
 	$(BIN)/ruff check .

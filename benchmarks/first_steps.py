@@ -1,8 +1,9 @@
 """How a model's start decides its first steps: ``python benchmarks/first_steps.py camvid:ROOT``.
 
-Trains `uper_ddsm_lite0` for 50 steps on the first 8 training images, the same batches for every variant of its start or
-of its module, and prints the loss of the last 10 steps with the median norm of the whole gradient. These are the
-figures of docs/method.md; one seed and a minute a variant, so they tell what trains, not what scores.
+Prints what the softmax of each affinity starts from. Then trains `uper_ddsm_lite0` for 50 steps on the first 8 training
+images, the same batches for every variant of its start or of its module, and prints the loss of the last 10 steps with
+the median norm of the whole gradient. These are the figures of docs/method.md; one seed and a minute a variant, so they
+tell what trains, not what scores.
 """
 
 from __future__ import annotations
@@ -10,17 +11,21 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable
+from unittest.mock import patch
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import ddsm_zoo
 from ddsm_zoo.data.datasets import open_dataset
 from ddsm_zoo.data.transforms import EvalTransform
 from ddsm_zoo.engine.losses import SegmentationLoss
+from ddsm_zoo.layers import affinity
 from ddsm_zoo.layers.affinity import ChannelAffinity, SpatialAffinity
 from ddsm_zoo.layers.common import BatchNorm2d
 from ddsm_zoo.models import Segmenter
+from ddsm_zoo.ops import sampled_attention
+from ddsm_zoo.ops.reference import sample
 
 STEPS = 50
 IMAGES = 8
@@ -63,6 +68,37 @@ VARIANTS: dict[str, tuple[str, Callable[[Segmenter], None]]] = {
 }
 
 
+def starts(data: str) -> list[tuple[str, float, float]]:
+    """Of a fresh model's logits over the taps: their standard deviation, and the largest affinity, on average."""
+    torch.manual_seed(0)
+    model = ddsm_zoo.create_model("uper_ddsm_lite0", pretrained_backbone=True).train()  # normalised by the batch
+    samples = open_dataset(data, "train", EvalTransform(ddsm_zoo.resolve_data_config(model)))
+    (pool,) = {module.pool for module in model.modules() if isinstance(module, ChannelAffinity)}
+    (grid,) = {module.grid for module in model.modules() if isinstance(module, ChannelAffinity)}
+    found: dict[str, list[Tensor]] = {"Eq. 2": [], "Eq. 3, divided by a": [], "Eq. 3 as written": []}
+
+    def watched(query: Tensor, key: Tensor, *rest: Tensor, kernel_size: int) -> Tensor:
+        _, offset, modulation = rest
+        logits = torch.einsum("nchw,nckhw->nkhw", query, sample(key, offset, modulation, kernel_size))
+        if key.shape[-2:] == (grid, grid):
+            found["Eq. 3, divided by a"].append(logits)
+            found["Eq. 3 as written"].append(logits * pool)
+        else:
+            found["Eq. 2"].append(logits)
+        return sampled_attention(query, key, *rest, kernel_size=kernel_size)
+
+    with torch.inference_mode(), patch.object(affinity, "sampled_attention", watched):
+        model(torch.stack([samples[index][0] for index in range(BATCH)]))
+    return [
+        (
+            title,
+            statistics.mean(each.std(dim=1).mean().item() for each in logits),
+            statistics.mean(each.softmax(dim=1).amax(dim=1).mean().item() for each in logits),
+        )
+        for title, logits in found.items()
+    ]
+
+
 def train(name: str, change: Callable[[Segmenter], None], data: str) -> tuple[float, float]:
     """The mean loss and the median gradient norm of the last 10 steps."""
     torch.manual_seed(0)
@@ -91,8 +127,11 @@ def train(name: str, change: Callable[[Segmenter], None], data: str) -> tuple[fl
 
 
 def main(data: str) -> None:
-    """Print a row of the table for each variant."""
-    print("| Variant | Loss | Gradient norm |\n| --- | ---: | ---: |")
+    """Print both tables."""
+    print("| Softmax of | Deviation of the logits | Largest affinity |\n| --- | ---: | ---: |")
+    for title, deviation, largest in starts(data):
+        print(f"| {title} | {deviation:.2f} | {largest:.2f} |", flush=True)
+    print("\n| Variant | Loss | Gradient norm |\n| --- | ---: | ---: |")
     for title, (name, change) in VARIANTS.items():
         loss, norm = train(name, change, data)
         print(f"| {title} | {loss:.3f} | {norm:.2f} |", flush=True)

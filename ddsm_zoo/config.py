@@ -15,6 +15,7 @@ from ddsm_zoo.labels import LabelSpace
 
 Decoder = Literal["uper", "deeplabv3plus"]
 Fusion = Literal["none", "dcn", "ddsm_s", "ddsm_c", "ddsm"]
+Norm = Literal["batch", "group"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -60,8 +61,9 @@ class ModelConfig:
 
     ``backbone`` is a timm name. ``fused_stages`` are the stages s whose x~s is formed by the fusion module
     (UPerNet: any of 2, 3, 4; DeepLabV3+ always forms x~2 alone). ``separable`` replaces the decoder's dense 3 x 3
-    convolutions by depthwise-separable ones, for light backbones. ``auxiliary`` adds the FCN head on x4 that
-    is used in training only.
+    convolutions by depthwise-separable ones, for light backbones. ``norm`` "group" has group normalisation in the
+    place of all batch normalisation, for training on batches of one or two images. ``auxiliary`` adds the FCN head on
+    x4 that is used in training only.
     """
 
     decoder: Decoder
@@ -73,11 +75,12 @@ class ModelConfig:
     fused_stages: tuple[int, ...] = (2, 3, 4)
     ddsm: DDSMConfig = field(default_factory=DDSMConfig)
     separable: bool = False
+    norm: Norm = "batch"
     dropout: float = 0.1
     auxiliary: bool = False
 
     def __post_init__(self) -> None:
-        for name, choices in (("decoder", Decoder), ("fusion", Fusion)):
+        for name, choices in (("decoder", Decoder), ("fusion", Fusion), ("norm", Norm)):
             if getattr(self, name) not in typing.get_args(choices):
                 raise ConfigError(
                     f"{name} is {getattr(self, name)!r}, expected one of {', '.join(typing.get_args(choices))}"
@@ -88,7 +91,7 @@ class ModelConfig:
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout is {self.dropout}, expected a number from 0 up to 1")
         # timm would follow the address in a name such as hf-hub:org/model
-        if not re.fullmatch(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_-]+)?", self.backbone):
+        if not re.fullmatch(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_-]{1,100})?", self.backbone):
             raise ConfigError(f"backbone is {self.backbone[:80]!r}, expected the name of a timm model")
         if len(set(self.fused_stages)) != len(self.fused_stages) or not set(self.fused_stages) <= {2, 3, 4}:
             raise ConfigError(f"fused_stages is {self.fused_stages}, expected different stages out of 2, 3 and 4")
@@ -130,7 +133,7 @@ class WeightsSpec:
     labels: LabelSpace
     preprocess: Preprocess = field(default_factory=Preprocess)
     sha256: str | None = None
-    license: str = "apache-2.0"
+    license: str = "unknown"
     recipe: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     published: Mapping[str, float] = field(default_factory=dict)
@@ -161,7 +164,7 @@ def from_dict(cls: type[ConfigT], data: object, where: str = "config") -> Config
     fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls)) if f.init}
     unknown = sorted(str(key) for key in data if key not in fields)
     if unknown:
-        raise ConfigError(f"{where} has unknown field {unknown[0]!r}, expected {', '.join(fields)}")
+        raise ConfigError(f"{where} has unknown field {unknown[0][:60]!r}, expected {', '.join(fields)}")
     for name, declared in fields.items():
         required = declared.default is dataclasses.MISSING and declared.default_factory is dataclasses.MISSING
         if required and name not in data:
@@ -170,7 +173,12 @@ def from_dict(cls: type[ConfigT], data: object, where: str = "config") -> Config
     try:
         return cls(**values)
     except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from error
+        raise ConfigError(f"{where}: {printable(error)}") from error
+
+
+def printable(text: object) -> str:
+    """Words from outside as they may stand in the one line of an error: not too many, and nothing but text."""
+    return "".join(char if char.isprintable() else "?" for char in str(text)[:300])
 
 
 def _coerce(hint: Any, value: object, where: str) -> Any:
@@ -183,15 +191,23 @@ def _coerce(hint: Any, value: object, where: str) -> Any:
             return value
         raise ConfigError(f"{where} is {_describe(value)}, expected one of {', '.join(map(str, args))}")
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _coerce(next(arg for arg in args if arg is not type(None)), value, where)
+        words = [word for arg in args if typing.get_origin(arg) is Literal for word in typing.get_args(arg)]
+        if value in words or (value is None and type(None) in args):
+            return value
+        other = next(arg for arg in args if arg is not type(None) and typing.get_origin(arg) is not Literal)
+        if words and isinstance(value, str):
+            kind = "a list" if typing.get_origin(other) is tuple else other.__name__
+            raise ConfigError(f"{where} is {_describe(value)}, expected {' or '.join([kind, *words])}")
+        return _coerce(other, value, where)
     if origin is tuple:
         return _coerce_tuple(args, value, where)
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} is {_describe(value)}, expected a table")
-        return {_coerce(args[0], key, where): _coerce(args[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {
+            _coerce(args[0], key, where): _coerce(args[1], item, f"{where}.{printable(key)}")
+            for key, item in value.items()
+        }
     return value if hint is Any else _coerce_plain(hint, value, where)
 
 

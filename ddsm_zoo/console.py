@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import errno
 import math
 import sys
@@ -114,6 +115,8 @@ def training_bar() -> Iterator[Callable[[ProgressEvent], None]]:
                 progress.update(images, description=doing, completed=event.done, total=event.total)
                 return
             text = f"epoch {event.epoch}/{event.epochs} loss {event.loss:.3f} mIoU {percent(event.miou)}"
+            if pace := progress.tasks[steps].speed:
+                text += f" {datetime.timedelta(seconds=round(event.total / event.epochs / pace))} an epoch"
             progress.update(steps, description=text, completed=event.done, total=event.total)
 
         yield show

@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 import ddsm_zoo
-from ddsm_zoo.config import to_dict
+from ddsm_zoo.config import Preprocess, to_dict
 from ddsm_zoo.data.cityscapes import (
     CATEGORIES,
     MEAN_OBJECT_SIZES,
@@ -27,7 +27,7 @@ from ddsm_zoo.data.cityscapes import (
     write_label_ids,
 )
 from ddsm_zoo.data.datasets import SegmentationDataset, open_dataset, open_layout
-from ddsm_zoo.data.masks import DatasetError
+from ddsm_zoo.data.masks import DatasetError, MaskDecoder, identity
 from ddsm_zoo.data.predictions import find_predictions, read_prediction
 from ddsm_zoo.data.transforms import EvalTransform
 from ddsm_zoo.engine.evaluate import (
@@ -39,21 +39,18 @@ from ddsm_zoo.engine.evaluate import (
     predict_set,
     summed_scores,
 )
-from ddsm_zoo.engine.inference import whole
+from ddsm_zoo.engine.inference import Predict
 from ddsm_zoo.engine.processes import share, summed
 from ddsm_zoo.engine.protocol import InferenceProtocol
-from ddsm_zoo.factory import resolve_data_config
 from ddsm_zoo.files import atomic_path
-from ddsm_zoo.hub import public_address
 from ddsm_zoo.labels import CITYSCAPES, LabelSpace
 from ddsm_zoo.metrics import BoundaryFScore, BoundaryIoU, InstanceIoU
 from ddsm_zoo.metrics.bootstrap import LEVEL, interval, resample
 from ddsm_zoo.metrics.instances import category_iou
-from ddsm_zoo.models import Segmenter
-from ddsm_zoo.predictor import prepare, recorded_labels
+from ddsm_zoo.subject import open_subject
 from ddsm_zoo.visualize import confusion_picture, error_sheet
 
-_BY_CLASS = ("iou", "boundary_f_by_class", "boundary_iou_by_class")
+_BY_CLASS = ("iou", "accuracy", "boundary_f_by_class", "boundary_iou_by_class")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +58,8 @@ class Request:
     """What to score on: a split of ``camvid:ROOT``, ``folder:ROOT``, ..., and how.
 
     ``protocol`` is a name of `engine.protocol.PROTOCOLS` or the path of a TOML file. ``boundary`` adds the boundary
-    F-score and Boundary IoU. The device is a GPU where there is one unless given.
+    F-score and Boundary IoU. The device is a GPU where there is one unless given, and ``preprocess``, how images become
+    the model's input, is what the model was trained with or, where it does not say, ImageNet's.
     """
 
     data: str
@@ -70,6 +68,7 @@ class Request:
     boundary: bool = False
     batch_size: int = 1
     device: str | torch.device | None = None
+    preprocess: Preprocess | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +88,25 @@ class Evaluation:
     def labels(self) -> LabelSpace:
         return self.dataset.labels
 
+    @property
+    def count(self) -> int:
+        """The number of images."""
+        return len(self.tally.sizes)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether any pixel has a class; the labels of a benchmark's test split are void, or not there at all."""
+        return bool(self.tally.confusion.matrix.any())
+
     def figures(self, bootstrap: int = 0) -> dict[str, Any]:
         """All scores as fractions of 1, by class name where they are a class's, and the record of what they depend on.
 
         nan stands for a class that never occurs; the means leave it out, and ``never_occurs`` names it. ``bootstrap``
-        is the number of draws for ``intervals``, the 95 % confidence intervals [low, high] over images.
+        is the number of draws for ``intervals``, the 95 % confidence intervals [low, high] over images. Without labels
+        there is nothing but the record.
         """
+        if not self.labelled:
+            return {**self.tally.facts(), **self.record}
         scores = self.tally.figures()
         named = {key: self._by_class(scores[key]) for key in _BY_CLASS if key in scores}
         never = [name for name, iou in named["iou"].items() if math.isnan(iou)]
@@ -152,7 +164,7 @@ class Evaluation:
 
 
 def evaluate(  # noqa: PLR0913 - each is a choice of its own, as in the command
-    model: str | Segmenter,
+    model: str | Predict,
     data: str,
     split: str = "val",
     *,
@@ -161,25 +173,36 @@ def evaluate(  # noqa: PLR0913 - each is a choice of its own, as in the command
     protocol: str | os.PathLike[str] = "whole",
     boundary: bool = False,
     bootstrap: int = 0,
+    preprocess: Preprocess | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score a model, or the pretrained model of that name, on one split of ``camvid:ROOT``, ``folder:ROOT``, ...
 
+    A model of your own is any module or function from images (N, 3, H, W), normalised as ``preprocess`` says, to scores
+    (N, K, h, w) of the data's K classes in their order; a lower resolution than the image's does.
+
     Predictions are compared at each label's own resolution, where ignored pixels do not count. ``protocol``,
-    ``boundary`` and the device are as in `Request`, ``bootstrap`` as in `Evaluation.figures`; ``progress(done, total)``
-    is called after each image. In processes that were launched together each takes its share and gets the whole.
+    ``boundary``, ``preprocess`` and the device are as in `Request`, ``bootstrap`` as in `Evaluation.figures`;
+    ``progress(done, total)`` is called after each image. In processes that were launched together each takes its share
+    and gets the whole.
 
     Returns the figures that docs/evaluation.md defines. Raises DatasetError, what `create_model` raises, and ValueError
     for a model of other classes than the data's or one that gives NaN, and for labels that are all void.
     """
     request = Request(
-        data=data, split=split, protocol=protocol, boundary=boundary, batch_size=batch_size, device=device
+        data=data,
+        split=split,
+        protocol=protocol,
+        boundary=boundary,
+        batch_size=batch_size,
+        device=device,
+        preprocess=preprocess,
     )
     return score_model(model, request, progress).figures(bootstrap)
 
 
 def score_model(
-    model: str | Segmenter, request: Request, progress: Progress | None = None, submission: Path | None = None
+    model: str | Predict, request: Request, progress: Progress | None = None, submission: Path | None = None
 ) -> Evaluation:
     """Count a model's predictions; `evaluate` says what is raised.
 
@@ -187,10 +210,9 @@ def score_model(
     """
     protocol = InferenceProtocol.load(request.protocol)
     labels = _open(request, None, submission).labels  # the data first: it is checked sooner than a model is loaded
-    prepared = prepare(model, request.device)
-    _check_classes(prepared, labels)
-    dataset = _open(request, EvalTransform(resolve_data_config(prepared)), submission)
-    predict = protocol.apply(whole(prepared))
+    subject = open_subject(model, labels, request.device, request.preprocess)
+    dataset = _open(request, EvalTransform(subject.preprocess), submission)
+    predict = protocol.apply(subject.predict)
     special = _Cityscapes(dataset)
 
     def observe(prediction: Prediction) -> None:
@@ -210,33 +232,35 @@ def score_model(
     )
     if submission is None:
         _check_labelled(tally, request)
-    known = prepared.pretrained_cfg
-    source = {
-        "model": model if isinstance(model, str) else known.get("name", type(model).__name__),
-        "weights": {"uri": public_address(known["uri"]) if known.get("uri") else None, "sha256": known.get("sha256")},
-    }
     return Evaluation(
         dataset=dataset,
         tally=tally,
         again=lambda index: next(predict_set(predict, dataset, len(labels), [index])),
-        record=_record(source, request, {"name": str(request.protocol), **to_dict(protocol)}),
+        record=_record(subject.record(), request, {"name": str(request.protocol), **to_dict(protocol)}),
         extra=special.figures(tally),
     )
 
 
-def score_predictions(folder: Path, request: Request, progress: Progress | None = None) -> Evaluation:
-    """Count predictions that lie in a folder as one file for each image, stored as the data set stores its masks.
+def score_predictions(
+    folder: Path, request: Request, progress: Progress | None = None, *, class_ids: bool = False
+) -> Evaluation:
+    """Count predictions that lie in a folder as one file for each image.
 
+    They are stored as the data set stores its masks or, with ``class_ids``, as the ids of its classes, 0 for the first.
     Raises DatasetError for missing, superfluous and misnamed files and for ones that do not fit their label, and
     ValueError for labels that are all void.
     """
     dataset = _open(request, None, None)
     labels = dataset.labels
     files = find_predictions(folder, [pair.name for pair in dataset.pairs])
+    plain = MaskDecoder(ids=identity(labels))
+    decode = plain if class_ids else dataset.decode
+    # Cityscapes' label ids and coloured masks
+    hint = "" if plain.ids.items() <= decode.ids.items() else "; are these class ids? --class-ids reads them"
 
     def read(index: int) -> Prediction:
         target = dataset.load(index)[1]
-        ids = read_prediction(files[index], dataset.decode, target, labels.ignore_index)
+        ids = read_prediction(files[index], decode, target, labels.ignore_index, hint)
         return Prediction(index, ids, target, None)
 
     special = _Cityscapes(dataset)
@@ -244,7 +268,11 @@ def score_predictions(folder: Path, request: Request, progress: Progress | None 
     predictions: Iterator[Prediction] = map(read, share(len(dataset)))
     count_predictions(tally, predictions, progress, special.add)
     _check_labelled(tally, request)
-    source = {"model": None, "weights": {"uri": None, "sha256": None}, "predictions": str(folder)}
+    source = {
+        "model": None,
+        "weights": {"uri": None, "sha256": None},
+        "predictions": {"folder": str(folder), "class_ids": class_ids},
+    }
     return Evaluation(
         dataset=dataset,
         tally=tally,
@@ -276,12 +304,19 @@ class _Cityscapes:
         }
         self.classes = InstanceIoU(groups, MEAN_OBJECT_SIZES)
         self.categories = InstanceIoU(whole_categories, MEAN_OBJECT_SIZES)
+        # image by image, as a `Tally` keeps counts: sums of floats depend on their order
+        self.counts = {
+            metric: metric.counts.new_zeros(len(dataset), *metric.counts.shape)
+            for metric in (self.classes, self.categories)
+        }
 
     def add(self, prediction: Prediction) -> None:
         if self.files is not None:
             objects = read_objects(self.files[prediction.index], prediction.target)
-            for metric in (self.classes, self.categories):
+            for metric, counts in self.counts.items():
+                metric.reset()
                 metric.update(prediction.ids, prediction.target, objects)
+                counts[prediction.index] = metric.counts
 
     def figures(self, tally: Tally) -> dict[str, Any]:
         """Each table by name, and its mean over what occurs."""
@@ -290,8 +325,8 @@ class _Cityscapes:
         matrix = tally.confusion.matrix
         tables = {"category_iou": category_iou(matrix, CATEGORIES)}
         if self.files is not None:
-            for metric in (self.classes, self.categories):
-                metric.counts = summed(metric.counts)
+            for metric, counts in self.counts.items():
+                metric.counts = summed(counts).sum(0)
             iiou = self.classes.compute(matrix)
             tables["iiou"] = {CITYSCAPES.names[int(label)]: value for label, value in iiou.items()}
             tables["category_iiou"] = self.categories.compute(matrix)
@@ -331,18 +366,3 @@ def _check_labelled(tally: Tally, request: Request) -> None:
             f"every pixel of the {len(tally.sizes)} labels of {request.data} {request.split} is void, expected some "
             "that belong to a class; is this a split without labels?"
         )
-
-
-def _check_classes(model: Segmenter, labels: LabelSpace) -> None:
-    if model.num_classes != len(labels):
-        raise ValueError(
-            f"the model predicts {model.num_classes} classes and the data has {len(labels)} "
-            f"({', '.join(labels.names[:3])}, ...), expected the same"
-        )
-    own = recorded_labels(model) or labels
-    for index, (ours, theirs) in enumerate(zip(own.names, labels.names, strict=True)):
-        if ours.casefold() != theirs.casefold():
-            raise ValueError(
-                f"class {index} is {ours!r} for the model and {theirs!r} in the data, expected the same classes in the "
-                "same order"
-            )

@@ -14,16 +14,14 @@ from typing import Any
 from torch import Tensor
 
 from ddsm_zoo import hub, zoo
-from ddsm_zoo.class_names import match_classes
 from ddsm_zoo.config import ConfigError, DDSMConfig, ModelConfig, Preprocess, WeightsSpec, from_dict, to_dict
-from ddsm_zoo.files import sha256_of
-from ddsm_zoo.fitting import AUXILIARY, CLASSIFIER, check_fit, load_weights, transplant
+from ddsm_zoo.fitting import AUXILIARY, CLASSIFIER, check_fit, check_size, load_classes
 from ddsm_zoo.hub import HubError
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.manifest import Manifest, flatten, preprocess_of, read_manifest, render_manifest, unflatten
 from ddsm_zoo.model_card import render_card
 from ddsm_zoo.models import Segmenter, build, hub_address, imagenet_preprocess, packaged_weights
-from ddsm_zoo.tensors import pack_tensors, read_tensors, verify
+from ddsm_zoo.tensors import CheckpointError, pack_tensors, read_tensors, verify
 
 # What ``pretrained_cfg`` says of one model's making and saved files do not: weights arrive complete.
 _TRANSIENT = ("name", "dropped", "kept_classes", "fresh_classes", "imported")
@@ -53,7 +51,8 @@ def create_model(
     ``num_classes`` other than the weights' keeps everything but the classifier, which is freshly initialised and
     named in ``pretrained_cfg["dropped"]``. ``labels``, the names of your classes, keep the classifier's rows too for
     the classes that the weights know, by these names or others (`match_classes`): ``pretrained_cfg["kept_classes"]``
-    has theirs by yours, ``["fresh_classes"]`` the others, freshly initialised. ``in_chans`` 3 means as configured.
+    has theirs by yours, ``["fresh_classes"]`` the others, freshly initialised. ``in_chans`` 3 means as configured;
+    another number spreads the weights' first kernels over these channels, as timm does.
     ``pretrained_backbone`` forces or forbids the ImageNet weights; task weights and a ``checkpoint_path`` bring their
     own backbone, so that nothing is fetched for it then. ``checkpoint_path`` is a safetensors file, a saved model's
     folder or a training run's.
@@ -74,17 +73,14 @@ def create_model(
     entry, weights_file = _resolve(model_name, config_overrides.pop("backbone", None), pretrained, cache_dir)
     config = _configure(entry.config, num_classes, in_chans, config_overrides)
     task = entry.weights if pretrained else None
-    if task is not None and config.in_chans != entry.config.in_chans:
-        raise ValueError(
-            f"the weights of {entry.name} take {entry.config.in_chans} channels, got in_chans={config.in_chans}; "
-            "use pretrained=False, with pretrained_backbone=True for the ImageNet weights alone"
-        )
     if task is not None and weights_file is None:
         weights_file = _fetch_task_weights(entry, task, cache_dir)
     if checkpoint_path is not None:
         weights_file = hub.find_weights(checkpoint_path)
-    if task is not None and weights_file is not None and hub.is_uri(model_name):
-        check_fit(config, read_tensors(weights_file), str(weights_file), dropped=CLASSIFIER)
+    if hub.is_uri(model_name) and task is not None and weights_file is not None:
+        check_fit(config, read_tensors(weights_file), str(weights_file), CLASSIFIER, entry.config.in_chans)
+    elif hub.is_uri(model_name):
+        check_size(config, model_name)
     imagenet = pretrained if pretrained_backbone is None else pretrained_backbone
     backbone_weights = _imagenet_weights(config.backbone, cache_dir) if imagenet and weights_file is None else None
     model = build(config, backbone_weights=backbone_weights)
@@ -190,12 +186,14 @@ def pack(model: Segmenter, *, half: bool = False, address: str = "local-dir:PATH
 
     ``address`` is where the card tells its reader to find them.
     """
+    if model.fused:
+        raise CheckpointError("the model was fused for inference and cannot be saved; save it before fuse()")
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(AUXILIARY)}
     if half:
         # not what has one value per channel: it is small, and a variance may lie outside the range of 16 bits
         tensors = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}
     config = dataclasses.replace(model.config, num_classes=model.num_classes, auxiliary=False)
-    check_fit(config, tensors, "what is to be saved (a fused model cannot be)")
+    check_fit(config, tensors, "what is to be saved")
     content = pack_tensors(tensors)
     weights = _recorded_weights(model)
     manifest = Manifest(
@@ -217,6 +215,11 @@ def _resolve(
 ) -> tuple[zoo.Entry, Path | None]:
     """What the name stands for, and the weights that came with it from an address."""
     if not hub.is_uri(name):
+        if "/" in name or ":" in name:
+            raise zoo.UnknownModelError(
+                f"{hub.public_address(name)[:80]!r} names no model; a folder is local-dir:FOLDER, a repository "
+                "hf-hub:ORG/NAME, and a file of weights is the checkpoint_path of a model"
+            )
         return zoo.find(name, backbone), None
     wanted = (hub.CONFIG_FILE, hub.WEIGHTS_FILE) if pretrained else (hub.CONFIG_FILE,)
     files = hub.fetch(name, *wanted, cache_dir=cache_dir)
@@ -293,10 +296,12 @@ def _available() -> str:
 def _load_task_weights(
     model: Segmenter, entry: zoo.Entry, task: WeightsSpec, path: Path, labels: LabelSpace | None
 ) -> None:
-    classifier = _load(model, path, task.labels, labels)
+    classifier = load_classes(model, read_tensors(path), str(path), task.labels, labels, entry.config.in_chans)
     # after the strict checks: they say what is wrong, the hash only that something is
     known = flatten(dataclasses.replace(task, sha256=verify(path, task.sha256)))
-    if classifier["dropped"] or "kept_classes" in classifier:
+    if (model.config.in_chans, model.config.norm) != (entry.config.in_chans, entry.config.norm):
+        known |= {"metrics": {}, "published": {}}
+    if not _same_classes(classifier, task.labels, labels):
         known = _without_labels(known)
     model.pretrained_cfg = {"name": entry.name, **known, **classifier}
     if labels is not None:
@@ -304,40 +309,26 @@ def _load_task_weights(
 
 
 def _load_checkpoint(model: Segmenter, path: Path, labels: LabelSpace | None) -> None:
-    config_file = path.parent / hub.CONFIG_FILE
-    recorded = read_manifest(config_file).pretrained_cfg if config_file.is_file() else None
-    classifier = _load(model, path, recorded.labels if recorded is not None and labels is not None else None, labels)
+    config_file = path.with_name(hub.CONFIG_FILE)
+    # it describes the file that was saved with it, and no other one in its folder
+    described = path.name == hub.WEIGHTS_FILE and config_file.is_file()
+    recorded = read_manifest(config_file).pretrained_cfg if described else None
+    names = recorded.labels if recorded is not None and labels is not None else None
+    classifier = load_classes(model, read_tensors(path), str(path), names, labels)
     known = {} if recorded is None else flatten(recorded)
-    if "kept_classes" in classifier:
+    if recorded is not None and not _same_classes(classifier, recorded.labels, labels):
         known = _without_labels(known)
-    source = {"uri": f"file:{path}", "sha256": sha256_of(path), **classifier}
+    sha256 = verify(path, None if recorded is None else recorded.sha256)
+    source = {"uri": f"file:{path}", "sha256": sha256, **classifier}
     model.pretrained_cfg = {**model.pretrained_cfg, **known, **source}
     if labels is not None:
         model.pretrained_cfg["labels"] = to_dict(labels)
 
 
-def _load(model: Segmenter, path: Path, known: LabelSpace | None, labels: LabelSpace | None) -> dict[str, Any]:
-    """Load weights whose classes are ``known`` into a model whose classes are ``labels``, None where nobody says.
-
-    What became of the classifier, as `create_model` has it in ``pretrained_cfg``.
-    """
-    tensors = read_tensors(path)
-    if labels is None or known is None or labels.names == known.names:
-        other = known is not None and len(known) != model.num_classes
-        fresh = load_weights(model, tensors, str(path), dropped=CLASSIFIER if other else ())
-        if fresh:
-            logger.info("freshly initialised: %s", ", ".join(fresh))
-        return {"dropped": fresh}
-    rows = match_classes(labels.names, known.names)
-    fresh = load_weights(model, transplant(model, tensors, rows), str(path), dropped=() if rows else CLASSIFIER)
-    kept = {labels.names[new]: known.names[old] for new, old in rows.items()}
-    rest = [name for name in labels.names if name not in kept]
-    logger.info(
-        "classes that keep their weights: %s; freshly initialised: %s",
-        ", ".join(new if new == old else f"{new} from {old}" for new, old in kept.items()) or "none",
-        ", ".join(rest) or "none",
-    )
-    return {"dropped": fresh, "kept_classes": kept, "fresh_classes": rest}
+def _same_classes(classifier: Mapping[str, Any], known: LabelSpace, labels: LabelSpace | None) -> bool:
+    """Whether labels and scores of weights with the classes ``known`` still hold after `load_classes`."""
+    renamed = labels is not None and labels.names != known.names
+    return not renamed and not set(CLASSIFIER) & set(classifier["dropped"])
 
 
 def _as_labels(labels: LabelSpace | Sequence[str] | None, num_classes: int | None) -> LabelSpace | None:
@@ -357,7 +348,7 @@ def _describe(entry: zoo.Entry, config: ModelConfig, labels: LabelSpace | None) 
     preprocess = entry.preprocess if entry.weights else imagenet_preprocess(config.backbone)
     known: dict[str, Any] = {"name": entry.name, **to_dict(preprocess)}
     if labels is not None:
-        known["labels"] = to_dict(labels)
+        known |= {"labels": to_dict(labels), "kept_classes": {}, "fresh_classes": list(labels.names)}
     elif entry.weights is not None and len(entry.weights.labels) == config.num_classes:
         known |= {"dataset": entry.weights.dataset, "labels": to_dict(entry.weights.labels)}
     return known

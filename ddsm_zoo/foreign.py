@@ -11,7 +11,6 @@ import dataclasses
 import itertools
 import logging
 import os
-import pickle  # for the name of its error alone
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -131,15 +130,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{path} does not exist, expected a checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ) as error:
+    except OSError:
+        raise
+    except Exception as error:  # bytes that are damaged make it fail in any way
         raise CheckpointError(
             f"{path} is damaged or holds more than tensors, which is not opened ({type(error).__name__}); "
             "save its state dict alone, best with safetensors.torch.save_file"

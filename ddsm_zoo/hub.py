@@ -11,16 +11,20 @@ import hashlib
 import logging
 import os
 import re
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub import constants, errors
 
 # httpx in version 1 of the client and httpx2 in version 2: the base of its errors names the right one
 from huggingface_hub.errors import HTTPError as ClientError  # type: ignore[attr-defined]  # not in its __all__
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]  # nor in this
+from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # nor in this
 
+from ddsm_zoo.config import printable
 from ddsm_zoo.files import atomic_path, sha256_of, write_text
 
 WEIGHTS_FILE = "model.safetensors"
@@ -29,11 +33,15 @@ CARD_FILE = "README.md"
 BUNDLED = Path(__file__).parent / "weights"
 SCHEMES = ("bundled", "hf-hub", "local-dir", "file", "https")
 
+# Seconds for which a server may be silent, or the client ask again for the same thing.
+PATIENCE = 20.0
+
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _REVISION = re.compile(r"[A-Za-z0-9][\w./-]*", re.ASCII)
 _FILE = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 _WEB = re.compile(r"https://(\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]]+)(:\d{1,5})?/\S+")
 _TOKEN = re.compile(r"[!-~]+")
+_PLACE = re.compile(r'(W/)?"?/|.*(\.\.|\\)')
 _SHA1 = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -82,21 +90,26 @@ def push(
     """Commit the files to ``org/name`` on the Hub, created if need be; the ``hf-hub:`` address of that commit.
 
     ``revision`` is a branch, also created if need be; ``create_pr`` opens a pull request on main instead of changing
-    it. HF_ENDPOINT and, unless ``token`` is given, the client's token are honoured. Raises HubError, and ValueError
-    for a name that is none.
+    it. ``private`` says who may see the repository; one that exists must be so already. HF_ENDPOINT and, unless
+    ``token`` is given, the client's token are honoured. Raises HubError, and ValueError for a name that is none.
     """
     where = f"{repository}@{revision}" if revision else repository
     _parse_repository(where)
     if create_pr and revision not in (None, "main"):
         raise ValueError(f"a pull request goes to main, got revision={revision!r} beside create_pr; drop one of them")
-    if token is not None and not _TOKEN.fullmatch(token):
-        raise ValueError("the token is empty or has characters that no token has, expected one as the Hub shows it")
+    _check_token(token)
     api = huggingface_hub.HfApi(endpoint=_endpoint(), token=token)
     logger.info("publishing %d bytes to hf-hub:%s", sum(map(len, files.values())), where)
-    with client_errors(f"publish hf-hub:{where}"):
-        # the client would wait for ever for a server that takes the connection and says nothing
-        huggingface_hub.get_session().head(api.endpoint, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    with client_errors(f"publish hf-hub:{where}"), _impatience():
+        if token is None:
+            _check_token(huggingface_hub.get_token())
         api.create_repo(repository, private=private, exist_ok=True)
+        # the client leaves a repository that exists as it is
+        if private is not None and api.model_info(repository).private is not private:
+            raise HubError(
+                f"hf-hub:{repository} exists and is {'public' if private else 'private'}, got private={private}: "
+                "nothing is published; change its settings on the Hub, choose another name, or leave private out"
+            )
         if revision not in (None, "main"):
             api.create_branch(repository, branch=revision, exist_ok=True)
         operations = [
@@ -119,8 +132,9 @@ def client_errors(task: str) -> Iterator[None]:
     """
     try:
         yield
-    # RuntimeError is the client's for an upload that failed, ValueError for an answer that it cannot read
-    except (ClientError, errors.EntryNotFoundError, OSError, RuntimeError, ValueError) as error:
+    except HubError:
+        raise
+    except Exception as error:  # noqa: BLE001  # an answer can make the client fail in any way, a bad address too
         raise HubError(f"cannot {task}: {_explain(error)}") from None
 
 
@@ -130,8 +144,11 @@ def is_uri(name: str) -> bool:
 
 
 def public_address(uri: str) -> str:
-    """The address without what may be secret in one of the web: user, password and query."""
-    return re.sub(r"//[^/?#]*@", "//", uri).partition("?")[0] if "://" in uri else uri
+    """The address without what may be secret in one of the web: user, password, query; little of one that is none."""
+    if uri.startswith(tuple(f"{scheme}:" for scheme in SCHEMES if scheme != "https")) or not set("@?#") & set(uri):
+        return uri
+    public = re.split(r"[?#]", re.sub(r"//[^/?#]*@", "//", uri, count=1), maxsplit=1)[0]
+    return public if _WEB.fullmatch(public) else re.split(r"[:@?#]", uri, maxsplit=1)[0] + "..."
 
 
 def find_weights(path: str | os.PathLike[str]) -> Path:
@@ -155,7 +172,7 @@ def write_files(folder: str | os.PathLike[str], files: Mapping[str, bytes]) -> N
     Raises OutputError.
     """
     for name, content in files.items():
-        with atomic_path(Path(folder) / name) as temporary:
+        with atomic_path(Path(folder).expanduser() / name) as temporary:
             temporary.write_bytes(content)
 
 
@@ -186,8 +203,7 @@ def _from_web(url: str, cache_dir: Path | None, sha256: str | None) -> Path:
         raise ValueError(f"{where} has no sha256, expected its 64 hexadecimal digits: no other server is trusted")
     with client_errors(f"fetch {where}"):
         assets = None if cache_dir is None else cache_dir / "assets"
-        folder = huggingface_hub.cached_assets_path("ddsm-zoo", "weights", assets_dir=assets)
-        path = folder / f"{sha256}.safetensors"
+        path = huggingface_hub.cached_assets_path("ddsm-zoo", "weights", assets_dir=assets) / f"{sha256}.safetensors"
         if path.is_file():
             return path
         logger.info("fetching %s", where)
@@ -206,10 +222,10 @@ def _from_hub(rest: str, names: tuple[str, ...], cache_dir: Path | None) -> list
     repository, revision = _parse_repository(rest)
     paths: list[Path] = []
     for name in names:
-        path = _download(repository, revision, name, cache_dir)
-        paths.append(path)
         # the folder in the cache is named after the commit: the other files must come from the same one
-        revision = path.parent.name
+        commit = paths[0].parent.name if paths else revision
+        paths.append(_download(repository, commit, name, cache_dir))
+    _note_commit(paths[0].parent, revision)
     return paths
 
 
@@ -226,7 +242,7 @@ def _parse_repository(rest: str) -> tuple[str, str]:
 
 def _endpoint() -> str | None:
     """HF_ENDPOINT as it is now: the client reads it once, when it is imported."""
-    return os.environ.get("HF_ENDPOINT") or None
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
 
 
 def _download(repository: str, revision: str, name: str, cache_dir: Path | None) -> Path:
@@ -238,54 +254,106 @@ def _download(repository: str, revision: str, name: str, cache_dir: Path | None)
     logger.info("looking for %s", where)
     with client_errors(f"fetch {where}"):
         try:
-            commit = _ask(repository, revision, name, cache_dir)
+            path = _newest(repository, revision, name, cache_dir)
         except (ClientError, OSError) as error:
-            gone = isinstance(error, (errors.RevisionNotFoundError, errors.EntryNotFoundError))
+            gone = isinstance(error, (errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError))
             if gone or not isinstance(cached, str):
                 raise
-            logger.warning("%s: %s; using the copy in the cache", where, _explain(error))
-            return _checked(Path(cached), where)
-        path = Path(
-            huggingface_hub.hf_hub_download(
-                repository, name, revision=commit, cache_dir=cache_dir, endpoint=_endpoint()
-            )
-        )
-        _note_commit(path, revision)
+            if not isinstance(error, errors.OfflineModeIsEnabled):  # else it is what was asked for
+                logger.warning("%s: %s; using the copy in the cache", where, _explain(error))
+            path = Path(cached)
     return _checked(path, where)
 
 
-def _ask(repository: str, revision: str, name: str, cache_dir: Path | None) -> str | None:
-    """The commit that ``revision`` is now, if the server can be asked and has the file.
+def _newest(repository: str, revision: str, name: str, cache_dir: Path | None) -> Path:
+    """The file in the cache, after the server was asked for what ``revision`` is now."""
+    _check_token(huggingface_hub.get_token())
+    host = _endpoint()
+    url = huggingface_hub.hf_hub_url(repository, name, revision=revision, endpoint=host)
+    with _impatience():
+        # asked by itself, this fails at once where the download would try again for 23 s
+        found = huggingface_hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT, endpoint=host)
+        if not _SHA1.fullmatch(commit := found.commit_hash or ""):
+            # the download would do with what it has of main
+            raise OSError("what answers there is no Hub; check the network, which may want a login, and HF_ENDPOINT")
+        path = huggingface_hub.hf_hub_download(repository, name, revision=commit, cache_dir=cache_dir, endpoint=host)
+    return Path(path)
 
-    Raises at once what the client would raise after retrying: for 23 s, or for as long as a busy server says.
+
+@contextlib.contextmanager
+def _impatience() -> Iterator[None]:
+    """Bound what the client waits for and does inside, in this thread; a transfer that gets on may take its time.
+
+    By itself it waits for ever for the answer to some requests, for as long as a busy server says, and six times for a
+    transfer that stands still.
     """
-    url = huggingface_hub.hf_hub_url(repository, name, revision=revision, endpoint=_endpoint())
-    commit = huggingface_hub.get_hf_file_metadata(url, endpoint=_endpoint()).commit_hash
-    cached = huggingface_hub.try_to_load_from_cache(repository, name, cache_dir=cache_dir, revision=commit)
-    if not isinstance(cached, str):
-        url = huggingface_hub.hf_hub_url(repository, name, revision=commit, endpoint=_endpoint())
-        timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
-        with huggingface_hub.get_session().stream("GET", url, headers=build_hf_headers(), timeout=timeout) as response:
+    hooks, thread = huggingface_hub.get_session().event_hooks, threading.get_ident()
+    asked: dict[tuple[str, str, str | None], float] = {}
+
+    def bound(request: Any) -> None:
+        if threading.get_ident() != thread:
+            return
+        limits = request.extensions.get("timeout", {})
+        limits = {kind: limits.get(kind) or PATIENCE for kind in ("connect", "read", "write", "pool")}
+        # the Hub has four addresses, which are tried in turn
+        request.extensions["timeout"] = {**limits, "connect": min(limits["connect"], PATIENCE / 4)}
+        # the range is what is still missing: with another one, the transfer has got on
+        wish = (request.method, str(request.url), request.headers.get("Range"))
+        if time.monotonic() - asked.setdefault(wish, time.monotonic()) > PATIENCE:
+            raise TimeoutError("the server stopped in the middle or keeps failing; check the network, then try again")
+
+    def refuse(response: Any) -> None:
+        if threading.get_ident() == thread and response.status_code in (408, 429):
             hf_raise_for_status(response)
-    return commit
+        # the client takes them for the name of a file
+        if any(_PLACE.match(response.headers.get(name, "")) for name in ("ETag", "X-Linked-ETag")):
+            raise OSError("the server means to write outside the cache; do not use it, and check HF_ENDPOINT")
+
+    hooks["request"].append(bound)
+    hooks["response"].append(refuse)
+    try:
+        yield
+    finally:
+        hooks["request"].remove(bound)
+        hooks["response"].remove(refuse)
 
 
-def _note_commit(path: Path, revision: str) -> None:
-    """Note in the cache, as the client does, which commit a branch or tag was last: for when no server can be asked."""
-    commit, reference = path.parent.name, path.parents[2] / "refs" / revision
-    if revision != commit and not (reference.is_file() and reference.read_text() == commit):
-        with contextlib.suppress(OSError):  # a cache that cannot be written can still be read
-            write_text(reference, commit)
+def _check_token(token: str | None) -> None:
+    """Raise ValueError for a token that cannot be sent, without repeating it; None, for no token, is fine."""
+    if token is not None and not _TOKEN.fullmatch(token):
+        raise ValueError(
+            "the token is empty or has characters that no token has, expected one as the Hub shows it: look at "
+            "HF_TOKEN, or log in again with `hf auth login`"
+        )
+
+
+def _note_commit(folder: Path, revision: str) -> None:
+    """Note in the cache, as the client does, which commit a branch or tag was last: for when no server can be asked.
+
+    A commit of which less is there than of the one before is not noted: the rest may never arrive.
+    """
+    reference = folder.parents[1] / "refs" / revision
+    with contextlib.suppress(OSError, ValueError):  # a cache that cannot be written can still be read
+        older = folder.parent / (reference.read_text() if reference.is_file() else "none")
+        lost = any((older / name).exists() and not (folder / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE))
+        if folder.name not in (revision, older.name) and not lost:
+            write_text(reference, folder.name)
 
 
 def _checked(path: Path, where: str) -> Path:
     """The downloaded file, compared with the hash that the Hub gave for it; a damaged copy leaves the cache."""
     blob = path.resolve()
-    if not _has_its_hash(blob):
+    try:
+        if _has_its_hash(blob):
+            return path
         for damaged in (path, blob):
             damaged.unlink(missing_ok=True)
-        raise HubError(f"{where} arrived damaged: its hash is not the one the Hub announced; fetch it again")
-    return path
+    except OSError as error:
+        raise HubError(
+            f"the copy of {where} in the cache is damaged or closed to you ({error.strerror}: {blob}); "
+            "delete that file, or choose another folder with cache_dir or HF_HOME"
+        ) from error
+    raise HubError(f"{where} arrived damaged: its hash is not the one the Hub announced; fetch it again")
 
 
 def _has_its_hash(blob: Path) -> bool:
@@ -306,21 +374,12 @@ def _explain(error: Exception) -> str:
         return _explain(error.__cause__)
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
     explanations: list[tuple[type[Exception], str]] = [
-        (
-            errors.GatedRepoError,
-            "the repository is gated; accept its terms on the Hub, then log in with `hf auth login`",
-        ),
+        (errors.GatedRepoError, "the repository is gated; accept its terms on the Hub, then run `hf auth login`"),
         (errors.RepositoryNotFoundError, "no such repository, or a private one; check the name or run `hf auth login`"),
         (errors.RevisionNotFoundError, "the repository has no such revision; check what follows the @"),
         (errors.RemoteEntryNotFoundError, "the repository has no such file; is it a ddsm-zoo model?"),
-        (
-            errors.OfflineModeIsEnabled,
-            "HF_HUB_OFFLINE is set and the file is not in the cache; unset it or fetch it first",
-        ),
-        (
-            errors.LocalEntryNotFoundError,
-            "the Hub cannot be reached and the file is not in the cache; check the network",
-        ),
+        (errors.OfflineModeIsEnabled, "HF_HUB_OFFLINE is set and the cache has no copy; unset it or fetch it first"),
+        (errors.LocalEntryNotFoundError, "the Hub cannot be reached and the file not in the cache; check the network"),
     ]
     for kind, text in explanations:
         if isinstance(error, kind):
@@ -335,4 +394,6 @@ def _explain(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         place = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{place}; free some space, or choose another folder with cache_dir or HF_HOME"
-    return " ".join(str(error).split())[:200]
+    if isinstance(error, (OSError, RuntimeError, ValueError)):
+        return printable(" ".join(str(error).split()))
+    return f"the Hub's client failed ({type(error).__name__}); check the address and HF_ENDPOINT, then try again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,9 +26,9 @@ class LabelSpace:
             raise ValueError("a label space needs at least one class name, got none")
         if len(self.palette) != len(self.names):
             raise ValueError(f"got {len(self.palette)} colours for {len(self.names)} class names, expected one each")
-        repeated = sorted({name for name in self.names if self.names.count(name) > 1})
+        repeated = sorted(name for name, count in Counter(self.names).items() if count > 1)
         if repeated:
-            raise ValueError(f"class names must differ, got {', '.join(repeated)} more than once")
+            raise ValueError(f"class names must differ, got {', '.join(repeated[:3])} more than once")
         if any(not 0 <= value <= 255 for colour in self.palette for value in colour):
             raise ValueError("palette values must lie in 0..255")
         if 0 <= self.ignore_index < len(self.names):

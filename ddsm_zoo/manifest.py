@@ -15,13 +15,15 @@ from ddsm_zoo.files import to_json
 
 MAX_CONFIG_BYTES = 16 * 2**20
 _PREPROCESS_KEYS = ("mean", "std", "size")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
     """A model as data: its name, its architecture and where its weights come from.
 
-    Raises ConfigError when the class counts in it disagree, and for control characters in its texts.
+    Raises ConfigError when the class counts in it disagree, for control characters in its texts, and for numbers that
+    JSON does not have.
     """
 
     architecture: str
@@ -42,11 +44,13 @@ class Manifest:
             raise ConfigError(f"the numbers of classes disagree: {found}")
         if self.label_names != self.pretrained_cfg.labels.names:
             raise ConfigError("label_names and pretrained_cfg.labels.names differ, expected the same names")
-        for text in _strings(to_dict(self)):
+        for value in _leaves(to_dict(self)):
             # they end up in cards and on terminals, which an escape sequence, a line break or a change of direction
-            # can deceive; half a surrogate pair cannot be written at all
-            if re.search(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]", text):
-                raise ConfigError(f"{text[:80]!a} has control characters, expected plain text")
+            # can deceive; half a surrogate pair cannot be written at all, and what is no character not read as YAML
+            if isinstance(value, str) and _UNPRINTABLE.search(value):
+                raise ConfigError(f"{value[:80]!a} has control characters, expected plain text")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"a number of the weights' description is {value}, expected finite ones")
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -92,7 +96,7 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name[:40]} is no JSON number")
 
 
 def _finite(digits: str) -> float:
@@ -100,11 +104,12 @@ def _finite(digits: str) -> float:
     return number if math.isfinite(number) else _refuse_number(digits)
 
 
-def _strings(data: object) -> Iterator[str]:
-    if isinstance(data, str):
-        yield data
-    elif isinstance(data, Mapping):
-        yield from _strings([*data.keys(), *data.values()])
+def _leaves(data: object) -> Iterator[object]:
+    """The keys and values that plain data holds, however deep."""
+    if isinstance(data, Mapping):
+        yield from _leaves([*data.keys(), *data.values()])
     elif isinstance(data, (list, tuple)):
         for value in data:
-            yield from _strings(value)
+            yield from _leaves(value)
+    else:
+        yield data

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ def _front_matter(manifest: Manifest) -> Iterator[str]:
     yield "library_name: ddsm-zoo"
     yield "pipeline_tag: image-segmentation"
     yield "tags: [semantic-segmentation, ddsm-zoo, pytorch]"
-    yield f"datasets: [{_quoted(weights.dataset)}]"
+    yield f"datasets: [{_quoted(_identifier(weights.dataset))}]"
     if weights.metrics:
         yield f"model-index: {_quoted([_measured(manifest)])}"
     yield "---"
@@ -35,11 +36,19 @@ def _quoted(data: object) -> str:
     return json.dumps(data, ensure_ascii=False)
 
 
+def _identifier(dataset: str) -> str:
+    """A data set's name as the Hub takes it: it refuses a card with any other one, such as that of a folder."""
+    if re.fullmatch(r"[\w-]+/[\w.-]+", dataset, re.ASCII):
+        return dataset
+    return re.sub(r"[^\w.]+", "-", dataset, flags=re.ASCII).strip("-.") or "unknown"
+
+
 def _measured(manifest: Manifest) -> dict[str, Any]:
     """The figures measured on these weights, in the form in which the Hub compares models."""
     weights = manifest.pretrained_cfg
-    metrics = [{"type": "mean_iou", "name": name, "value": value} for name, value in weights.metrics.items()]
-    dataset = {"type": weights.dataset, "name": weights.dataset}
+    # four decimals are enough, and never need an exponent, which YAML would take for text
+    metrics = [{"type": "mean_iou", "name": name, "value": round(value, 4)} for name, value in weights.metrics.items()]
+    dataset = {"type": _identifier(weights.dataset), "name": weights.dataset}
     result = {"task": {"type": "image-segmentation"}, "dataset": dataset, "metrics": metrics}
     return {"name": manifest.architecture, "results": [result]}
 

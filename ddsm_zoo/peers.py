@@ -18,12 +18,12 @@ class DANet(nn.Module):
     """DANet with ResNet-101 at stride 8, written from its paper (Fu et al., CVPR 2019, figures 2 and 3).
 
     The stride of 8 and the attention among all positions are what makes it large: 66.5 M parameters, and at
-    1024 x 1024 some 1270 G multiply-adds.
+    1024 x 1024 some 1270 G multiply-adds, both with a stem of three 3 x 3 convolutions (32, 32 and 64 wide).
     """
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.backbone = Backbone("resnet101", output_stride=8)
+        self.backbone = Backbone("resnet101c", output_stride=8)
         channels = self.backbone.channels[-1]
         width = channels // 4
         self.to_positions = ConvNormAct(channels, width, 3)

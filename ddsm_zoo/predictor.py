@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ddsm_zoo.config import from_dict
 from ddsm_zoo.data.images import read_image, to_rgb
 from ddsm_zoo.data.transforms import ImageTransform
-from ddsm_zoo.engine.inference import whole
+from ddsm_zoo.engine.inference import Precision, whole
+from ddsm_zoo.engine.memory import working_memory
+from ddsm_zoo.engine.tiling import MIN_SIDE, Progress, Tiling, largest_side, predict_bands
 from ddsm_zoo.factory import create_trained, resolve_data_config
 from ddsm_zoo.files import atomic_path
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.models import Segmenter
-from ddsm_zoo.visualize import colourise, overlay, shares
+from ddsm_zoo.png import write_png
+from ddsm_zoo.visualize import bands, colourise, overlay, overlay_bands, shares
 
 Picture = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
+
+MEMORY = 4 * 2**30
+BYTES_PER_PIXEL = 8  # of a picture: 4 as Pillow holds it, 1 of its mask, and some to draw bands of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +47,9 @@ class Segmentation:
         """The mask in the colours of the classes."""
         return colourise(self.mask, self.labels)
 
-    def overlay(self, alpha: float = 0.5) -> Image.Image:
+    def overlay(self, alpha: float = 0.5, legend: bool = True) -> Image.Image:
         """The image under the coloured mask, with a legend of the classes; ``alpha`` is the weight of the colours."""
-        return overlay(self.image, self.mask, self.labels, alpha=alpha)
+        return overlay(self.image, self.mask, self.labels, alpha=alpha, legend=legend)
 
     def shares(self) -> dict[str, float]:
         """The fraction of all pixels that each class takes, for every class in the order of the labels."""
@@ -50,11 +60,16 @@ class Segmentation:
 
         Raises OutputError when one cannot be written, and then writes none.
         """
-        pictures = {"ids": Image.fromarray(self.mask), "colour": self.colour(), "overlay": self.overlay()}
+        parts = bands(self.mask)
+        pictures: dict[str, Iterator[npt.NDArray[np.uint8]]] = {
+            "ids": (self.mask[rows] for rows in parts),
+            "colour": (np.asarray(colourise(self.mask[rows], self.labels)) for rows in parts),
+            "overlay": overlay_bands(self.image, self.mask, self.labels),
+        }
         paths = {kind: Path(folder) / f"{stem}_{kind}.png" for kind in pictures}
         with contextlib.ExitStack() as whole_files:  # none takes its place before all are written
             for kind, picture in pictures.items():
-                picture.save(whole_files.enter_context(atomic_path(paths[kind])))
+                write_png(whole_files.enter_context(atomic_path(paths[kind])), picture)
         return paths
 
 
@@ -63,36 +78,93 @@ class Predictor:
 
     ``model`` is a name that `create_model` takes, whose pretrained weights are loaded, or a model, which is moved to
     ``device``, put into evaluation mode and laid out channels-last. The device is a GPU where there is one unless
-    given. Raises what `create_model` raises, and ValueError for a model that takes other than 3 channels or has more
-    than 256 classes.
+    given. ``precision`` "bf16" computes in 16 bits.
+
+    An image goes through the model as a whole, unless ``tile`` cuts larger ones into tiles of that many pixels a side,
+    each of which is labelled as if the model saw all of it; "auto" takes the largest with which everything stays within
+    ``memory`` bytes, half of them for the model's work and half for the picture. Then files may hold as many pixels as
+    fit there, otherwise as many as Pillow decodes unasked.
+
+    Raises what `create_model` raises, and ValueError for a model that takes other than 3 channels or has more than 256
+    classes, for tiles that are too small and for another precision.
     """
 
-    def __init__(self, model: str | Segmenter, device: str | torch.device | None = None) -> None:
+    def __init__(
+        self,
+        model: str | Segmenter,
+        device: str | torch.device | None = None,
+        *,
+        precision: Precision = "fp32",
+        tile: int | Literal["auto"] | None = None,
+        memory: int = MEMORY,
+    ) -> None:
+        if tile not in (None, "auto") and (not isinstance(tile, int) or tile < MIN_SIDE):
+            raise ValueError(f"tile is {tile!r}, expected 'auto' or a number of pixels from {MIN_SIDE} on")
         self.model = prepare(model, device)
         self.labels = model_labels(self.model)
         if len(self.labels) > 256:
             raise ValueError(f"the model has {len(self.labels)} classes, a mask of 8 bits holds at most 256")
         self.transform = ImageTransform(resolve_data_config(self.model))
-        self.predict = whole(self.model)
+        self.predict = whole(self.model, precision)
+        self.tile = tile
+        self.memory = memory
 
-    def __call__(self, image: Picture) -> Segmentation:
+    def __call__(self, image: Picture, progress: Progress | None = None) -> Segmentation:
         """Label one image: a path, a PIL image or a uint8 array (H, W, 3) RGB or (H, W) grey.
 
-        A file is turned upright by its EXIF orientation. Raises FileNotFoundError, ImageError for a file that cannot
-        be read, and ValueError for another kind of array or a model that gives NaN.
+        ``progress(done, total)`` is called after each tile, where there are tiles. Raises what `read` does for a
+        path, and ValueError for another kind of array, a model that gives NaN and too little memory.
         """
         if isinstance(image, (str, os.PathLike)):
-            image = read_image(Path(image))
+            image = self.read(image)
         elif isinstance(image, Image.Image):
             image = to_rgb(image)
-        tensor = self.transform(image)
+        scores = self._scores(image, progress)
+        mask = np.concatenate([_classes(band) for band in scores])
         if not isinstance(image, Image.Image):
             image = Image.fromarray(image)
-        logits = self.predict(tensor[None])
-        if logits.isnan().any():
-            raise ValueError("the model gives NaN on this image; its weights are probably damaged")
-        mask = logits[0].argmax(0).to("cpu", torch.uint8).numpy()
-        return Segmentation(mask=mask, labels=self.labels, image=image.convert("RGB"))
+        return Segmentation(mask=mask, labels=self.labels, image=to_rgb(image))
+
+    def read(self, path: str | os.PathLike[str]) -> Image.Image:
+        """The image in a file, turned upright by its EXIF orientation.
+
+        Raises FileNotFoundError, and ImageError for a file that cannot be read or has too many pixels.
+        """
+        return read_image(Path(path), None if self.tile is None else self.memory // 2 // BYTES_PER_PIXEL)
+
+    def _scores(self, image: Image.Image | npt.NDArray[np.uint8], progress: Progress | None) -> Iterable[Tensor]:
+        """The scores (1, K, h, W) of one band of rows after the other."""
+        height, width, *_ = (image.height, image.width) if isinstance(image, Image.Image) else (*image.shape, 0)
+        side = self._side((height, width))
+        if side is None or max(height, width) <= side:
+            return [self.predict(self.transform(image)[None])]
+
+        def read(rows: slice, columns: slice) -> Tensor:
+            if not isinstance(image, Image.Image):
+                return self.transform(image[rows, columns])[None]
+            box = (columns.start, rows.start, min(columns.stop, width), min(rows.stop, height))
+            return self.transform(image.crop(box))[None]
+
+        tiling = Tiling(size=(height, width), side=side, multiple=self.model.backbone.multiple)
+        return predict_bands(self.predict, read, tiling, progress=progress)
+
+    def _side(self, size: tuple[int, int]) -> int | None:
+        if self.tile != "auto":
+            return self.tile
+        return largest_side(size, self._memory_per_pixel, self.model.num_classes, self.memory // 2)
+
+    @functools.cached_property
+    def _memory_per_pixel(self) -> float:
+        """The bytes that the model works in, with what its convolutions and the allocator need besides."""
+        example = torch.zeros(1, 3, MIN_SIDE, MIN_SIDE)
+        return 2 * working_memory(lambda: self.predict(example)) / example[0, 0].numel()
+
+
+def _classes(scores: Tensor) -> npt.NDArray[np.uint8]:
+    """Scores (1, K, h, W) -> class ids (h, W)."""
+    if scores.isnan().any():
+        raise ValueError("the model gives NaN on this image; its weights are probably damaged")
+    return scores[0].argmax(0).to("cpu", torch.uint8).numpy()
 
 
 def model_labels(model: Segmenter) -> LabelSpace:

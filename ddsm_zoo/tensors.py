@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ddsm_zoo.config import printable
 from ddsm_zoo.files import sha256_of
 
 MAX_HEADER_BYTES = 16 * 2**20
@@ -28,7 +29,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = printable(" ".join(str(error).split()))
         raise CheckpointError(f"{path} is damaged, expected a whole safetensors file: {reason}") from error
     strange = [f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in DTYPES]
     if strange:
@@ -53,9 +54,9 @@ def verify(path: Path, expected: str | None) -> str:
 
 
 def abbreviate(items: list[str]) -> str:
-    """At most three of the items and the number of the others."""
+    """At most three of the items, which may be names from outside, and the number of the others."""
     rest = f" and {len(items) - 3} more" if len(items) > 3 else ""
-    return ", ".join(items[:3]) + rest
+    return ", ".join(map(printable, items[:3])) + rest
 
 
 def _check_header(path: Path) -> None:

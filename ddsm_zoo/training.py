@@ -4,23 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import logging
 import math
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ddsm_zoo import hub
 from ddsm_zoo.config import ConfigError, DDSMConfig, ModelConfig, WeightsSpec
-from ddsm_zoo.data.check import require_sound
-from ddsm_zoo.data.datasets import open_dataset
+from ddsm_zoo.data.check import Report, require_sound
+from ddsm_zoo.data.datasets import SegmentationDataset, open_dataset
+from ddsm_zoo.data.holdout import open_training_sets, training_splits
 from ddsm_zoo.data.transforms import EvalTransform, TrainTransform
+from ddsm_zoo.engine.batch_size import settle_batch_size
+from ddsm_zoo.engine.checkpoint import has_state, load_last_state
 from ddsm_zoo.engine.recipe import Recipe
-from ddsm_zoo.engine.train import ProgressEvent, train
+from ddsm_zoo.engine.sampling import epoch_order, median_frequency, rarity
+from ddsm_zoo.engine.train import Hooks, ProgressEvent, train
 from ddsm_zoo.factory import create_model, describe_weights, resolve_data_config, save_pretrained
 from ddsm_zoo.fitting import load_weights
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.models import Segmenter
+from ddsm_zoo.monitor import Monitor
 from ddsm_zoo.tensors import read_tensors
+
+logger = logging.getLogger(__name__)
 
 
 def run_recipe(
@@ -32,11 +45,14 @@ def run_recipe(
     resume: bool = False,
     source: str | None = None,
     progress: Callable[[ProgressEvent], None] | None = None,
+    tensorboard: bool = False,
 ) -> dict[str, Any]:
     """Train the recipe's model on the splits train and val of ``data``, which decides the number of classes.
 
     ``pretrained`` starts from the model's task weights, or from random numbers for False; None starts from the
-    ImageNet weights of its backbone. ``source`` is recorded as the recipe's name.
+    ImageNet weights of its backbone. Without a split val, a part of train is held out. What the recipe leaves open, the
+    batch size and class weights, is settled first, and logged. ``source`` is recorded as the recipe's name.
+    `monitor.Monitor` shows how the run goes on, with ``tensorboard`` there too.
 
     Returns the summary of `engine.train.train`. However the run ends, ``out_dir/best`` is then a saved model with the
     data's labels, if a validation was reached. Raises what `train`, `create_model` and `open_dataset` raise, and
@@ -44,15 +60,20 @@ def run_recipe(
     """
     out_dir = Path(out_dir)
     labels = open_dataset(data, "train").labels
-    resumed = resume and (out_dir / "last" / "state.pt").exists()
+    resumed = resume and has_state(out_dir)
+    _check_frozen(recipe, pretrained)
     model = _create_trainee(recipe, labels, pretrained, resumed)
-    _check(recipe, data, progress)
+    report = _check(recipe, data, progress)
     preprocess = resolve_data_config(model)
     transform = TrainTransform(
         preprocess, recipe.crop_size, labels.ignore_index, recipe.scale, recipe.flip, recipe.jitter
     )
-    train_set = open_dataset(data, "train", transform, recipe.seed)
-    val_set = open_dataset(data, "val", EvalTransform(preprocess))
+    train_set, val_set, trained = open_training_sets(
+        data, recipe.holdout, transform, EvalTransform(preprocess), recipe.seed
+    )
+    counts = _class_counts(recipe, train_set, trained, report)
+    settled = _settle(recipe, model, len(train_set), counts, out_dir if resumed else None)
+    monitor = Monitor(out_dir, val_set, tensorboard=tensorboard)
     best = out_dir / "best" / hub.WEIGHTS_FILE
     begun = False
 
@@ -69,40 +90,102 @@ def run_recipe(
     try:
         summary = train(
             model,
-            recipe,
+            settled,
             train_set,
             val_set,
             out_dir,
             ignore_index=labels.ignore_index,
             resume=resume,
-            progress=begin,
+            hooks=Hooks(order=_order(recipe, counts), progress=begin, observe=monitor),
         )
     finally:
+        monitor.close()
         if begun and best.exists():
             _publish(model, best, labels, data, source, summary)
     return summary
 
 
 def _create_trainee(recipe: Recipe, labels: LabelSpace, pretrained: bool | None, resumed: bool) -> Segmenter:
-    """The recipe's model, with initial weights unless those of the resumed run will replace them."""
+    """The recipe's model, with initial weights unless those of the resumed run will replace them.
+
+    What is drawn at random follows from the recipe's seed, so that the same command makes the same model.
+    """
     _check_overrides(recipe.overrides)
-    return create_model(
-        recipe.model,
-        pretrained=bool(pretrained) and not resumed,
-        labels=labels,
-        pretrained_backbone=True if pretrained is None and not resumed else None,
-        **recipe.overrides,
-    )
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.seed)
+        return create_model(
+            recipe.model,
+            pretrained=bool(pretrained) and not resumed,
+            labels=labels,
+            pretrained_backbone=True if pretrained is None and not resumed else None,
+            **recipe.overrides,
+        )
 
 
-def _check(recipe: Recipe, data: str, progress: Callable[[ProgressEvent], None] | None) -> None:
+def _check(recipe: Recipe, data: str, progress: Callable[[ProgressEvent], None] | None) -> Report | None:
     event = ProgressEvent(phase="check", epoch=0, epochs=recipe.epochs, done=0, total=0, loss=math.nan, miou=math.nan)
 
     def show(done: int, total: int) -> None:
         if progress:
             progress(dataclasses.replace(event, done=done, total=total))
 
-    require_sound(data, ("train", "val"), show)
+    return require_sound(data, training_splits(data), show)
+
+
+def _check_frozen(recipe: Recipe, pretrained: bool | None) -> None:
+    """What is frozen must come with weights."""
+    if pretrained is False and recipe.frozen_stages != 0:
+        raise ConfigError(
+            f"frozen_stages is {recipe.frozen_stages} and the backbone starts from random numbers, expected 0 without "
+            "pretrained weights"
+        )
+    needs = {"none": True, "backbone": pretrained is not False, "all": pretrained is True}
+    if not needs[recipe.frozen_norms]:
+        raise ConfigError(
+            f"frozen_norms is {recipe.frozen_norms} and "
+            f"{'all' if pretrained is False else 'those of the decoder'} start without statistics, expected "
+            f"{'none' if pretrained is False else 'backbone'}, or task weights by --pretrained"
+        )
+
+
+def _class_counts(
+    recipe: Recipe, train_set: SegmentationDataset, trained: Sequence[int], report: Report | None
+) -> Tensor | None:
+    """The pixels of each class in each image of ``train_set``, where the recipe asks for them.
+
+    The check has counted those on disk, all of the split, of which the ones in ``trained`` are wanted.
+    """
+    if recipe.sampling == "uniform" and recipe.class_weights != "auto":
+        return None
+    if report is not None:
+        return torch.from_numpy(report.splits["train"].counts)[list(trained)]
+    classes = len(train_set.labels)
+    masks = (train_set.load(index)[1] for index in range(len(train_set)))
+    return torch.stack([torch.bincount(mask[mask < classes], minlength=classes) for mask in masks])
+
+
+def _settle(recipe: Recipe, model: Segmenter, images: int, counts: Tensor | None, resumed: Path | None) -> Recipe:
+    """The recipe with numbers in the place of what it leaves open; a run that goes on keeps its batch size."""
+    if recipe.class_weights == "auto":
+        assert counts is not None
+        weights = [round(weight, 4) for weight in median_frequency(counts).tolist()]
+        logger.info("class_weights %s", weights)
+        recipe = dataclasses.replace(recipe, class_weights=tuple(weights))
+    if recipe.batch_size > 0:
+        return recipe
+    if resumed is not None:
+        saved = load_last_state(resumed)[1]["recipe"]
+        return dataclasses.replace(recipe, **{name: saved[name] for name in ("batch_size", "lr", "backbone_lr")})
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise ConfigError(f"batch_size is 0, which one process can settle, expected a multiple of the {processes}")
+    return settle_batch_size(recipe, model, model.config.in_chans, min(images, recipe.images_per_epoch or images))
+
+
+def _order(recipe: Recipe, counts: Tensor | None) -> Callable[[int, int, int], Sequence[int]]:
+    """The images of an epoch as the recipe wants them drawn."""
+    weights = rarity(counts) if counts is not None and recipe.sampling == "balanced" else None
+    return functools.partial(epoch_order, images=recipe.images_per_epoch, weights=weights)
 
 
 def _check_overrides(overrides: Mapping[str, Any]) -> None:

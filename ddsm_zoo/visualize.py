@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
@@ -11,6 +14,7 @@ from ddsm_zoo.labels import LabelSpace
 Mask = npt.NDArray[np.integer]
 
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+BAND = 2**22  # pixels that are drawn at a time: a picture may be hundreds of times larger
 
 
 def colourise(mask: Mask, labels: LabelSpace) -> Image.Image:
@@ -27,8 +31,11 @@ def shares(mask: Mask, labels: LabelSpace) -> dict[str, float]:
 
     All are 0 where every pixel is ignored. Raises ValueError as `colourise` does.
     """
-    counts = np.bincount(_class_index(mask, labels, "mask").ravel(), minlength=len(labels) + 1)[: len(labels)]
-    return dict(zip(labels.names, (counts / max(1, counts.sum())).tolist(), strict=True))
+    counts = sum(
+        np.bincount(_class_index(mask[rows], labels, "mask").ravel(), minlength=len(labels) + 1) for rows in bands(mask)
+    )
+    known = np.asarray(counts)[: len(labels)]
+    return dict(zip(labels.names, (known / max(1, known.sum())).tolist(), strict=True))
 
 
 def overlay(
@@ -43,20 +50,49 @@ def overlay(
     The legend names the classes present, the largest first: beside the picture, or below one too low for it. Raises
     ValueError as `colourise` does, for an image that is no RGB picture of the mask's size and for an alpha not in 0..1.
     """
+    parts = list(overlay_bands(image, mask, labels, alpha, legend))
+    return Image.fromarray(np.concatenate(parts) if len(parts) > 1 else parts[0])
+
+
+def overlay_bands(
+    image: Image.Image | npt.NDArray[np.uint8],
+    mask: Mask,
+    labels: LabelSpace,
+    alpha: float = 0.5,
+    legend: bool = True,
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """What `overlay` draws as bands (h, W, 3) from top to bottom."""
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}, expected 0 (the image alone) to 1 (the colours alone)")
-    index = _class_index(mask, labels, "mask")
+    parts = bands(mask)
     base = _rgb(image)
-    if base.size != (index.shape[1], index.shape[0]):
+    height, width = mask.shape
+    if base.size != (width, height):
         raise ValueError(
-            f"the mask is {index.shape[1]} x {index.shape[0]} pixels and the image {base.width} x {base.height}, "
-            "expected the same size"
+            f"the mask is {width} x {height} pixels and the image {base.width} x {base.height}, expected the same size"
         )
-    known = Image.fromarray(index < len(labels))
-    blended = Image.composite(Image.blend(base, colourise(mask, labels), alpha), base, known)
-    if not legend:
-        return blended
-    return _add_legend(blended, shares(mask, labels), labels)
+    strip = _legend(base.size, _share_texts(mask, labels) if legend else {}, labels)
+    beside = strip is not None and strip.height == height
+    for rows in parts:
+        part = base.crop((0, rows.start, width, rows.stop))
+        index = _class_index(mask[rows], labels, "mask")
+        known = Image.fromarray(index < len(labels))
+        blended = np.asarray(Image.composite(Image.blend(part, colourise(mask[rows], labels), alpha), part, known))
+        if strip is not None and beside:
+            blended = np.concatenate((blended, np.asarray(strip.crop((0, rows.start, strip.width, rows.stop)))), axis=1)
+        elif strip is not None:
+            blended = np.pad(blended, ((0, 0), (0, strip.width - width), (0, 0)), constant_values=255)
+        yield blended
+    if strip is not None and not beside:
+        yield np.asarray(strip)
+
+
+def bands(mask: Mask) -> list[slice]:
+    """The rows of a mask (H, W) in parts of at most `BAND` pixels, or of one row. Raises ValueError for no mask."""
+    _check_shape(mask, "mask")
+    height, width = mask.shape
+    step = max(1, BAND // width)
+    return [slice(top, min(top + step, height)) for top in range(0, height, step)]
 
 
 def error_map(prediction: Mask, target: Mask, labels: LabelSpace) -> Image.Image:
@@ -85,7 +121,8 @@ def error_sheet(
 ) -> Image.Image:
     """Four pictures in one: the image and its label above, the prediction and its `error_map` below.
 
-    Raises ValueError as `error_map` does, and for an image of another size.
+    The legend has the IoU of each class in this image, the largest class first. Raises ValueError as `error_map` does,
+    and for an image of another size.
     """
     errors = error_map(prediction, target, labels)
     base = _rgb(image)
@@ -94,11 +131,21 @@ def error_sheet(
             f"the image is {base.width} x {base.height} pixels and its masks {errors.width} x {errors.height}, "
             "expected the same size"
         )
-    sheet = Image.new("RGB", (2 * base.width, 2 * base.height))
-    panels = (base, colourise(target, labels), colourise(prediction, labels), errors)
-    for place, panel in enumerate(panels):
-        sheet.paste(panel, (place % 2 * base.width, place // 2 * base.height))
-    return sheet
+    panels = {
+        "image": base,
+        "label": colourise(target, labels),
+        "prediction": colourise(prediction, labels),
+        "errors: bright, in a tone of the true class": errors,
+    }
+    line = _line_height(base.size)
+    font, strip = ImageFont.load_default(line), 2 * line
+    sheet = Image.new("RGB", (2 * base.width, 2 * (strip + base.height)), WHITE)
+    pen = ImageDraw.Draw(sheet)
+    for place, (name, panel) in enumerate(panels.items()):
+        x, y = place % 2 * base.width, place // 2 * (strip + base.height)
+        pen.text((x + line // 2, y + line), name, fill=BLACK, font=font, anchor="lm")
+        sheet.paste(panel, (x, y + strip))
+    return _add_legend(sheet, _iou_texts(prediction, target, labels), labels)
 
 
 def confusion_picture(matrix: npt.NDArray[np.integer], labels: LabelSpace) -> Image.Image:
@@ -111,11 +158,12 @@ def confusion_picture(matrix: npt.NDArray[np.integer], labels: LabelSpace) -> Im
     cell, size = 44, 14  # the side of a cell and the size of the text, in pixels
     font = ImageFont.load_default(size)
     margin = size + max(int(font.getlength(name)) for name in labels.names)
-    title = 2 * size
+    title, text = 2 * size, "labelled (rows) as predicted (columns), % of row"
     side = margin + cell * len(labels)
-    picture = Image.new("RGB", (side + size, title + side + size), WHITE)
+    width = max(side, int(font.getlength(text)) + size)
+    picture = Image.new("RGB", (width + size, title + side + size), WHITE)
     pen = ImageDraw.Draw(picture)
-    pen.text((size // 2, size // 2), "labelled (rows) as predicted (columns), % of row", fill=BLACK, font=font)
+    pen.text((size // 2, size // 2), text, fill=BLACK, font=font)
     # The names of columns are written from top to bottom on a strip, which is then turned to the left
     strip = Image.new("RGB", (margin, cell * len(labels)), WHITE)
     names = ImageDraw.Draw(strip)
@@ -138,11 +186,7 @@ def confusion_picture(matrix: npt.NDArray[np.integer], labels: LabelSpace) -> Im
 
 def _class_index(mask: Mask, labels: LabelSpace, name: str) -> npt.NDArray[np.int64]:
     """The checked mask with the ignored pixels as one more class after the last."""
-    if not isinstance(mask, np.ndarray) or mask.ndim != 2 or 0 in mask.shape:
-        shape = mask.shape if isinstance(mask, np.ndarray) else type(mask).__name__
-        raise ValueError(f"the {name} is {shape}, expected an array (H, W) of class ids")
-    if not np.issubdtype(mask.dtype, np.integer):
-        raise ValueError(f"the {name} holds {mask.dtype}, expected whole numbers such as uint8")
+    _check_shape(mask, name)
     known = (mask >= 0) & (mask < len(labels))
     strange = mask[~known & (mask != labels.ignore_index)]
     if strange.size:
@@ -150,6 +194,14 @@ def _class_index(mask: Mask, labels: LabelSpace, name: str) -> npt.NDArray[np.in
             f"the {name} holds id {strange[0]}, expected 0 to {len(labels) - 1} or {labels.ignore_index} for ignored"
         )
     return np.where(known, mask.astype(np.int64), len(labels))
+
+
+def _check_shape(mask: Mask, name: str) -> None:
+    if not isinstance(mask, np.ndarray) or mask.ndim != 2 or 0 in mask.shape:
+        shape = mask.shape if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise ValueError(f"the {name} is {shape}, expected an array (H, W) of class ids")
+    if not np.issubdtype(mask.dtype, np.integer):
+        raise ValueError(f"the {name} holds {mask.dtype}, expected whole numbers such as uint8")
 
 
 def _rgb(image: Image.Image | npt.NDArray[np.uint8]) -> Image.Image:
@@ -161,31 +213,61 @@ def _rgb(image: Image.Image | npt.NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(image)
 
 
-def _add_legend(picture: Image.Image, share: dict[str, float], labels: LabelSpace) -> Image.Image:
-    """The picture with swatches and names beside it, or below it where it is too low for them."""
-    colours = dict(zip(labels.names, labels.palette, strict=True))
+def _iou_texts(prediction: Mask, target: Mask, labels: LabelSpace) -> dict[str, str]:
+    """Of each class where ``target`` ignores nothing, by name: name and IoU, the largest class first."""
+    predicted, true = _class_index(prediction, labels, "prediction"), _class_index(target, labels, "target")
+    counted, size = true < len(labels), len(labels) + 1
+    right = np.bincount(true[counted & (predicted == true)], minlength=size)
+    either = np.bincount(true[counted], minlength=size) + np.bincount(predicted[counted], minlength=size) - right
+    present = sorted(np.flatnonzero(either[:-1]), key=lambda index: -int(either[index]))
+    return {labels.names[index]: f"{labels.names[index]} IoU {right[index] / either[index]:.1%}" for index in present}
+
+
+def _line_height(size: tuple[int, int]) -> int:
+    """The size of a text that can be read on a picture of ``size``, in pixels."""
+    return max(12, min(32, min(size) // 30))
+
+
+def _share_texts(mask: Mask, labels: LabelSpace) -> dict[str, str]:
+    """Of each class present, by name: name and share of the mask, the largest first."""
+    share = shares(mask, labels)
     present = sorted((name for name in share if share[name] > 0), key=lambda name: -share[name])
-    if not present:
+    return {name: f"{name} {share[name]:.1%}" for name in present}
+
+
+def _add_legend(picture: Image.Image, texts: dict[str, str], labels: LabelSpace) -> Image.Image:
+    """The picture with its `_legend`."""
+    legend = _legend(picture.size, texts, labels)
+    if legend is None:
         return picture
-    line = max(12, min(32, min(picture.size) // 30))  # the side of a swatch and the size of the text, in pixels
+    beside = legend.height == picture.height
+    right, bottom = (picture.width, 0) if beside else (0, picture.height)
+    sheet = Image.new("RGB", (max(picture.width, right + legend.width), bottom + legend.height), WHITE)
+    sheet.paste(picture)
+    sheet.paste(legend, (right, bottom))
+    return sheet
+
+
+def _legend(size: tuple[int, int], texts: dict[str, str], labels: LabelSpace) -> Image.Image | None:
+    """Swatches and texts of the classes named, for a picture of ``size`` (W, H); None where there are none.
+
+    To stand beside the picture, as high as it, or below one too low for that, and then at least as wide.
+    """
+    if not texts:
+        return None
+    colours = dict(zip(labels.names, labels.palette, strict=True))
+    line = _line_height(size)
     gap = line // 2
     font = ImageFont.load_default(line)
-    texts = {name: f"{name} {share[name]:.1%}" for name in present}
     entry = gap + line + gap + max(int(font.getlength(text)) + 1 for text in texts.values())
-    beside = picture.height >= gap + (line + gap) * len(present)
-    columns = 1 if beside else max(1, (picture.width - gap) // entry)
-    rows = -(-len(present) // columns)
-    width, height = gap + entry * columns, gap + (line + gap) * rows
-    if beside:
-        origin, size = (picture.width, 0), (picture.width + width, picture.height)
-    else:
-        origin, size = (0, picture.height), (max(picture.width, width), picture.height + height)
-    sheet = Image.new("RGB", size, WHITE)
-    sheet.paste(picture)
-    pen = ImageDraw.Draw(sheet)
-    for place, name in enumerate(present):
-        x = origin[0] + gap + entry * (place % columns)
-        y = origin[1] + gap + (line + gap) * (place // columns)
+    beside = size[1] >= gap + (line + gap) * len(texts)
+    columns = 1 if beside else max(1, (size[0] - gap) // entry)
+    width, height = gap + entry * columns, gap + (line + gap) * math.ceil(len(texts) / columns)
+    strip = Image.new("RGB", (width, size[1]) if beside else (max(size[0], width), height), WHITE)
+    pen = ImageDraw.Draw(strip)
+    for place, (name, text) in enumerate(texts.items()):
+        x = gap + entry * (place % columns)
+        y = gap + (line + gap) * (place // columns)
         pen.rectangle([x, y, x + line - 1, y + line - 1], fill=colours[name], outline=BLACK)
-        pen.text((x + line + gap, y + line // 2), texts[name], fill=BLACK, font=font, anchor="lm")
-    return sheet
+        pen.text((x + line + gap, y + line // 2), text, fill=BLACK, font=font, anchor="lm")
+    return strip

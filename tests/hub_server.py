@@ -10,11 +10,16 @@ import socket
 import ssl
 import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import unquote
+
+import huggingface_hub.constants
+import pytest
+
+TOKEN = "hf_a_secret"
 
 
 def git_hash(content: bytes) -> str:
@@ -25,6 +30,7 @@ def git_hash(content: bytes) -> str:
 Fault = int | Literal["cut", "reset", "corrupt", "stall"]
 _RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>.+)/(?P<name>[^/]+)")
 _COMMIT_OF = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/(?P<task>preupload|commit|branch)/(?P<revision>.+)")
+_REPOSITORY = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)")
 _BATCH = re.compile(r"/(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch")
 
 
@@ -48,8 +54,8 @@ class HubServer:
     """Repositories of files. A ``.safetensors`` file is a large one: its content comes from another origin.
 
     ``faults`` maps (method, end of the path) to what happens instead: an HTTP status, a body cut in the middle with
-    a proper end ("cut") or a TCP reset ("reset"), a body that stops in the middle until ``released`` is set
-    ("stall"), or one of the right length with other bytes ("corrupt").
+    a proper end ("cut") or a TCP reset ("reset"), a body that stops in the middle, or the answer to an upload that
+    does not come, until ``released`` is set ("stall"), or a body of the right length with other bytes ("corrupt").
     Only who has ``token``, where there is one, may create and change repositories, or read ``private`` ones.
     """
 
@@ -114,6 +120,16 @@ class HubServer:
         return next(content for content in contents if hashlib.sha256(content).hexdigest() == sha256)
 
 
+def guarded_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """As a fixture, a server that lets in who has the token; the environment has it."""
+    # without the client's other protocol for large files, which no server in this process could speak
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with HubServer(token=TOKEN) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
+        yield server
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: HubServer
     protocol_version = "HTTP/1.1"
@@ -149,7 +165,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(fault, self.hub.headers, b"")
         elif path.startswith("/lfs/"):
             self._large_file(path.removeprefix("/lfs/"), fault)
-        elif (self.command == "POST" or any(f"/{name}/" in path for name in self.hub.private)) and not known:
+        elif (self.command == "POST" or any(f"/{name}/" in f"{path}/" for name in self.hub.private)) and not known:
             self._send(401, {}, b"")
         elif self.command == "POST":
             self._change(path)
@@ -158,6 +174,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _large_file(self, sha256: str, fault: Fault | None) -> None:
         if self.command == "PUT":
+            if fault == "stall":
+                self.hub.released.wait()
             self.hub.uploads[sha256] = self.body
             return self._send(200, {}, b"")
         return self._send_content(self.hub.blob(sha256), {}, fault)
@@ -170,9 +188,9 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             wanted = json.loads(self.body)
             name = f"{wanted['organization']}/{wanted['name']}"
-            if wanted.get("private") or wanted.get("visibility") == "private":
-                self.hub.private.add(name)
             status = 409 if name in self.hub.repositories else 200
+            if status == 200 and (wanted.get("private") or wanted.get("visibility") == "private"):
+                self.hub.private.add(name)
             self.hub.repositories.setdefault(name, {})
             return self._send_json(status, {"url": f"{self.hub.endpoint}/{name}"})
         if batch:
@@ -218,6 +236,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_json(200, {**answer, "pullRequestUrl": f"{url}/discussions/1"} if create_pr else answer)
 
     def _resolve(self, path: str, fault: Fault | None) -> None:
+        known = _REPOSITORY.fullmatch(path)
+        if known and known["repo"] in self.hub.repositories:
+            return self._send_json(200, {"id": known["repo"], "private": known["repo"] in self.hub.private})
         match = _RESOLVE.fullmatch(path)
         commits = self.hub.repositories.get(match["repo"]) if match else None
         if match is None or commits is None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from ddsm_zoo.cli import app
+from tests.command_line import run_command
 from tests.data_sets import write
 from tests.label_doctor import IDS, build, four
 
@@ -20,19 +20,11 @@ Run = Callable[..., Any]
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Call the command beside a sound data set ``data`` with the exit status that is expected."""
+    """Call ``check-data`` beside a sound data set ``data``."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     build(tmp_path / "data", four())
-
-    def call(*arguments: str, status: int = 0) -> Any:
-        result = CliRunner().invoke(app, ["check-data", *arguments])
-        assert result.exit_code == status, result.output
-        errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-        assert len(errors) == (status == 2), result.output
-        return result
-
-    return call
+    return partial(run_command, "check-data")
 
 
 def test_sound_data(run: Run) -> None:
@@ -56,7 +48,7 @@ def test_warnings_alone_are_no_failure(run: Run) -> None:
 def test_errors_fail(run: Run) -> None:
     write(Path("data/masks/train/z.png"), IDS)
     write(Path("data/masks/train/b.png"), IDS + 40)
-    result = run("folder:data", status=2)
+    result = run("folder:data", fails=1)
     lines = [line.replace("│", " ").split() for line in result.stdout.splitlines()]
     assert [words[0] for words in lines if words and words[0] in ("error", "warning")] == ["error", "warning"]
     assert "ids that stand for no class in 1 of 3 masks" in result.stdout
@@ -66,7 +58,7 @@ def test_errors_fail(run: Run) -> None:
 def test_figures(run: Run) -> None:
     write(Path("data/masks/train/b.png"), IDS + 40)
     for target in ("-", "report.json"):
-        result = run("folder:data", "--json", target, status=2)
+        result = run("folder:data", "--json", target, fails=1)
         figures = json.loads(result.stdout if target == "-" else Path(target).read_text())
         assert (figures["data"], figures["errors"], figures["warnings"]) == ("folder:data", 1, 0)
         (problem,) = figures["problems"]
@@ -82,7 +74,7 @@ def test_one_split(run: Run) -> None:
     write(Path("data/masks/train/b.png"), IDS + 40)
     assert "val %" in run("folder:data", "--split", "val").stdout
     assert "unknown" not in run("folder:data", "--split", "val", "--json", "-").stdout
-    run("folder:data", "--split", "val", "--split", "train", status=2)
+    run("folder:data", "--split", "val", "--split", "train", fails=1)
 
 
 @pytest.mark.parametrize(
@@ -96,17 +88,16 @@ def test_one_split(run: Run) -> None:
     ],
 )
 def test_what_cannot_be_checked(run: Run, arguments: list[str], message: str) -> None:
-    assert message in run(*arguments, status=2).stderr
+    assert message in run(*arguments, fails=1).stderr
 
 
 def test_training_refuses_with_the_same_words(run: Run) -> None:
     write(Path("data/masks/train/b.png"), np.where(IDS == 1, 255, 0).astype(np.uint8))
     write(Path("data/masks/val/d.png"), IDS + 40)
     Path("recipe.toml").write_text('model = "uper_ddsm_tiny"\nepochs = 1\nbatch_size = 1\nworkers = 0\n')
-    problems = json.loads(run("folder:data", "--json", "-", status=2).stdout)["problems"]
+    problems = json.loads(run("folder:data", "--json", "-", fails=1).stdout)["problems"]
     (text,) = (problem["text"] for problem in problems if problem["severity"] == "error")
     train = ["train", "-r", "recipe.toml", "-d", "folder:data", "-o", "run", "--no-pretrained"]
-    result = CliRunner().invoke(app, train)
-    assert result.exit_code == 2
+    result = run_command(*train, fails=1)
     assert result.stderr == f"error: folder:data cannot be used: {text}\n"
     assert not Path("run").exists()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,16 @@ import huggingface_hub.constants
 import pytest
 import timm
 import torch
-from typer.testing import CliRunner
 
 import ddsm_zoo
-from ddsm_zoo.cli import app
 from ddsm_zoo.files import sha256_of
-from tests.hub_server import HubServer
+from tests.command_line import run_command
+from tests.hub_server import TOKEN, HubServer, guarded_server
 from tests.tiny_weights import logits, trained_model
 
 Run = Callable[..., Any]
-TOKEN = "hf_a_secret"
+
+server = pytest.fixture(guarded_server)
 
 
 @pytest.fixture(scope="module")
@@ -32,28 +32,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Call the command in an empty folder; a failure must be one line that begins with "error:", and status 2."""
+    """Call the command in an empty folder; it never shows a token."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str, fails: bool = False) -> Any:
-        result = CliRunner().invoke(app, arguments)
-        assert result.exit_code == (2 if fails else 0), result.output
-        errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-        assert len(errors) == fails, result.output
-        assert "Traceback" not in result.output
+        result = run_command(*arguments, fails=fails)
         assert TOKEN not in result.output
         return result
 
     return call
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    with HubServer(token=TOKEN) as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
-        yield server
 
 
 def test_a_bundle_needs_no_network(run: Run, tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +60,14 @@ def test_push_prints_the_address_of_what_it_published(run: Run, tiny: str, serve
     assert torch.equal(logits(model), logits(trained_model()))
     pull_request = run("push", tiny, "someone/model", "--create-pr").stdout.strip()
     assert server.references["someone/model", "refs/pr/1"] == pull_request.partition("@")[2]
+
+
+def test_push_does_not_make_public_what_was_to_be_private(run: Run, tiny: str, server: HubServer) -> None:
+    run("push", tiny, "someone/model")
+    before = server.files("someone/model", "trial")
+    refused = run("push", tiny, "someone/model", "--private", "--revision", "trial", fails=True)
+    assert "someone/model exists and is public" in refused.stderr
+    assert server.files("someone/model", "trial") == before == {}
 
 
 def test_push_without_permission(run: Run, tiny: str, server: HubServer) -> None:

@@ -21,10 +21,14 @@ from ddsm_zoo.factory import WeightsNotFoundError, create_model
 from ddsm_zoo.files import sha256_of
 from ddsm_zoo.hub import HubError
 from ddsm_zoo.labels import CITYSCAPES
+from ddsm_zoo.manifest import read_manifest
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.tensors import CheckpointError, pack_tensors, read_tensors
 from tests.hub_server import HubServer
-from tests.tiny_weights import LABELS, NAME, WEIGHTS, logits, one_line, trained_model
+from tests.tiny_weights import LABELS, NAME, WEIGHTS, logits, one_line, saved_model, trained_model
+
+trained = pytest.fixture(scope="module")(trained_model)
+saved = pytest.fixture(saved_model)
 
 
 @pytest.fixture(autouse=True)
@@ -45,17 +49,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 def own_table(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models registered in a test are gone after it."""
     monkeypatch.setattr(zoo, "_TABLE", dict(zoo._TABLE))
-
-
-@pytest.fixture(scope="module")
-def trained() -> Segmenter:
-    return trained_model()
-
-
-@pytest.fixture
-def saved(trained: Segmenter, tmp_path: Path) -> Path:
-    factory.save_pretrained(trained, tmp_path / "saved")
-    return tmp_path / "saved"
 
 
 # -- building
@@ -126,6 +119,10 @@ def test_what_cannot_be_built(overrides: dict[str, Any], kind: type[Exception], 
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(zoo.UnknownModelError, match="did you mean uper_ddsm_tiny"):
         create_model("upper_ddsm_tiny")
+    for name in ("runs/mine/best", "file:model.safetensors", "https://hf_secret@example.org/model", "someone/model"):
+        with pytest.raises(zoo.UnknownModelError, match="a folder is local-dir:FOLDER") as error:
+            create_model(name)
+        assert "hf_secret" not in one_line(error)
 
 
 # -- saving and loading
@@ -200,6 +197,7 @@ def test_the_auxiliary_head_is_not_saved(tmp_path: Path) -> None:
     assert not [name for name in read_tensors(tmp_path / "model.safetensors") if name.startswith("auxiliary.")]
     assert torch.equal(logits(create_model(f"local-dir:{tmp_path}", pretrained=True)), logits(model))
     again = create_model(f"local-dir:{tmp_path}", pretrained=True, auxiliary=True)
+    assert again.pretrained_cfg["labels"]["names"][0] == "class 0"
     assert again.pretrained_cfg["dropped"]
     assert all(name.startswith("auxiliary.") for name in again.pretrained_cfg["dropped"])
     path = tmp_path / "with_head.safetensors"
@@ -226,12 +224,6 @@ def test_the_same_class_count_keeps_the_classifier(saved: Path, trained: Segment
     assert torch.equal(logits(model), logits(trained))
 
 
-def test_other_channels_are_refused_before_anything_is_fetched() -> None:
-    with pytest.raises(ValueError, match="take 3 channels, got in_chans=4") as error:
-        create_model("uper_ddsm_lite0_camvid", pretrained=True, in_chans=4)
-    one_line(error)
-
-
 @pytest.mark.parametrize("where", ["model.safetensors", ""])
 def test_a_checkpoint_file_or_folder(saved: Path, trained: Segmenter, where: str) -> None:
     model = create_model(NAME, num_classes=3, checkpoint_path=saved / where)
@@ -250,9 +242,32 @@ def test_half_precision_is_loaded_as_float32(trained: Segmenter, tmp_path: Path)
 def test_weights_swapped_for_others_that_fit_are_noticed(saved: Path, trained: Segmenter) -> None:
     swapped = {**trained.state_dict(), "classifier.bias": torch.zeros(3)}
     safetensors.torch.save_file(swapped, saved / "model.safetensors")
-    with pytest.raises(CheckpointError, match="sha256") as error:
-        create_model(f"local-dir:{saved}", pretrained=True)
-    one_line(error)
+    for name, options in ((f"local-dir:{saved}", {"pretrained": True}), (NAME, {"checkpoint_path": saved})):
+        with pytest.raises(CheckpointError, match=r"sha256.* saving it was interrupted") as error:
+            create_model(name, num_classes=3, **options)
+        one_line(error)
+
+
+def test_a_config_describes_the_file_that_was_saved_with_it(saved: Path, trained: Segmenter) -> None:
+    other = (saved / "model.safetensors").rename(saved / "other.safetensors")
+    model = create_model(NAME, num_classes=3, checkpoint_path=other)
+    assert torch.equal(logits(model), logits(trained))
+    assert {"labels", "metrics", "recipe"}.isdisjoint(model.pretrained_cfg)
+
+
+def test_nobody_is_given_a_licence(tmp_path: Path) -> None:
+    """Ours is of our weights alone."""
+    factory.save_pretrained(create_model(NAME, num_classes=3), tmp_path)
+    assert read_manifest(tmp_path / "config.json").pretrained_cfg.license == "unknown"
+    task_weights = [factory.look_up(name).weights for name in zoo.list_models()]
+    assert {weights.license for weights in task_weights if weights is not None} == {"apache-2.0"}
+
+
+def test_a_folder_in_the_home_folder(trained: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    factory.save_pretrained(trained, "~/model")
+    assert torch.equal(logits(create_model("local-dir:~/model", pretrained=True)), logits(trained))
 
 
 def test_describing_needs_a_label_for_each_class(trained: Segmenter) -> None:

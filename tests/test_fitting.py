@@ -11,25 +11,19 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from timm.models import adapt_input_conv
 from torch import Tensor
 
-from ddsm_zoo import factory, fitting
+from ddsm_zoo import factory, fitting, zoo
+from ddsm_zoo.config import ConfigError
 from ddsm_zoo.factory import create_model
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.tensors import CheckpointError
-from tests.tiny_weights import LABELS, NAME, logits, one_line, trained_model
+from tests.tiny_weights import LABELS, NAME, logits, one_line, saved_model, trained_model
 
-
-@pytest.fixture(scope="module")
-def trained() -> Segmenter:
-    return trained_model()
-
-
-@pytest.fixture
-def saved(trained: Segmenter, tmp_path: Path) -> Path:
-    factory.save_pretrained(trained, tmp_path / "saved")
-    return tmp_path / "saved"
+trained = pytest.fixture(scope="module")(trained_model)
+saved = pytest.fixture(saved_model)
 
 
 def without(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
@@ -93,10 +87,16 @@ def test_a_config_larger_than_memory_is_only_compared(trained: Segmenter) -> Non
         fitting.check_fit(config, trained.state_dict(), "the file")
     one_line(error)
     fitting.check_fit(trained.config, trained.state_dict(), "the file")
+    with pytest.raises(
+        ConfigError, match="describes a model of [0-9]{3,} million parameters, expected at most"
+    ) as error:
+        fitting.check_size(config, "the file")
+    one_line(error)
+    fitting.check_size(zoo.model_config("uper_ddsm_r101"), "the file")
 
 
 def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="a fused model cannot be.*tensors missing") as error:
+    with pytest.raises(CheckpointError, match="was fused for inference and cannot be saved; save it before") as error:
         factory.save_pretrained(create_model(NAME, num_classes=3).fuse(), tmp_path / "fused")
     one_line(error)
     model = create_model(NAME, num_classes=3)
@@ -109,6 +109,8 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
 
 
 # -- transplants: the trained model knows road, sky and tree
+
+ROWS = {"classifier.weight": (32, 1, 1), "classifier.bias": ()}
 
 
 def rows(model: Segmenter) -> list[Tensor]:
@@ -158,7 +160,27 @@ def test_the_same_names_change_nothing_but_the_colours(trained: Segmenter, saved
     assert torch.equal(logits(model), logits(trained))
     assert model.pretrained_cfg["metrics"] == {"miou (val)": 71.5}
     assert model.pretrained_cfg["labels"]["palette"] == labels.palette
-    assert "kept_classes" not in model.pretrained_cfg
+    assert model.pretrained_cfg["kept_classes"] == {"road": "road", "sky": "sky", "tree": "tree"}
+    assert model.pretrained_cfg["fresh_classes"] == []
+
+
+def test_weights_that_name_no_classes_have_those_that_are_given(trained: Segmenter, tmp_path: Path) -> None:
+    safetensors.torch.save_file(trained.state_dict(), tmp_path / "alone.safetensors")
+    model = create_model(NAME, checkpoint_path=tmp_path / "alone.safetensors", labels=["a", "b", "c"])
+    assert torch.equal(logits(model), logits(trained))
+    assert model.pretrained_cfg["kept_classes"] == {"a": "a", "b": "b", "c": "c"}
+    with pytest.raises(CheckpointError, match=r"classifier\.weight \(3, 32, 1, 1\), expected \(2, 32, 1, 1\)") as error:
+        create_model(NAME, checkpoint_path=tmp_path / "alone.safetensors", labels=["a", "b"])
+    one_line(error)
+
+
+def test_more_rows_than_names_are_refused(trained: Segmenter, saved: Path) -> None:
+    """They would fit a model of five classes, under names that nobody gave them."""
+    more = {name: torch.cat((trained.state_dict()[name], torch.ones(2, *shape))) for name, shape in ROWS.items()}
+    safetensors.torch.save_file({**trained.state_dict(), **more}, saved / "model.safetensors")
+    with pytest.raises(CheckpointError, match="of another shape") as error:
+        create_model(f"local-dir:{saved}", pretrained=True, labels=["sky", "boat", "fish", "net", "road"])
+    one_line(error)
 
 
 def test_no_name_in_common_is_a_fresh_classifier(saved: Path) -> None:
@@ -171,6 +193,7 @@ def test_no_name_in_common_is_a_fresh_classifier(saved: Path) -> None:
 def test_labels_without_weights_name_the_classes(tmp_path: Path) -> None:
     model = create_model(NAME, labels=["boat", "fish"])
     assert model.num_classes == 2
+    assert (model.pretrained_cfg["kept_classes"], model.pretrained_cfg["fresh_classes"]) == ({}, ["boat", "fish"])
     factory.save_pretrained(model, tmp_path)
     assert create_model(f"local-dir:{tmp_path}").pretrained_cfg["labels"]["names"] == ("boat", "fish")
 
@@ -189,3 +212,28 @@ def test_labels_that_cannot_be(options: dict[str, Any], kind: type[Exception], r
     with pytest.raises(kind, match=reason) as error:
         create_model(NAME, **options)
     one_line(error)
+
+
+# -- other channels
+
+
+def test_one_channel_counts_as_all_of_them(trained: Segmenter, saved: Path) -> None:
+    model = create_model(f"local-dir:{saved}", pretrained=True, in_chans=1).eval()
+    grey = torch.rand(1, 1, 40, 33)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(grey), trained(grey.expand(1, 3, 40, 33)), atol=1e-4, rtol=1e-4)
+    assert model.pretrained_cfg["labels"]["names"] == LABELS.names
+    assert model.pretrained_cfg["metrics"] == {}
+
+
+@pytest.mark.parametrize("in_chans", [2, 4, 8])
+def test_kernels_are_spread_as_timm_spreads_them(trained: Segmenter, saved: Path, in_chans: int) -> None:
+    model = create_model(f"local-dir:{saved}", pretrained=True, in_chans=in_chans)
+    before, after = trained.state_dict(), model.state_dict()
+    changed = [name for name in after if not torch.equal(after[name], before[name])]
+    assert len(changed) == 1
+    torch.testing.assert_close(after[changed[0]], adapt_input_conv(in_chans, before[changed[0]]))
+    factory.save_pretrained(model, saved.parent / "spread")
+    again = create_model(f"local-dir:{saved.parent / 'spread'}", pretrained=True)
+    assert again.config.in_chans == in_chans
+    assert torch.equal(again.state_dict()[changed[0]], after[changed[0]])

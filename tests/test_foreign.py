@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -323,6 +324,24 @@ def test_a_file_that_is_no_checkpoint(
     assert not Path("exploded").exists()
     with pytest.raises(FileNotFoundError, match="expected a checkpoint"):
         read_checkpoint(tmp_path / "absent.pth")
+
+
+def test_bytes_that_changed_on_the_way(tmp_path: Path) -> None:
+    """The reader fails for them in many ways, also in such as elsewhere stand for bugs."""
+    path, chance = tmp_path / "theirs.pth", random.Random(0)
+    torch.save({"weight": torch.zeros(3)}, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    refused = 0
+    for _ in range(600):
+        changed = bytearray(content[: chance.choice((None, chance.randrange(len(content))))])
+        if changed:
+            changed[chance.randrange(min(len(changed), 900))] = chance.randrange(256)
+        path.write_bytes(changed)
+        try:
+            assert all(isinstance(tensor, Tensor) for tensor in read_checkpoint(path).values())
+        except CheckpointError:
+            refused += 1
+    assert refused > 300
 
 
 def test_more_than_tensors_in_a_pytorch_file(tmp_path: Path) -> None:

@@ -81,6 +81,73 @@ def test_offline_mode(server: HubServer, tmp_path: Path, monkeypatch: pytest.Mon
     assert server.requests == []
 
 
+def test_offline_mode_with_a_copy(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    paths = hub.fetch(URI, *BOTH, cache_dir=tmp_path)
+    before = len(server.requests)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert hub.fetch(URI, *BOTH, cache_dir=tmp_path) == paths
+    assert len(server.requests) == before
+    assert caplog.messages == []
+
+
+def test_a_file_that_cannot_be_renewed_is_used_as_it_is(
+    server: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (old,) = hub.fetch(URI, hub.CONFIG_FILE, cache_dir=tmp_path)
+    server.publish("someone/model", {**FILES, hub.CONFIG_FILE: b"newer"})
+    server.faults["GET", hub.CONFIG_FILE] = 500
+    assert hub.fetch(URI, hub.CONFIG_FILE, cache_dir=tmp_path) == [old]
+    assert "using the copy in the cache" in caplog.text
+    server.faults.clear()
+    assert hub.fetch(URI, hub.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == b"newer"
+
+
+def test_a_newer_commit_of_which_less_is_there(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its config alone arrived: the older copy is whole, and does when no server can be asked for the rest."""
+    old = hub.fetch(URI, *BOTH, cache_dir=tmp_path)
+    server.publish("someone/model", {**FILES, hub.CONFIG_FILE: b"newer"})
+    assert hub.fetch(URI, hub.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == b"newer"
+    with monkeypatch.context() as context:
+        context.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        assert hub.fetch(URI, *BOTH, cache_dir=tmp_path) == old
+    new = hub.fetch(URI, *BOTH, cache_dir=tmp_path)
+    assert new[0].read_bytes() == b"newer"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert hub.fetch(URI, *BOTH, cache_dir=tmp_path) == new
+
+
+def test_an_endpoint_with_a_slash_at_its_end(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", f"{server.endpoint}/")
+    assert hub.fetch(URI, hub.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == FILES[hub.CONFIG_FILE]
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["nonsense", "http://[::1", "http://127.0.0.1:port", "http://127.0.0.1:99999", "http://user:hf_secret/@127.0.0.1"],
+)
+def test_an_endpoint_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(HubError, match="cannot fetch hf-hub:someone/model@main/config.json: ") as error:
+        hub.fetch(URI, hub.CONFIG_FILE, cache_dir=tmp_path)
+    assert "hf_secret" not in one_line(error)
+
+
+@pytest.mark.parametrize("etag", ["../../../../evil", "{}/evil", "..\\\\evil"])
+def test_a_server_that_means_another_place_than_the_cache(server: HubServer, tmp_path: Path, etag: str) -> None:
+    """The client calls a file in its cache by what the server says of its content."""
+    server.etag = lambda content: etag.format(tmp_path)
+    with pytest.raises(HubError, match="write outside the cache; do not use it") as error:
+        hub.fetch(URI, hub.CONFIG_FILE, cache_dir=tmp_path / "deep" / "cache")
+    one_line(error)
+    assert not list(tmp_path.rglob("*evil*"))
+
+
 def test_the_token_goes_to_the_hub_and_nowhere_else(
     server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -174,10 +241,23 @@ def test_a_file_from_any_server_needs_its_hash(tmp_path: Path) -> None:
 
 
 def test_an_address_is_repeated_without_its_secrets(tmp_path: Path) -> None:
-    for uri in ("http://user:hf_secret@example.org/model?key=hf_secret", "https://user:hf_secret@[zz/model", "https:x"):
+    for uri in (
+        "http://user:hf_secret@example.org/model?key=hf_secret",
+        "https://user:hf_secret@[zz/model",
+        "https://user:a/hf_secret@example.org/model",
+        "https://user:a?hf_secret@example.org/model",
+        "https:/user:hf_secret@example.org/model",
+        "https:user:hf_secret@example.org/model",
+        "user:hf_secret@example.org/model",
+        "https:x",
+    ):
         with pytest.raises(ValueError, match="names no weights|is no address") as error:
             hub.fetch(uri, cache_dir=tmp_path, sha256=SHA256)
         assert "hf_secret" not in one_line(error)
+    for uri in ("https://example.org/a@1/model", "hf-hub:someone/model@v1", "local-dir:a#b?"):
+        assert hub.public_address(uri) == uri
+    signed = "https://user:hf_secret@example.org:8443/a@1/model?key=hf_secret@#hf_secret"
+    assert hub.public_address(signed) == "https://example.org:8443/a@1/model"
 
 
 # -- other addresses

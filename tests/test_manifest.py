@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ def changed(**changes: Any) -> bytes:
 
 ARGS = json.loads(TEXT)["model_args"]
 WEIGHTS = json.loads(TEXT)["pretrained_cfg"]
+TWICE = {"names": ["\x1b[2J\n" + "a" * 1000] * 3, "palette": [[0, 0, 0]] * 3}
+MANY = {"names": [str(number) for number in range(100_000)], "palette": [[0, 0, 0]] * 100_000, "ignore_index": -1}
 BAD_CONFIGS = {
     "empty": (b"", "not valid JSON"),
     "binary": (bytes(range(256)), "not valid JSON"),
@@ -59,6 +63,19 @@ BAD_CONFIGS = {
     "classes that disagree": (changed(num_classes=4), "disagree"),
     "names that disagree": (changed(label_names=["a", "b", "c"]), "differ"),
     "weights of another kind": (changed(pretrained_cfg=3), "expected a table"),
+    "a backbone of many letters": (changed(model_args={**ARGS, "backbone": "a" * 10**6}), "the name of a timm model"),
+    "a key of many characters": (changed(**{"a" * 10**6: 1}), "unknown field 'aaa"),
+    "a key that turns the line": (
+        changed(pretrained_cfg={**WEIGHTS, "metrics": {"a\n\x1b[2J": "b"}}),
+        "expected float",
+    ),
+    "a number of many digits": (b"[1" + b"0" * 4000 + b".0e999]", "is no JSON number"),
+    "a class twice": (
+        changed(label_names=["a"] * 3, pretrained_cfg={**WEIGHTS, "labels": TWICE}),
+        "class names must differ",
+    ),
+    "a hundred thousand classes": (changed(pretrained_cfg={**WEIGHTS, "labels": MANY}), "disagree"),
+    "no character": (changed(pretrained_cfg={**WEIGHTS, "license": "a\uffff"}), "control characters"),
     "mean of another kind": (changed(pretrained_cfg={**WEIGHTS, "mean": "grey"}), "expected a list"),
 }
 
@@ -68,6 +85,14 @@ def test_bad_configs(tmp_path: Path, case: str) -> None:
     content, reason = BAD_CONFIGS[case]
     with pytest.raises(ConfigError, match=reason) as error:
         read_manifest(write(tmp_path / "config.json", content))
+    assert one_line(error).isprintable()
+    assert len(str(error.value)) < 700
+
+
+def test_a_number_that_json_lacks_is_not_written() -> None:
+    weights = dataclasses.replace(manifest().pretrained_cfg, metrics={"miou (val)": math.nan})
+    with pytest.raises(ConfigError, match="is nan, expected finite") as error:
+        manifest(pretrained_cfg=weights)
     one_line(error)
 
 

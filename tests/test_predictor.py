@@ -1,9 +1,9 @@
 from __future__ import annotations
 
-import errno
 import math
-import os
+import resource
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ import ddsm_zoo
 from ddsm_zoo import Predictor
 from ddsm_zoo.data.images import ImageError
 from ddsm_zoo.data.scenes import render_scene
+from ddsm_zoo.engine.tiling import MIN_SIDE
 from ddsm_zoo.files import OutputError
 from ddsm_zoo.labels import CAMVID, CITYSCAPES
 from ddsm_zoo.models import Segmenter
@@ -99,9 +100,7 @@ def test_saved_pictures_hold_the_mask_and_its_colours(model: Segmenter, scene: I
     assert np.array_equal(np.asarray(Image.open(paths["colour"])), palette[ids])
 
 
-def test_all_pictures_are_saved_or_none(
-    model: Segmenter, scene: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_pictures_are_saved_or_none(model: Segmenter, scene: Image.Image, tmp_path: Path) -> None:
     result = Predictor(model)(scene)
     (tmp_path / "x_overlay.png").mkdir()
     with pytest.raises(OutputError, match="x_overlay.png"):
@@ -109,18 +108,81 @@ def test_all_pictures_are_saved_or_none(
     assert [path.name for path in tmp_path.iterdir()] == ["x_overlay.png"]
 
     before = {path: path.read_bytes() for path in result.save(tmp_path / "old", "x").values()}
-    room, save = [2], Image.Image.save
-
-    def save_while_there_is_room(picture: Image.Image, path: Path) -> None:
-        if not room[0]:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        room[0] -= 1
-        save(picture, path)
-
-    monkeypatch.setattr(Image.Image, "save", save_while_there_is_room)
-    with pytest.raises(OutputError, match="x_overlay.png: No space left"):
-        Predictor(model)(scene.transpose(Image.Transpose.FLIP_LEFT_RIGHT)).save(tmp_path / "old", "x")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)  # as on a full disk, for the largest of the three
+    resource.setrlimit(resource.RLIMIT_FSIZE, (max(map(len, before.values())) // 2, limits[1]))
+    try:
+        with pytest.raises(OutputError, match="x_overlay.png: File too large"):
+            Predictor(model)(scene.transpose(Image.Transpose.FLIP_LEFT_RIGHT)).save(tmp_path / "old", "x")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert {path: path.read_bytes() for path in (tmp_path / "old").iterdir()} == before
+
+
+def test_a_picture_in_tiles_is_labelled_as_the_whole(model: Segmenter) -> None:
+    picture = Image.fromarray(render_scene(3, (200, 900))[0])
+    seen: list[tuple[int, int]] = []
+    tiled = Predictor(model, tile=MIN_SIDE)
+    result = tiled(picture, lambda done, total: seen.append((done, total)))
+    assert (result.mask == Predictor(model)(picture).mask).mean() >= 0.999
+    assert seen[-1][0] == seen[-1][1] > 1
+    assert result.mask.shape == (200, 900)
+    assert np.array_equal(tiled(np.asarray(picture)).mask, result.mask)
+
+
+@pytest.mark.parametrize("tile", ["auto", MIN_SIDE])
+def test_what_fits_is_labelled_at_once(model: Segmenter, scene: Image.Image, tile: Any) -> None:
+    seen: list[int] = []
+    result = Predictor(model, tile=tile)(scene, lambda done, total: seen.append(done))
+    assert np.array_equal(result.mask, Predictor(model)(scene).mask)
+    assert not seen
+
+
+def test_less_memory_makes_smaller_tiles(model: Segmenter) -> None:
+    """A function that makes 44 bytes a pixel stands for the network."""
+    heights: list[int] = []
+
+    def predict(image: torch.Tensor) -> torch.Tensor:
+        heights.append(image.shape[-2])
+        return torch.zeros(1, 11, *image.shape[-2:])
+
+    largest = []
+    for memory in (2**28, 2**27 + 2**25):
+        predictor = Predictor(model, tile="auto", memory=memory)
+        predictor.predict = predict
+        heights.clear()
+        assert predictor(Image.new("RGB", (1000, 3000))).mask.shape == (3000, 1000)
+        largest.append(max(heights[1:]))  # the first is the example by which memory is measured
+    assert 3000 > largest[0] > largest[1] >= MIN_SIDE - 32
+    with pytest.raises(ValueError, match="raise it"):
+        Predictor(model, tile="auto", memory=2**20)(Image.new("RGB", (1000, 3000)))
+
+
+def test_memory_says_how_many_pixels_a_file_may_have(model: Segmenter, scene: Image.Image, tmp_path: Path) -> None:
+    scene.save(tmp_path / "scene.png")
+    pixels = scene.width * scene.height
+    assert Predictor(model, tile="auto", memory=16 * pixels).read(tmp_path / "scene.png").size == scene.size
+    with pytest.raises(ImageError, match="too large to be decoded safely"):
+        Predictor(model, tile="auto", memory=16 * pixels - 32).read(tmp_path / "scene.png")
+    assert Predictor(model, memory=1).read(tmp_path / "scene.png").size == scene.size
+
+
+def test_bfloat16_gives_nearly_the_same_classes(model: Segmenter, scene: Image.Image) -> None:
+    expected = Predictor(model)(scene).mask
+    mask = Predictor(model, precision="bf16")(scene).mask
+    assert 0.9 < (mask == expected).mean() < 1  # it was in fact another precision
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "fp16"}, "precision is 'fp16', expected fp32 or bf16"),
+        ({"tile": 100}, f"tile is 100, expected 'auto' or a number of pixels from {MIN_SIDE} on"),
+        ({"tile": "all"}, "tile is 'all'"),
+    ],
+)
+def test_choices_that_cannot_be(model: Segmenter, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Predictor(model, **options)
 
 
 def test_shares_count_pixels(model: Segmenter, scene: Image.Image) -> None:

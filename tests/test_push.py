@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 import torch
 import yaml
@@ -18,27 +16,13 @@ from ddsm_zoo.factory import create_model
 from ddsm_zoo.files import sha256_of
 from ddsm_zoo.hub import HubError
 from ddsm_zoo.models import Segmenter
-from tests.hub_server import HubServer
+from tests.hub_server import TOKEN, HubServer, guarded_server
 from tests.tiny_weights import logits, one_line, trained_model
 
 FILES = {hub.CONFIG_FILE: b"any text", hub.CARD_FILE: b"# A card", hub.WEIGHTS_FILE: bytes(range(256)) * 100}
-TOKEN = "hf_a_secret"
 
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """It lets in who has the token, and the environment has it."""
-    # without the client's other protocol for large files, which no server in this process could speak
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    with HubServer(token=TOKEN) as server:
-        monkeypatch.setenv("HF_ENDPOINT", server.endpoint)
-        yield server
-
-
-@pytest.fixture(scope="module")
-def trained() -> Segmenter:
-    return trained_model()
+server = pytest.fixture(guarded_server)
+trained = pytest.fixture(scope="module")(trained_model)
 
 
 def test_files_arrive_in_one_commit(server: HubServer, tmp_path: Path) -> None:
@@ -59,10 +43,22 @@ def test_a_branch_and_a_pull_request_leave_main_alone(server: HubServer, tmp_pat
     assert hub.fetch("hf-hub:someone/model@trial", hub.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == b"other"
 
 
-def test_a_private_repository(server: HubServer) -> None:
+def test_a_private_repository(server: HubServer, tmp_path: Path) -> None:
     hub.push("someone/model", FILES, private=True)
     hub.push("someone/other", FILES)
     assert server.private == {"someone/model"}
+    address = hub.push("someone/model", {**FILES, hub.CONFIG_FILE: b"newer"}, private=True)
+    assert hub.fetch(address, hub.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == b"newer"
+
+
+@pytest.mark.parametrize(("is_private", "state"), [(False, "public"), (True, "private")])
+def test_a_repository_that_others_may_see_or_not(server: HubServer, is_private: bool, state: str) -> None:
+    """The client would publish, and leave the repository as it is."""
+    hub.push("someone/model", FILES, private=is_private)
+    with pytest.raises(HubError, match=f"exists and is {state}, got private={not is_private}: nothing") as error:
+        hub.push("someone/model", {**FILES, hub.CONFIG_FILE: b"newer"}, private=not is_private)
+    one_line(error)
+    assert server.files("someone/model") == FILES
 
 
 def test_the_token_that_is_given_is_used(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,8 +127,32 @@ def test_a_token_that_is_none_is_not_repeated(server: HubServer, token: str) -> 
     assert server.requests == []
 
 
+@pytest.mark.parametrize("token", ["hf_a_secr\xe9t", "hf_a secret", "\u201chf_a_secret\u201d"])
+def test_a_token_in_the_environment_that_is_none(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    for task in (
+        lambda: hub.push("someone/model", FILES),
+        lambda: hub.fetch("hf-hub:someone/model", hub.CONFIG_FILE, cache_dir=tmp_path),
+    ):
+        with pytest.raises(HubError, match="the token is empty or has characters.*HF_TOKEN.*`hf auth login`") as error:
+            task()
+        assert "secr" not in one_line(error)
+    assert server.requests == []
+
+
+def test_a_server_that_stops_in_the_middle(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "PATIENCE", 0.3)
+    server.faults["PUT", ""] = "stall"
+    with pytest.raises(HubError, match="cannot publish hf-hub:someone/model: the server stopped") as error:
+        hub.push("someone/model", FILES)
+    one_line(error)
+    assert server.files("someone/model") == {}
+
+
 def test_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
+    monkeypatch.setattr(hub, "PATIENCE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(HubError, match="cannot be reached") as error:
@@ -192,7 +212,7 @@ def test_what_is_published_says_what_it_is(server: HubServer, trained: Segmenter
     assert TOKEN not in text
     card = ModelCard(text).data
     facts = card.to_dict()
-    assert (facts["license"], facts["datasets"], facts["library_name"]) == ("cc0-1.0", ["made up"], "ddsm-zoo")
+    assert (facts["license"], facts["datasets"], facts["library_name"]) == ("cc0-1.0", ["made-up"], "ddsm-zoo")
     assert [(result.metric_name, result.metric_value) for result in card.eval_results or []] == [("miou (val)", 71.5)]
     assert yaml.safe_load(text.split("---\n")[1])["pipeline_tag"] == "image-segmentation"
     hub.write_files(tmp_path, files)

@@ -58,6 +58,15 @@ def test_damaged_weights(tmp_path: Path, case: str) -> None:
     one_line(error)
 
 
+def test_names_that_would_fill_or_deceive_a_terminal(tmp_path: Path) -> None:
+    name = "\x1b[2J\n" + "a" * 10_000
+    content = safetensors.torch.save({name: torch.zeros(1, dtype=torch.uint8)})
+    with pytest.raises(CheckpointError, match=r"another type than weights have: \?\[2J\?aaa") as error:
+        read_tensors(write(tmp_path / "model.safetensors", content))
+    assert one_line(error).isprintable()
+    assert len(str(error.value)) < 1000
+
+
 def test_a_torch_checkpoint_is_never_unpickled(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     torch.save({"a": torch.zeros(2)}, path)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ddsm_zoo.labels import CAMVID, LabelSpace
-from ddsm_zoo.visualize import colourise, confusion_picture, error_map, error_sheet, overlay, shares
+from ddsm_zoo.visualize import colourise, confusion_picture, error_map, error_sheet, overlay, overlay_bands, shares
 
 RED, GREEN, BLUE = (200, 0, 0), (0, 200, 0), (0, 0, 200)
 LABELS = LabelSpace(names=("a", "b", "c"), palette=(RED, GREEN, BLUE), ignore_index=255)
@@ -84,6 +84,19 @@ def test_the_legend_fits_any_picture(height: int, width: int) -> None:
         assert (rest == CAMVID.palette[label]).all(-1).sum() >= 100  # a swatch
 
 
+@pytest.mark.parametrize("size", [(400, 60), (10, 200)])  # a legend beside the picture and one below it
+def test_bands_of_an_overlay_make_the_same_picture(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (*size, 3), np.uint8)
+    mask = rng.choice(np.array([0, 1, 2, 255], np.uint8), size)
+    whole, counted = overlay(image, mask, LABELS), shares(mask, LABELS)
+    monkeypatch.setattr("ddsm_zoo.visualize.BAND", 1000)
+    parts = list(overlay_bands(image, mask, LABELS))
+    assert max(len(part) for part in parts[:-1]) <= 1000 // size[1] + 1
+    assert np.array_equal(np.concatenate(parts), np.asarray(whole))
+    assert shares(mask, LABELS) == pytest.approx(counted)
+
+
 def test_nothing_to_explain_needs_no_legend() -> None:
     ignored = np.full((3, 4), 255, np.uint8)
     assert overlay(np.zeros((3, 4, 3), np.uint8), ignored, LABELS).size == (4, 3)
@@ -110,27 +123,38 @@ def test_errors_stand_out_from_every_right_colour() -> None:
 
 
 def test_the_sheet_shows_image_label_prediction_and_errors() -> None:
-    image = np.full((2, 2, 3), 9, np.uint8)
-    prediction = np.array([[0, 1], [1, 0]], np.uint8)
-    sheet = np.asarray(error_sheet(image, prediction, MASK, LABELS))
-    assert np.array_equal(sheet[:2, :2], image)
-    assert np.array_equal(sheet[:2, 2:], np.asarray(colourise(MASK, LABELS)))
-    assert np.array_equal(sheet[2:, :2], np.asarray(colourise(prediction, LABELS)))
-    assert np.array_equal(sheet[2:, 2:], np.asarray(error_map(prediction, MASK, LABELS)))
+    height, width = 90, 120
+    image = np.full((height, width, 3), 9, np.uint8)
+    target = np.kron(MASK, np.ones((45, 60), np.uint8))
+    prediction = np.kron(np.array([[0, 1], [1, 0]], np.uint8), np.ones((45, 60), np.uint8))
+    sheet = np.asarray(error_sheet(image, prediction, target, LABELS))
+    caption = len(sheet) // 2 - height
+    rows = [sheet[start + caption : start + caption + height] for start in (0, caption + height)]
+    found = [row[:, start : start + width] for row in rows for start in (0, width)]
+    expected = (image, colourise(target, LABELS), colourise(prediction, LABELS), error_map(prediction, target, LABELS))
+    for panel, picture in zip(found, expected, strict=True):
+        assert np.array_equal(panel, np.asarray(picture))
+    for start in (0, caption + height):  # a name over every panel
+        for left in (0, width):
+            assert (sheet[start : start + caption, left : left + width] < 128).any()
+    legend = sheet[:, 2 * width :]
+    tops = [int(np.nonzero((legend == colour).all(-1))[0].min()) for colour in (GREEN, RED, BLUE)]
+    assert tops == sorted(tops)  # b is in most of label or prediction
 
 
 def test_cells_of_a_confusion_matrix_are_as_dark_as_their_share() -> None:
     """Rows are 100 % right, half right, and a class without a pixel; the middle of a cell holds the text."""
     picture = np.asarray(confusion_picture(np.array([[7, 0, 0], [4, 4, 0], [0, 0, 0]]), LABELS))
     blue = picture[..., 2].astype(int) - picture[..., 0]  # how far from grey
-    cells = blue[-14 - 3 * 44 : -14, -14 - 3 * 44 : -14].reshape(3, 44, 3, 44)
+    left = int(np.flatnonzero(blue.any(0))[0])
+    cells = blue[-14 - 3 * 44 : -14, left : left + 3 * 44].reshape(3, 44, 3, 44)
     assert cells.max(axis=(1, 3)).tolist() == [[255, 0, 0], [127, 127, 0], [0, 0, 0]]
 
 
 def test_a_confusion_matrix_of_any_size_is_drawn() -> None:
     one = confusion_picture(np.array([[3]]), LabelSpace(names=("only",), palette=(RED,)))
     many = confusion_picture(np.eye(len(CAMVID), dtype=np.int64), CAMVID)
-    assert many.width - one.width >= 44 * 10
+    assert many.height - one.height >= 44 * 10
     with pytest.raises(ValueError, match=r"matrix is \(2, 2\), expected 3 rows and columns"):
         confusion_picture(np.zeros((2, 2), np.int64), LABELS)
 

@@ -38,6 +38,12 @@ def trained_model() -> Segmenter:
     return model.eval()
 
 
+def saved_model(trained: Segmenter, tmp_path: Path) -> Path:
+    """As a fixture, the folder in which the trained model is saved."""
+    factory.save_pretrained(trained, tmp_path / "saved")
+    return tmp_path / "saved"
+
+
 def logits(model: Segmenter) -> Tensor:
     """What the model makes of a picture of odd size, always the same one."""
     images = torch.rand(1, 3, 37, 50, generator=torch.Generator().manual_seed(2))

@@ -4,7 +4,18 @@ One module for each group of commands; the order of their imports is the order i
 import: each command imports what it needs, so that help comes at once.
 """
 
-from ddsm_zoo.cli import models, predict, evaluate, check_data, train, weights, benchmark  # isort: skip
+from ddsm_zoo.cli import models, predict, explain, evaluate, check_data, train, weights, benchmark  # isort: skip
 from ddsm_zoo.cli.app import app, main
 
-__all__ = ["app", "benchmark", "check_data", "evaluate", "main", "models", "predict", "train", "weights"]
+__all__ = [
+    "app",
+    "benchmark",
+    "check_data",
+    "evaluate",
+    "explain",
+    "main",
+    "models",
+    "predict",
+    "train",
+    "weights",
+]

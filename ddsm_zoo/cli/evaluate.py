@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,9 +14,16 @@ from ddsm_zoo.cli.app import DataOption, DeviceOption, JsonOption, app
 from ddsm_zoo.console import check_folder, check_output, percent, print_lines, print_table, progress_bar, report
 
 if TYPE_CHECKING:
-    from ddsm_zoo.evaluation import Evaluation, Request
+    from ddsm_zoo.evaluation import Evaluation
 
 COMPARISON_DRAWS = 1000
+# The means that have an interval, by their keys
+COMPARED = {
+    "miou": "mIoU",
+    "boundary_f": "boundary F mean",
+    "boundary_f_present_only": "boundary F mean, present only",
+    "boundary_iou": "Boundary IoU",
+}
 
 
 @app.command()
@@ -34,6 +43,9 @@ def evaluate(
         Path | None,
         typer.Option(help="In place of --model: a folder with NAME.png for each image.", metavar="DIR"),
     ] = None,
+    class_ids: Annotated[
+        bool, typer.Option("--class-ids", help="--predictions hold class ids, 0 for the first, whatever masks hold.")
+    ] = False,
     split: Annotated[str, typer.Option(help="The split to score on.")] = "val",
     protocol: Annotated[
         str,
@@ -70,6 +82,10 @@ def evaluate(
         raise ValueError("expected exactly one of --model NAME, --compare A B and --predictions DIR")
     if worst and out is None:
         raise ValueError("--worst draws pictures, expected --out DIR to put them in")
+    if class_ids and predictions is None:
+        raise ValueError("--class-ids says what files hold, expected --predictions DIR")
+    if predictions and protocol != "whole":
+        raise ValueError("--protocol says how a model is run, expected --predictions DIR without it")
     if (compare and (out or submission)) or (predictions and submission):
         raise ValueError("--out is for one evaluation and --submission for one --model, expected them without others")
     check_output(json)
@@ -77,49 +93,58 @@ def evaluate(
         if folder is not None:
             check_folder(folder)
     from ddsm_zoo.engine.processes import joined
-    from ddsm_zoo.evaluation import Request
+    from ddsm_zoo.evaluation import Request, score_model, score_predictions
 
     request = Request(
         data=data, split=split, protocol=protocol, boundary=boundary, batch_size=batch_size, device=device
     )
+    scores: list[Callable[..., Evaluation]]
+    if predictions:
+        scores = [partial(score_predictions, predictions, request, class_ids=class_ids)]
+    else:
+        names = [name for name in (model, *(compare or ())) if name is not None]
+        scores = [partial(score_model, name, request, submission=submission) for name in names]
+    began = time.perf_counter()
     with joined() as reporting:
-        if compare:
-            pair = [_score(name, None, request, reporting, None) for name in compare]
-        else:
-            evaluation = _score(model, predictions, request, reporting, submission)
+        evaluations = [_watched(score, reporting) for score in scores]
     if not reporting:
         return
+    title = f"{data} {split}, {evaluations[0].count} images in {time.perf_counter() - began:.1f} s"
     if compare:
-        _report_gain(compare, pair[0], pair[1], bootstrap or COMPARISON_DRAWS, json)
-        return
+        first, second = evaluations
+        title = f"A {compare[0]}, B {compare[1]} on {title}"
+        _report_gain(title, first, second, bootstrap or COMPARISON_DRAWS, json)
+    else:
+        _report_scores(f"{model or predictions} on {title}", evaluations[0], bootstrap, worst, out, json)
+        if submission and json != "-":
+            print_lines([f"label ids in {submission}"])
+
+
+def _watched(score: Callable[..., Evaluation], visible: bool) -> Evaluation:
+    with progress_bar() as bar:
+        task = bar.add_task("evaluating", total=None, visible=visible)
+        return score(progress=lambda done, total: bar.update(task, completed=done, total=total))
+
+
+def _report_scores(
+    title: str, evaluation: Evaluation, bootstrap: int, worst: int, out: Path | None, json: str | None
+) -> None:
     figures = evaluation.figures(bootstrap)
     if worst:
         figures["worst"] = evaluation.worst(worst)
     report(figures, json)
     if out is not None:
         report(figures, str(out / "scores.json"))
+    if out is not None and evaluation.labelled:
         evaluation.write_pictures(out, worst)
-    if json != "-":
-        _print_scores(f"{model or predictions} on {data} {split}", figures)
-        written = [f"{what} in {folder}" for what, folder in (("pictures", out), ("label ids", submission)) if folder]
-        print_lines(written)
-
-
-def _score(
-    model: str | None, predictions: Path | None, request: Request, reporting: bool, submission: Path | None
-) -> Evaluation:
-    from ddsm_zoo.evaluation import score_model, score_predictions
-
-    with progress_bar() as bar:
-        task = bar.add_task("evaluating", total=None, visible=reporting)
-
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        if predictions is not None:
-            return score_predictions(predictions, request, show)
-        assert model is not None
-        return score_model(model, request, show, submission)
+    if json == "-":
+        return
+    if not evaluation.labelled:
+        print_lines([f"{title}: without labels there is nothing to score"])
+        return
+    _print_scores(title, figures)
+    if out is not None:
+        print_lines([f"pictures in {out}"])
 
 
 def _print_scores(title: str, figures: Mapping[str, Any]) -> None:
@@ -131,7 +156,7 @@ def _print_scores(title: str, figures: Mapping[str, Any]) -> None:
     for name in figures["iou"]:
         cells = [percent(values[name]) for values in shown.values()]
         rows.append((name, *cells, *([_span(intervals["iou"][name])] if intervals else [])))
-    print_table(f"{title}, {figures['count']} images", head, rows)
+    print_table(title, head, rows)
     means = {
         "mIoU": "miou",
         "pixel accuracy": "pixel_accuracy",
@@ -165,7 +190,7 @@ def _boundary_means(figures: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     ]
 
 
-def _report_gain(names: tuple[str, str], first: Evaluation, second: Evaluation, draws: int, json: str | None) -> None:
+def _report_gain(title: str, first: Evaluation, second: Evaluation, draws: int, json: str | None) -> None:
     gain = second.gain_over(first, draws)
     figures = {"a": first.figures(), "b": second.figures()}
     report({**figures, "gain": gain}, json)
@@ -176,15 +201,18 @@ def _report_gain(names: tuple[str, str], first: Evaluation, second: Evaluation, 
         (name, percent(figures["a"]["iou"][name]), percent(figures["b"]["iou"][name]), percent(value), _span(span))
         for (name, value), span in zip(gain["iou"].items(), spans["iou"].values(), strict=True)
     ]
-    for key in ("miou", "boundary_iou"):
+    means = {side: _means(figures[side]) for side in "ab"}
+    for key, name in COMPARED.items():
         if key in gain:
-            values = (percent(figures[side][key]) for side in "ab")
-            rows.append((key, *values, percent(gain[key]), _span(spans[key])))
-    for key, value in gain.items():
-        if key.startswith("boundary_f"):
-            rows.append((key, "", "", percent(value), _span(spans[key])))
-    title = f"A {names[0]}, B {names[1]}, {figures['a']['count']} images"
-    print_table(title, ("class", "A IoU %", "B IoU %", "B - A", "95 %"), rows)
+            rows.append((name, *(percent(means[side][key]) for side in "ab"), percent(gain[key]), _span(spans[key])))
+    print_table(title, ("IoU", "A %", "B %", "B - A", "95 %"), rows)
+
+
+def _means(figures: Mapping[str, Any]) -> dict[str, float]:
+    """The scores that COMPARED names."""
+    boundary_f = figures.get("boundary_f", {})
+    nested = {"boundary_f": boundary_f, "boundary_f_present_only": boundary_f.get("present_only", {})}
+    return {**figures, **{key: scores["mean"] for key, scores in nested.items() if scores}}
 
 
 def _span(limits: list[float] | None) -> str:

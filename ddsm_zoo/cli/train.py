@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,21 +30,37 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR.")] = False,
     epochs: Annotated[int | None, typer.Option(help="In place of the recipe's.")] = None,
     workers: Annotated[int | None, typer.Option(help="Loading processes, in place of the recipe's.")] = None,
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Another value for any field of the recipe, as TOML has it; may be given several times.",
+            metavar="FIELD=VALUE",
+            show_default=False,
+        ),
+    ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write DIR/tensorboard, for tensorboard --logdir DIR.")
+    ] = False,
     json: JsonOption = None,
 ) -> None:
     """Train a model on the splits train and val of a data set. Ctrl-C saves the run, --resume goes on with it.
 
     DIR/best holds the model that scored highest on val: ddsm-zoo predict street.jpg --model local-dir:DIR/best
 
+    DIR/val.png shows a few images of val with their predictions, DIR/curve.png the mIoU so far.
+
     ddsm-zoo train --recipe recipes/camvid_lite0.toml --data camvid:data/camvid --out runs/camvid
 
-    ddsm-zoo train --recipe recipes/camvid_lite0.toml --data folder:my_data --out runs/mine --pretrained
+    ddsm-zoo train --recipe recipes/finetune.toml --data folder:my_data --out runs/mine --pretrained
+
+    ddsm-zoo train -r recipes/finetune.toml -d folder:my_data -o runs/rare --pretrained --set sampling=balanced
     """
-    from ddsm_zoo.engine.recipe import Recipe
+    from ddsm_zoo.engine.recipe import Recipe, parse_change
 
     given: dict[str, Any] = {"model": model, "epochs": epochs, "workers": workers}
     changes = {name: value for name, value in given.items() if value is not None}
-    chosen = dataclasses.replace(Recipe.load(recipe), **changes)
+    chosen = Recipe.load(recipe, {**dict(map(parse_change, change or ())), **changes})
     check_folder(out)
     check_output(json)
     try:
@@ -53,12 +68,23 @@ def train(
     except ModuleNotFoundError as error:
         raise LookupError(f"training needs the package {error.name}: pip install 'ddsm-zoo[train]'") from error
     with training_bar() as show:
-        summary = run_recipe(chosen, data, out, pretrained=pretrained, resume=resume, source=recipe.name, progress=show)
+        summary = run_recipe(
+            chosen,
+            data,
+            out,
+            pretrained=pretrained,
+            resume=resume,
+            source=recipe.name,
+            progress=show,
+            tensorboard=tensorboard,
+        )
     report(summary, json)
     if summary["interrupted"]:
         stderr.print("interrupted; the run is saved: the same command with --resume goes on with it", soft_wrap=True)
         raise typer.Exit(130)
     if json != "-":
+        if summary["epochs"] < chosen.epochs:
+            print_lines([f"ended after {summary['epochs']} epochs: no higher mIoU since epoch {summary['best_epoch']}"])
         print_lines(
             [f"best mIoU {summary['best_miou']:.4f} in epoch {summary['best_epoch']}: local-dir:{out / 'best'}"]
         )

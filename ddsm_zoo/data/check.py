@@ -7,16 +7,17 @@ import hashlib
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ddsm_zoo.data.datasets import open_layout
-from ddsm_zoo.data.images import ImageError, image_size, is_lossy, read_image, read_mask
+from ddsm_zoo.data.images import ImageError, image_size, is_lossy, mask_palette, read_image, read_mask
 from ddsm_zoo.data.layouts import LABELLED_SPLITS, Layout, Source
-from ddsm_zoo.data.mask_check import MaskCheck
+from ddsm_zoo.data.mask_check import Counts, MaskCheck
 from ddsm_zoo.data.masks import DatasetError
 from ddsm_zoo.data.problems import SHOWN, Problem
 from ddsm_zoo.files import sha256_of
@@ -31,12 +32,16 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSummary:
-    """What a split holds: by class id its ``pixels`` and the masks in which it ``occurs``; pixels without a class."""
+    """What a split holds: by class id its ``pixels`` and the masks in which it ``occurs``; pixels without a class.
+
+    ``counts`` (masks, K) has the pixels of each class in each mask, in the order of the names.
+    """
 
     images: int
     pixels: tuple[int, ...]
     occurs: tuple[int, ...]
     ignored: int
+    counts: Counts = field(compare=False, repr=False)
 
     def shares(self) -> list[float]:
         """The fraction of all labelled pixels that each class has; 0 where there are none."""
@@ -117,19 +122,20 @@ def check_data(
     )
 
 
-def require_sound(spec: str, splits: Sequence[str], progress: Progress | None = None) -> None:
-    """Refuse data that a model cannot learn from, by a quick check; warnings are logged.
+def require_sound(spec: str, splits: Sequence[str], progress: Progress | None = None) -> Report | None:
+    """The report of a quick check, which refuses data that a model cannot learn from; warnings are logged.
 
-    Rendered scenes are sound. Raises DatasetError with the first error in the words of `check_data`.
+    Rendered scenes are sound and have no report. Raises DatasetError with the first error in the words of `check_data`.
     """
     if spec.startswith(RENDERED):
-        return
+        return None
     report = check_data(spec, splits, quick=True, progress=progress)
     if errors := report.errors:
         others = f" ({len(errors) - 1} more: ddsm-zoo check-data {spec})" if len(errors) > 1 else ""
         raise DatasetError(f"{spec} cannot be used: {errors[0]}{others}")
     for problem in report.warnings:
         _logger.warning("%s: %s", spec, problem)
+    return report
 
 
 class _SplitCheck:
@@ -162,8 +168,14 @@ class _SplitCheck:
         return [problem for problem in (*found, *self.masks.problems()) if problem.count]
 
     def summary(self) -> SplitSummary:
-        pixels, occurs = (tuple(map(int, counts)) for counts in (self.masks.pixels, self.masks.images))
-        return SplitSummary(images=len(self.source.images), pixels=pixels, occurs=occurs, ignored=self.masks.ignored)
+        counts = self.masks.counts
+        return SplitSummary(
+            images=len(self.source.images),
+            pixels=tuple(counts.sum(0, dtype=np.int64).tolist()),
+            occurs=tuple((counts > 0).sum(0).tolist()),
+            ignored=self.masks.ignored,
+            counts=counts,
+        )
 
     def _read_image(self, path: Path, *, quick: bool) -> tuple[int, int] | None:
         """Height and width; None for an image that cannot be read."""
@@ -180,7 +192,8 @@ class _SplitCheck:
     def _read_mask(self, path: Path, image: Path, size: tuple[int, int] | None) -> None:
         try:
             stored = read_mask(path)
-            self.masks.add(self._name(path), stored, is_lossy(path))
+            palette = mask_palette(path) if self.source.decode.colours else {}
+            self.masks.add(self._name(path), stored, is_lossy(path), palette)
         except (ImageError, OSError) as error:
             self._damaged_masks.append(self._describe(path, error))
             return
@@ -226,7 +239,8 @@ def _leaks(layout: Layout, checks: Mapping[str, _SplitCheck], *, quick: bool) ->
                 problems.append(
                     Problem(
                         kind="leak",
-                        severity="error",
+                        # trainval has the pictures of train and of val, as its name says
+                        severity="warning" if earlier in later else "error",
                         split=later,
                         what=f"the same picture as in {earlier} for",
                         noun="images",
@@ -257,13 +271,14 @@ def _prints_of_files(checks: Mapping[str, _SplitCheck]) -> dict[str, dict[str, l
 
 def _missing_splits(present: Iterable[str]) -> list[Problem]:
     names = list(present)
+    instead = {"val": "training holds out a part of train instead"}
     return [
         Problem(
             kind="missing-split",
             severity="warning",
             split=split,
             what="no images",
-            advice=f"training needs the splits {' and '.join(LABELLED_SPLITS)}, this has {', '.join(names)}",
+            advice=f"{instead.get(split, 'which training needs')}; this has {', '.join(names)}",
         )
         for split in LABELLED_SPLITS
         if split not in names

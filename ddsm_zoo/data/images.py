@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
+
+from ddsm_zoo.labels import Colour
 
 # EPS and others that Pillow also knows hand the file to an interpreter; these are only decoded.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -51,15 +57,16 @@ class ImageError(ValueError):
     """A file that cannot be read as an image: names the file and what is wrong with it."""
 
 
-def read_image(path: str | Path) -> Image.Image:
+def read_image(path: str | Path, max_pixels: int | None = None) -> Image.Image:
     """The image in ``path`` as 8-bit RGB, turned upright by its EXIF orientation.
 
     Grey, palette, CMYK and 16-bit images are converted (16 bits scale to 8), transparency is dropped, and of an
     animation the first frame is taken. Raises FileNotFoundError, and ImageError for a file that is empty,
-    truncated, too large to be decoded safely or no image.
+    truncated, too large to be decoded safely or no image. Too large is what has more than ``max_pixels``, or than
+    Pillow decodes unless told otherwise, 179 million.
     """
     path = Path(path)
-    return to_rgb(_upright(_decode(path)), str(path))
+    return to_rgb(_upright(_decode(path, max_pixels)), str(path))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -73,19 +80,34 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def is_lossy(path: str | Path) -> bool:
-    """Whether the file is a JPEG or a lossy WebP, whatever it is called: the pixels are not those that were stored."""
+    """Whether the file is a JPEG, a lossy WebP or a TIFF with either inside: the pixels are not those that were stored.
+
+    What the file is called does not matter.
+    """
     with Path(path).open("rb") as file:
-        start = file.read(16)
-    return start.startswith(b"\xff\xd8\xff") or (start.startswith(b"RIFF") and start.endswith(b"WEBPVP8 "))
+        start = file.read(12)
+        if start.startswith(b"RIFF") and start.endswith(b"WEBP"):
+            return _holds_lossy_frame(file)
+    if start.startswith((b"II", b"MM")):
+        return _details(path).get("compression") in ("jpeg", "tiff_jpeg", "webp")
+    return start.startswith(b"\xff\xd8\xff")
+
+
+def mask_palette(path: str | Path) -> dict[int, Colour]:
+    """The colour of each index of a palette image, without those of a grey ramp; nothing for any other image."""
+    flat = _details(path).get("palette", ())
+    colours: list[Colour] = list(zip(flat[::3], flat[1::3], flat[2::3], strict=False))
+    return {index: colour for index, colour in enumerate(colours) if colour != (index,) * 3}
 
 
 def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
     """A decoded image of any mode as 8-bit RGB, as `read_image` converts it. Raises ImageError, calling it ``name``."""
+    if image.mode == "RGB":
+        return image
     if image.mode == "F" or image.mode.startswith("I"):
         image = Image.fromarray(_scale_to_8_bit(_as_16_bit(image, name)))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # transparency that Pillow would like to keep
+        with _quiet():  # transparency that Pillow would like to keep
             return image.convert("RGB")
     except _DECODER_ERRORS as error:
         raise ImageError(f"cannot convert {name} from {image.mode} to RGB: {_first_line(error)}") from error
@@ -111,13 +133,14 @@ def read_mask(path: str | Path) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16
     raise ImageError(f"mask {path} has pixels of mode {image.mode}, expected single-channel ids or RGB colours")
 
 
-def _decode(path: Path) -> Image.Image:
+def _decode(path: Path, max_pixels: int | None = None) -> Image.Image:
     """The first frame of the image in ``path``, decoded completely, in the mode it is stored in."""
     Image.init()  # TIFF and WebP are only known to Pillow after this
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged metadata does not change the pixels
-            with Image.open(path, formats=FORMATS) as image:
+        with _quiet():  # damaged metadata does not change the pixels
+            with _limit(max_pixels):
+                image = Image.open(path, formats=FORMATS)
+            with image:
                 image.load()
                 return image
     except FileNotFoundError as error:
@@ -133,6 +156,69 @@ def _decode(path: Path) -> Image.Image:
         raise ImageError(f"{path} is too large to be decoded safely: {_first_line(error)}") from error
     except _DECODER_ERRORS as error:
         raise ImageError(f"{path} is truncated or damaged: {_first_line(error)}") from error
+
+
+class _Quiet:
+    """No warnings inside, in as many threads as like: filters are the process's, so the last one out restores them."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.filters = ExitStack()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.filters.enter_context(warnings.catch_warnings())
+                warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.inside -= 1
+                if not self.inside:
+                    self.filters.close()
+
+
+_quiet = _Quiet()
+_limiting = threading.Lock()
+
+
+@contextmanager
+def _limit(max_pixels: int | None) -> Iterator[None]:
+    """Let Pillow open images of up to so many pixels; its limit is the process's too, and it refuses twice as many."""
+    if max_pixels is None:
+        yield
+        return
+    with _limiting:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels // 2
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _details(path: str | Path) -> dict[Any, Any]:
+    """What the header of an image says, and the ``palette`` of one that has any; nothing where it cannot be read."""
+    Image.init()
+    try:
+        with _quiet(), Image.open(path, formats=FORMATS) as image:
+            return image.info | ({"palette": image.getpalette() or ()} if image.mode == "P" else {})
+    except _DECODER_ERRORS:
+        return {}
+
+
+def _holds_lossy_frame(file: IO[bytes]) -> bool:
+    """Whether the first frame of a WebP is lossy, read from the first chunk on: metadata and alpha may come before."""
+    while len(header := file.read(8)) == 8:
+        kind, length = header[:4], int.from_bytes(header[4:], "little")
+        if kind in (b"VP8 ", b"VP8L"):
+            return kind == b"VP8 "
+        # a frame of an animation has 16 bytes of its own, then chunks; the length of any other is made even
+        file.seek(16 if kind == b"ANMF" else length + length % 2, os.SEEK_CUR)
+    return False
 
 
 def _looks_whole(path: Path) -> tuple[int, int] | None:
@@ -152,8 +238,7 @@ def _looks_whole(path: Path) -> tuple[int, int] | None:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _quiet():
             operation = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
     except _DECODER_ERRORS:  # metadata that cannot be read turns nothing
         return image

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddsm_zoo.data.images import SUFFIXES, read_mask
+from ddsm_zoo.data.images import SUFFIXES, is_lossy, read_mask
 from ddsm_zoo.data.masks import DatasetError, MaskDecoder
 
-# What `ddsm-zoo predict` writes beside the class ids
-_PICTURES = ("_colour", "_overlay")
+# What `ddsm-zoo predict` writes, and the pictures that it puts beside
+_IDS, _PICTURES = "_ids.png", ("_colour.png", "_overlay.png")
 
 
 def find_predictions(folder: str | Path, names: Sequence[str]) -> list[Path]:
@@ -28,7 +28,7 @@ def find_predictions(folder: str | Path, names: Sequence[str]) -> list[Path]:
     known, found = set(names), dict[str, Path]()
     extra: list[Path] = []
     for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() not in SUFFIXES or file.name.startswith(".") or file.stem.endswith(_PICTURES):
+        if file.suffix.lower() not in SUFFIXES or file.name.startswith(".") or _is_picture(file):
             continue
         name = next((prefix for prefix in _prefixes(file.stem) if prefix in known), None)
         if name is None:
@@ -43,24 +43,37 @@ def find_predictions(folder: str | Path, names: Sequence[str]) -> list[Path]:
     return [found[name] for name in names]
 
 
-def read_prediction(path: Path, decode: MaskDecoder, target: Tensor, ignore_index: int) -> Tensor:
-    """The class ids (h, w) in ``path``, stored as the data set stores its masks, for the label ``target`` (h, w).
+def read_prediction(path: Path, decode: MaskDecoder, target: Tensor, ignore_index: int, hint: str = "") -> Tensor:
+    """The class ids (h, w) in ``path``, stored as ``decode`` reads it, for the label ``target`` (h, w).
 
-    Raises ImageError for a file that cannot be read, and DatasetError for another size than the label's, values that
-    stand for no class, and void where the label has a class.
+    Raises ImageError for a file that cannot be read, and DatasetError for a JPEG, for another size than the label's
+    and, with the ``hint``, for values that stand for no class and for void where the label has a class.
     """
     stored = read_mask(path)
+    if is_lossy(path):
+        raise DatasetError(f"prediction {path} is compressed with loss, which changes classes; expected a PNG")
     if stored.shape[:2] != target.shape:
         raise DatasetError(
             f"prediction {path} is {stored.shape[1]} x {stored.shape[0]} pixels, "
             f"expected {target.shape[1]} x {target.shape[0]} as its label"
         )
-    ids = torch.from_numpy(np.ascontiguousarray(decode(stored, path)))
+    try:
+        ids = torch.from_numpy(np.ascontiguousarray(decode(stored, path)))
+    except DatasetError as error:
+        raise DatasetError(f"{error}{hint}") from error
     silent = (ids == ignore_index) & (target != ignore_index)
     if silent.any():
         row, column = silent.nonzero()[0].tolist()
-        raise DatasetError(f"prediction {path} is void at row {row}, column {column}, expected a class where labelled")
+        raise DatasetError(
+            f"prediction {path} is void at row {row}, column {column}, expected a class where labelled{hint}"
+        )
     return ids
+
+
+def _is_picture(file: Path) -> bool:
+    """Whether the class ids that it shows lie beside it; of an image called x_colour the prediction is no picture."""
+    bases = [file.name.removesuffix(end) for end in _PICTURES if file.name.endswith(end)]
+    return any(file.with_name(f"{base}{_IDS}").is_file() for base in bases)
 
 
 def _prefixes(stem: str) -> Iterable[str]:

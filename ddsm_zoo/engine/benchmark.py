@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
-import importlib.util
 import math
 import platform
 import statistics
@@ -16,6 +15,8 @@ from typing import Any
 
 import torch
 
+# What processors call the instructions that multiply bfloat16; the others convert to float32 and back
+_BF16_UNITS = ("amx_bf16", "avx512_bf16", "bf16")
 _PACKAGES = ("torch", "torchvision", "timm", "triton", "segmentation_models_pytorch")
 
 
@@ -76,6 +77,14 @@ def _resident(name: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
+def copy_bandwidth(device: str, size: int = 2**28, repeats: int = 5) -> float:
+    """Bytes a second that a copy of ``size`` bytes moves on ``device``, read and written together."""
+    source = torch.ones(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    seconds = interleave({"copy": lambda: target.copy_(source)}, repeats)
+    return 2 * size / statistics.median(seconds["copy"])
+
+
 def exponent(pixels: Sequence[int], seconds: Sequence[float]) -> float:
     """The b of seconds = a pixels**b that fits best in logarithms: 1 is linear growth.
 
@@ -88,24 +97,45 @@ def exponent(pixels: Sequence[int], seconds: Sequence[float]) -> float:
 
 
 def environment() -> dict[str, Any]:
-    """What a reader needs to know of the machine: processor, threads, GPU and versions."""
-    installed = (name for name in _PACKAGES if importlib.util.find_spec(name))
-    versions = {name: importlib.metadata.version(name) for name in installed}
+    """What a reader needs to know of the machine: processor, its bfloat16 unit, threads, GPU and versions."""
+    versions = {name: version for name in _PACKAGES if (version := _version(name)) is not None}
+    described = _cpuinfo()
     return {
-        "cpu": _processor(),
+        "cpu": processor(described),
+        "bf16": bf16_unit(described),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": {"python": platform.python_version(), **versions},
     }
 
 
-def _processor() -> str:
+def _version(package: str) -> str | None:
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.machine()
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def processor(cpuinfo: str) -> str:
+    """The name of the processor that Linux describes so, or what Python knows of it."""
+    models = _entries(cpuinfo, "model name")
+    return models[0] if models else platform.processor() or platform.machine()
+
+
+def bf16_unit(cpuinfo: str) -> str | None:
+    """The instructions with which the processor that Linux describes so multiplies bfloat16, None where it has none."""
+    features = {word for name in ("flags", "Features") for line in _entries(cpuinfo, name) for word in line.split()}
+    return next((unit for unit in _BF16_UNITS if unit in features), None)
+
+
+def _entries(cpuinfo: str, name: str) -> list[str]:
+    pairs = (line.partition(":") for line in cpuinfo.splitlines())
+    return [value.strip() for key, _, value in pairs if key.strip() == name]
+
+
+def _cpuinfo() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def _synchronise() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 import os
 import pickle
@@ -16,12 +17,18 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ddsm_zoo.engine.processes import rank
+from ddsm_zoo.engine.recipe import Recipe
 from ddsm_zoo.files import OutputError, atomic_path, write_text
 
+logger = logging.getLogger(__name__)
+
 _FORMAT = 1
-# Fields of a recipe that may change within a run: no number depends on the workers, and a run may be made longer or
-# shorter, its learning rate then following the new length.
-_FREE_FIELDS = ("workers", "epochs")
+# The last state and the one before it, which takes over where the last is damaged
+_STATE, _BEFORE = "last/state.pt", "last/before.pt"
+# Fields of a recipe that may change within a run: no number depends on the workers or on how often the state is
+# saved, and a run may be made longer or shorter, its learning rate then following the new length.
+_FREE_FIELDS = ("workers", "epochs", "patience", "save_every")
 
 
 class CheckpointError(ValueError):
@@ -45,11 +52,8 @@ def save_weights(path: str | os.PathLike[str], state: Mapping[str, Tensor]) -> N
 
 def save_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write a resumable state of tensors and plain data as one file. Raises OutputError; an older one then stays."""
-    # Through memory: torch's own writer turns a full disk into a RuntimeError of many lines.
-    buffer = io.BytesIO()
-    torch.save({"format": _FORMAT, **state}, buffer)
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(buffer.getbuffer())
+    with atomic_path(path) as temporary:
+        _write_state(temporary, state)
 
 
 def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -77,15 +81,68 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     return state
 
 
-def check_continues(
-    path: str | os.PathLike[str], state: Mapping[str, Any], recipe: Mapping[str, Any], images: int
-) -> None:
+def has_state(out_dir: Path) -> bool:
+    """Whether a run in this folder can be resumed, if its state is sound."""
+    return (out_dir / _STATE).exists() or (out_dir / _BEFORE).exists()
+
+
+def save_last_state(out_dir: Path, state: Mapping[str, Any]) -> None:
+    """`save_state` for a run, which keeps the state before: whenever it is killed, one of the two is whole."""
+    path = out_dir / _STATE
+    with atomic_path(path) as temporary:
+        _write_state(temporary, state)
+        if path.exists():
+            os.replace(path, out_dir / _BEFORE)
+
+
+def load_last_state(out_dir: Path) -> tuple[Path, dict[str, Any]]:
+    """The last sound state of a run and its file; one line in the log says so when it is the one before the last.
+
+    Raises CheckpointError where neither is sound.
+    """
+    path, before = out_dir / _STATE, out_dir / _BEFORE
+    try:
+        return path, load_state(path)
+    except (FileNotFoundError, CheckpointError):
+        if not before.exists():
+            raise
+    missing = not path.exists()
+    try:
+        state = load_state(before)
+    except CheckpointError as error:
+        if missing:
+            raise
+        raise CheckpointError(f"{path} and {before} are damaged: delete both to train from the start") from error
+    if rank() == 0:
+        position = state["position"]
+        logger.warning(
+            "%s is %s: going on from the state before it, after epoch %d and step %d of the next",
+            path, "missing" if missing else "damaged", position["epoch"], position["step"],
+        )  # fmt: skip
+    return before, state
+
+
+def settle(out_dir: Path, path: Path | None) -> None:
+    """Make ``path`` the last state of the run that goes on from it, and remove what a killed run left unfinished.
+
+    A damaged last state must not become the one before. Temporary files may each be as large as a state.
+    """
+    if path == out_dir / _BEFORE:
+        os.replace(path, out_dir / _STATE)
+    unfinished = "." + 32 * "[0-9a-f]" + ".*"
+    for leftover in (*out_dir.glob(unfinished), *out_dir.glob(f"*/{unfinished}")):
+        leftover.unlink()
+
+
+def check_continues(path: str | os.PathLike[str], state: Mapping[str, Any], recipe: Recipe, images: int) -> None:
     """Raise CheckpointError unless ``state`` is of a run with this recipe on this many training images."""
-    saved = state["recipe"]
+    wanted = recipe.to_plain()
+    # A field that did not exist when the run began had no effect, as it has by default.
+    saved = {**Recipe(model=recipe.model).to_plain(), **state["recipe"]}
     changed = sorted(
         name
-        for name in recipe.keys() | saved.keys()
-        if name not in _FREE_FIELDS and recipe.get(name) != saved.get(name)
+        for name in wanted.keys() | saved.keys()
+        if name not in _FREE_FIELDS and wanted.get(name) != saved.get(name)
     )
     if changed:
         raise CheckpointError(f"{path} was made with another {', '.join(changed)}; resume with the recipe of that run")
@@ -93,12 +150,6 @@ def check_continues(
         raise CheckpointError(
             f"{path} was made on {state['images']} training images, got {images}; resume on the data of that run"
         )
-
-
-def discard_unfinished(out_dir: Path) -> None:
-    """Remove the temporary files that a killed run left in ``last`` and ``best``: each is as large as a state."""
-    for leftover in out_dir.glob("*/." + 32 * "[0-9a-f]" + ".*"):
-        leftover.unlink()
 
 
 class RunLog:
@@ -121,8 +172,20 @@ class RunLog:
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # a state that is saved after it must not outlive it
         except OSError as error:
             raise OutputError(error.errno, error.strerror, str(self.path)) from error
+
+
+def _write_state(path: Path, state: Mapping[str, Any]) -> None:
+    # Through memory: torch's own writer turns a full disk into a RuntimeError of many lines.
+    buffer = io.BytesIO()
+    torch.save({"format": _FORMAT, **state}, buffer)
+    with path.open("wb") as file:
+        file.write(buffer.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())  # a disk may say only now that it is full
 
 
 def _belongs(line: str, epochs: int) -> bool:

@@ -81,12 +81,11 @@ class Tally:
         return iou_of(self.counts["pixels"]).nanmean(-1)
 
     def figures(self) -> dict[str, Any]:
-        """The scores of all images as fractions of 1, and what they were counted on.
+        """The scores of all images as fractions of 1, and the `facts`.
 
-        ``miou``, ``pixel_accuracy``, ``mean_accuracy`` and ``iou`` as `ConfusionMatrix.compute` gives them; with
-        boundaries, ``boundary_f`` as `BoundaryFScore.compute` does, ``boundary_iou``, and of both the lists
-        ``boundary_f_by_class`` (mean over the radii where the class is present) and ``boundary_iou_by_class``. Then
-        ``count`` of images, ``resolutions`` of the masks as [h, w] and ``dtype`` of the scores.
+        ``miou``, ``pixel_accuracy``, ``mean_accuracy``, ``iou`` and ``accuracy`` as `ConfusionMatrix.compute` gives
+        them; with boundaries, ``boundary_f`` as `BoundaryFScore.compute` does, ``boundary_iou``, and of both the lists
+        ``boundary_f_by_class`` (mean over the radii where the class is present) and ``boundary_iou_by_class``.
         """
         figures = self.confusion.compute()
         if "boundary_f" in self.counts:
@@ -100,12 +99,12 @@ class Tally:
                 "boundary_iou": iou["boundary_iou"],
                 "boundary_iou_by_class": iou["iou"],
             }
-        return {
-            **figures,
-            "count": len(self.sizes),
-            "resolutions": torch.unique(self.sizes, dim=0).tolist(),
-            "dtype": self.dtype,
-        }
+        return {**figures, **self.facts()}
+
+    def facts(self) -> dict[str, Any]:
+        """The ``count`` of images, the ``resolutions`` of their masks as [h, w] and the ``dtype`` of the scores."""
+        resolutions = torch.unique(self.sizes, dim=0).tolist()
+        return {"count": len(self.sizes), "resolutions": resolutions, "dtype": self.dtype}
 
     def _boundary_metrics(self) -> dict[str, Any]:
         return {

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,23 +15,33 @@ from torch import Tensor, nn
 Predict = Callable[[Tensor], Tensor]
 """(N, 3, H, W) normalised float image -> (N, K, H, W) scores of K classes; the highest wins."""
 
+Precision = Literal["fp32", "bf16"]
+
 MAX_SCALE = 16  # beyond it a photo fills any memory
 
 
-def whole(model: nn.Module) -> Predict:
+def whole(model: nn.Module, precision: Precision = "fp32") -> Predict:
     """The logits of ``model`` on the whole image at once, without gradients.
 
     The model is put into evaluation mode and images follow it to its device, in channels-last memory, which is
-    the faster layout for convolutions.
+    the faster layout for convolutions. ``precision`` "bf16" computes convolutions and products in bfloat16 and
+    gives float32 all the same. Raises ValueError for another precision.
     """
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision is {precision!r}, expected {' or '.join(get_args(Precision))}")
     model.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def predict(image: Tensor) -> Tensor:
         model.eval()  # at each call: the model may have been trained in between
-        like = next(model.parameters())
-        logits: Tensor = model(image.to(like.device, like.dtype, memory_format=torch.channels_last))
-        return logits
+        like = next(model.parameters(), image)
+        image = image.to(like.device, like.dtype, memory_format=torch.channels_last)
+        if precision == "fp32":
+            logits: Tensor = model(image)
+            return logits
+        with torch.autocast(like.device.type, torch.bfloat16):
+            logits = model(image)
+        return logits.float()
 
     return predict
 

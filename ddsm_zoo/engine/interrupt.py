@@ -1,4 +1,4 @@
-"""Ctrl-C that lets the step in hand finish."""
+"""Ctrl-C, and the notice that a cluster gives before it kills, let the step in hand finish."""
 
 from __future__ import annotations
 
@@ -8,27 +8,37 @@ import threading
 from collections.abc import Iterator
 from types import FrameType
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """An event that the first SIGINT sets. The handler that was there before takes the next one, and returns after."""
+    """An event that SIGINT and SIGTERM set. A second SIGINT is taken by the handler that was there before.
+
+    A second SIGTERM changes nothing: a scheduler sends one to every process and `accelerate launch` passes on its own.
+    Whoever sends it kills in the end. All handlers that were there before return afterwards.
+    """
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield interrupted
         return
-    previous = signal.getsignal(signal.SIGINT) or signal.SIG_DFL
+    previous = {number: signal.getsignal(number) or signal.SIG_DFL for number in _SIGNALS}
 
-    def handle(_number: int, _frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
         interrupted.set()
-        signal.signal(signal.SIGINT, previous)
+        if number == signal.SIGINT:
+            signal.signal(number, previous[signal.SIGINT])
 
-    signal.signal(signal.SIGINT, handle)
+    for number in _SIGNALS:
+        signal.signal(number, handle)
     try:
         yield interrupted
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def ignore_interrupt(_worker: int) -> None:
-    """For loading processes, which Ctrl-C reaches too: the step in hand still needs their images."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """For loading processes, which these signals may reach too: the step in hand still needs their images."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

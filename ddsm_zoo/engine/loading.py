@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -30,12 +30,16 @@ def mix_seeds(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
-def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The indices of each batch of a shuffled epoch; a smaller last batch is left out unless it is the only one."""
-    generator = torch.Generator().manual_seed(mix_seeds(seed, epoch))
-    order = torch.randperm(count, generator=generator).tolist()
-    used = count - count % batch_size or count
-    return [order[start : start + batch_size] for start in range(0, used, batch_size)]
+def shuffled(count: int, seed: int, epoch: int) -> list[int]:
+    """The indices below ``count`` in the order of an epoch, each once."""
+    order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(mix_seeds(seed, epoch))).tolist()
+    return order
+
+
+def in_batches(order: Sequence[int], batch_size: int) -> list[list[int]]:
+    """The indices of each batch; a smaller last batch is left out unless it is the only one."""
+    used = len(order) - len(order) % batch_size or len(order)
+    return [list(order[start : start + batch_size]) for start in range(0, used, batch_size)]
 
 
 def load(

@@ -2,36 +2,53 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ddsm_zoo.config import ConfigError
+from ddsm_zoo.engine.recipe import Recipe
 
 
 class SegmentationLoss(nn.Module):
     """Cross-entropy, plus ``dice`` x `dice_loss`, plus ``lovasz`` x `lovasz_softmax_loss`.
 
-    forward: logits (N, K, H, W), targets (N, H, W) int64 class ids or ``ignore_index`` -> scalar in float32, the
-    mean over the valid pixels of the whole batch; 0 where no pixel is valid.
+    In the cross-entropy ``class_weights`` (K,) weigh each pixel by its class, and with ``ohem`` above 0 only the pixels
+    of `hard_targets` count; neither touches the other two.
+
+    forward: logits (N, K, H, W), targets (N, H, W) int64 class ids or ``ignore_index`` -> scalar in float32, or float64
+    for such logits: the (weighted) mean over the valid pixels of the whole batch; 0 where no pixel is valid.
     """
 
+    class_weights: Tensor | None
+
     def __init__(
-        self, *, ignore_index: int = 255, label_smoothing: float = 0.0, dice: float = 0.0, lovasz: float = 0.0
+        self,
+        *,
+        ignore_index: int = 255,
+        label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
+        ohem: float = 0.0,
+        ohem_keep: float = 1 / 16,
+        dice: float = 0.0,
+        lovasz: float = 0.0,
     ) -> None:
         super().__init__()
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
+        self.ohem = ohem
+        self.ohem_keep = ohem_keep
         self.dice = dice
         self.lovasz = lovasz
+        self.register_buffer("class_weights", class_weights, persistent=False)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        logits = logits.float()
-        valid = targets != self.ignore_index
-        # The built-in mean is 0 / 0 for a crop that is all void.
-        total = F.cross_entropy(
-            logits, targets, ignore_index=self.ignore_index, label_smoothing=self.label_smoothing, reduction="sum"
-        )
-        loss = total / valid.sum().clamp(min=1)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        loss = self._cross_entropy(logits, targets)
         if self.dice or self.lovasz:
+            valid = targets != self.ignore_index
             probabilities = logits.softmax(1).movedim(1, -1)[valid]  # (P, K)
             labels = targets[valid]  # (P,)
             if self.dice:
@@ -39,6 +56,68 @@ class SegmentationLoss(nn.Module):
             if self.lovasz:
                 loss = loss + self.lovasz * lovasz_softmax_loss(probabilities, labels)
         return loss
+
+    def mass(self, targets: Tensor) -> float:
+        """What a batch weighs in the mean over several: its valid pixels, or the sum of their class weights."""
+        valid = targets != self.ignore_index
+        if self.class_weights is None:
+            return float(valid.sum())
+        return float(self.class_weights[targets[valid].to(self.class_weights.device)].sum())
+
+    def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.ohem:
+            targets = hard_targets(logits, targets, self.ignore_index, self.ohem, self.ohem_keep)
+        weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
+        total = F.cross_entropy(
+            logits,
+            targets,
+            weight=weights,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            reduction="sum",
+        )
+        valid = targets != self.ignore_index
+        size = valid.sum() if weights is None else weights[targets[valid]].sum()
+        # The built-in mean is 0 / 0 for a crop that is all void.
+        return total / torch.where(size > 0, size, 1)
+
+
+def create_loss(recipe: Recipe, num_classes: int, ignore_index: int) -> SegmentationLoss:
+    """The recipe's loss. Raises ConfigError when there are not as many class weights as classes."""
+    weights = None
+    if recipe.class_weights is not None:
+        if isinstance(recipe.class_weights, str) or len(recipe.class_weights) != num_classes:
+            given = recipe.class_weights if isinstance(recipe.class_weights, str) else len(recipe.class_weights)
+            raise ConfigError(f"class_weights is {given}, expected {num_classes} numbers, one for each class")
+        weights = torch.tensor(recipe.class_weights)
+    return SegmentationLoss(
+        ignore_index=ignore_index,
+        label_smoothing=recipe.label_smoothing,
+        class_weights=weights,
+        ohem=recipe.ohem,
+        ohem_keep=recipe.ohem_keep,
+        dice=recipe.dice,
+        lovasz=recipe.lovasz,
+    )
+
+
+@torch.no_grad()
+def hard_targets(logits: Tensor, targets: Tensor, ignore_index: int, threshold: float, keep: float) -> Tensor:
+    """The targets with ``ignore_index`` in the place of all but the hard pixels: online hard example mining.
+
+    Hard are the pixels whose class gets a probability of at most ``threshold``, and if they are fewer than the share
+    ``keep`` of the valid pixels, so many of the least probable; several of one probability stay together.
+
+    logits (N, K, H, W), targets (N, H, W) -> (N, H, W).
+    """
+    valid = targets != ignore_index
+    losses = F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="none")
+    ranked = losses[valid]
+    if not len(ranked):
+        return targets
+    least = max(1, math.ceil(keep * len(ranked)))
+    limit = ranked.topk(least).values.amin().clamp(max=-math.log(threshold))
+    return torch.where(losses >= limit, targets, ignore_index)
 
 
 def dice_loss(probabilities: Tensor, targets: Tensor) -> Tensor:

@@ -6,9 +6,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ddsm_zoo.layers.common import resize
+from ddsm_zoo.layers.common import average, resize, stretch
 from ddsm_zoo.layers.sampler import DynamicSampler
 from ddsm_zoo.ops import sampled_attention
 
@@ -23,14 +22,15 @@ class PositionalEmbedding(nn.Module):
         nn.init.normal_(self.rows, std=0.02)
         nn.init.normal_(self.columns, std=0.02)
 
-    def forward(self, size: tuple[int, int], projection: Tensor) -> Tensor:
-        """``projection`` (D, C) of the embeddings of an (H, W) map: (1, D, H, W).
+    def add_to(self, features: Tensor, projection: Tensor) -> Tensor:
+        """``features`` (N, D, H, W), in place, plus the embeddings of an (H, W) map through ``projection`` (D, C).
 
         The projection is applied to the tables, not to the map: it commutes with the interpolation.
         """
-        rows = resize((projection @ self.rows)[None, :, :, None], (size[0], 1))  # (1, D, H, 1)
-        columns = resize((projection @ self.columns)[None, :, None, :], (1, size[1]))  # (1, D, 1, W)
-        return rows + columns
+        height, width = features.shape[-2], features.shape[-1]
+        rows = stretch((projection @ self.rows)[None, :, :, None], (height, 1))  # (1, D, H, 1)
+        columns = stretch((projection @ self.columns)[None, :, None, :], (1, width))  # (1, D, 1, W)
+        return features.add_(rows).add_(columns)
 
 
 class SpatialAffinity(nn.Module):
@@ -61,10 +61,11 @@ class SpatialAffinity(nn.Module):
     def project(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query x_l^theta, key x_cat^phi and value x_h^g, each (N, width, H, W)."""
         size = (low.shape[-2], low.shape[-1])
-        from_low = self.low_projection(low) + self.low_position(size, _matrix(self.low_projection))
-        # 1 x 1 convolutions commute with the upsampling: high is projected while it is small
-        from_high = resize(self.high_projection(high), size)
-        from_high = from_high + self.high_position(size, _matrix(self.high_projection))
+        from_low = self.low_position.add_to(self.low_projection(low), _matrix(self.low_projection))
+        # 1 x 1 convolutions commute with the upsampling: high is projected while it is small. Autocast may upsample in
+        # float32
+        from_high = resize(self.high_projection(high), size).to(from_low.dtype)
+        from_high = self.high_position.add_to(from_high, _matrix(self.high_projection))
         query, low_key = from_low.chunk(2, dim=1)
         high_key, value = from_high.chunk(2, dim=1)
         return query, low_key + high_key, value
@@ -93,15 +94,15 @@ class ChannelAffinity(nn.Module):
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         """low (N, C, H, W), high (N, C, h, w) -> x_Cout (N, C, H, W)."""
-        low_pooled = F.adaptive_avg_pool2d(low, self.pool)
-        high_pooled = F.adaptive_avg_pool2d(high, self.pool)
+        low_pooled = average(low, self.pool)
+        high_pooled = average(high, self.pool)
         query = _swap(self.alpha(low_pooled), self.grid) / self.pool  # (N, a*a, sqrt c, sqrt c)
         key = _swap(self.beta(torch.cat((low_pooled, high_pooled), dim=1)), self.grid)
-        value = _swap(self.gamma(F.adaptive_avg_pool2d(high, self.value_size)), self.grid)  # (N, 256, sqrt c, sqrt c)
+        value = _swap(self.gamma(average(high, self.value_size)), self.grid)  # (N, 256, sqrt c, sqrt c)
         offset, modulation = self.sampler(key)
         out = sampled_attention(query, key, value, offset, modulation, kernel_size=self.sampler.kernel_size)
         maps = _swap(out, self.value_size)  # (N, c, 16, 16)
-        return resize(self.out(maps), (low.shape[-2], low.shape[-1]))
+        return stretch(self.out(maps), (low.shape[-2], low.shape[-1]))
 
 
 def _swap(features: Tensor, side: int) -> Tensor:

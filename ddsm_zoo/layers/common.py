@@ -1,4 +1,4 @@
-"""The convolution block and the one way to resize."""
+"""The convolution block, and the one way each to resize, to average and to stretch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,27 @@ from collections import OrderedDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddsm_zoo.layers import tiles
+
 
 def resize(features: Tensor, size: tuple[int, int]) -> Tensor:
     """(N, C, h, w) -> (N, C, H, W), bilinear with ``align_corners=False``."""
     if features.shape[-2:] == size:
         return features
     return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+
+
+def average(features: Tensor, cells: int) -> Tensor:
+    """(N, C, H, W) -> (N, C, cells, cells), the averages over so many parts a side of the whole image."""
+    known = tile.average(features, cells) if (tile := tiles.current()) else None
+    return F.adaptive_avg_pool2d(features, cells) if known is None else known
+
+
+def stretch(features: Tensor, size: tuple[int, int]) -> Tensor:
+    """A map of the whole image, whatever its size (N, C, h, w), on the grid of a feature map (N, C, H, W)."""
+    if tile := tiles.current():
+        return tile.stretch(features, size)
+    return resize(features, size)
 
 
 class BatchNorm2d(nn.BatchNorm2d):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from ddsm_zoo.layers.common import ConvNormAct, resize
+from ddsm_zoo.layers.common import ConvNormAct, average, stretch
 
 
 class PPM(nn.Module):
@@ -23,8 +22,7 @@ class PPM(nn.Module):
         """(N, C, h, w) -> (N, width, h, w)."""
         size = (x.shape[-2], x.shape[-1])
         pooled = [
-            resize(branch(F.adaptive_avg_pool2d(x, bins)), size)
-            for bins, branch in zip(self.bins, self.branches, strict=True)
+            stretch(branch(average(x, bins)), size) for bins, branch in zip(self.bins, self.branches, strict=True)
         ]
         fused: Tensor = self.fuse(torch.cat((x, *pooled), dim=1))
         return fused
@@ -42,6 +40,6 @@ class ASPP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, h, w) -> (N, width, h, w)."""
-        image = resize(self.image(F.adaptive_avg_pool2d(x, 1)), (x.shape[-2], x.shape[-1]))
+        image = stretch(self.image(average(x, 1)), (x.shape[-2], x.shape[-1]))
         fused: Tensor = self.fuse(torch.cat((*(branch(x) for branch in self.branches), image), dim=1))
         return fused

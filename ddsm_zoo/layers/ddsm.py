@@ -9,7 +9,10 @@ from ddsm_zoo.layers.affinity import ChannelAffinity, SpatialAffinity
 
 
 class DDSM(nn.Module):
-    """low + S(low, high) + K(low, high); Fig. 3, with either half left out for the ablation of Table 1."""
+    """low + S(low, high) + K(low, high); Fig. 3, with either half left out for the ablation of Table 1.
+
+    The sum is made in what the affinities return: a hook that keeps such a map must copy it.
+    """
 
     def __init__(self, channels: int, config: DDSMConfig, *, spatial: bool = True, channel: bool = True) -> None:
         super().__init__()
@@ -26,5 +29,6 @@ class DDSM(nn.Module):
         """low (N, C, H, W), high (N, C, h, w) -> (N, C, H, W)."""
         out = low
         for affinity in self.affinities:
-            out = out + affinity(low, high)
+            # in place: what an affinity ends with is a map of its own that no gradient needs, and large maps are dear
+            out = affinity(low, high).add_(out)
         return out

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
 from torch import Tensor, nn
-from torchvision.ops import DeformConv2d
+from torchvision.ops import DeformConv2d, deform_conv2d
 
 from ddsm_zoo.config import DDSMConfig, Fusion
 from ddsm_zoo.layers.common import BatchNorm2d, resize
@@ -21,6 +19,19 @@ class UpsampleFusion(nn.Module):
         return low + resize(high, (low.shape[-2], low.shape[-1]))
 
 
+class FullDeformConv2d(DeformConv2d):  # type: ignore[misc]  # torchvision ships no types
+    """Deformable convolution in float32 at least: torchvision's kernel has no half precision on the CPU."""
+
+    def forward(self, features: Tensor, offset: Tensor) -> Tensor:
+        """(N, C, H, W) and (N, 2K, H, W) -> (N, D, H, W), in the type of ``features``."""
+        full = torch.promote_types(features.dtype, torch.float32)
+        weight, bias = self.weight.to(full), None if self.bias is None else self.bias.to(full)
+        out: Tensor = deform_conv2d(
+            features.to(full), offset.to(full), weight, bias, self.stride, self.padding, self.dilation
+        )
+        return out.to(features.dtype)
+
+
 class DeformableFusion(nn.Module):
     """low + a 3 x 3 deformable convolution of upsampled high: the DCN rows of Table 1.
 
@@ -33,19 +44,13 @@ class DeformableFusion(nn.Module):
         nn.init.zeros_(self.offset.weight)
         assert self.offset.bias is not None
         nn.init.zeros_(self.offset.bias)
-        self.conv = DeformConv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv = FullDeformConv2d(channels, channels, 3, padding=1, bias=False)
         self.norm = BatchNorm2d(channels)
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         """low (N, C, H, W), high (N, C, h, w) -> (N, C, H, W)."""
         high = resize(high, (low.shape[-2], low.shape[-1]))
-        # torchvision's kernel has no half precision on the CPU, and offsets in half precision would miss whole pixels
-        kind = high.device.type
-        full = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
-        with full:
-            high = high.to(self.conv.weight.dtype)
-            moved = self.conv(high, self.offset(high))
-        out: Tensor = low + self.norm(moved)
+        out: Tensor = low + self.norm(self.conv(high, self.offset(high)))
         return out
 
 

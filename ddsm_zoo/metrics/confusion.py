@@ -54,17 +54,18 @@ class ConfusionMatrix:
         """The scores as fractions from 0 to 1, in float64.
 
         ``iou`` is a list with one value per class, nan where the class occurs neither in targets nor in
-        predictions; ``miou`` is the mean of the others. ``mean_accuracy`` is the mean recall of the classes that
-        occur in targets, ``pixel_accuracy`` the share of right pixels. Each is nan when there is nothing to
-        count.
+        predictions; ``miou`` is the mean of the others. ``accuracy`` lists the recall of each class, nan where it does
+        not occur in targets, and ``mean_accuracy`` is the mean of the others; ``pixel_accuracy`` is the share of right
+        pixels. Each is nan when there is nothing to count.
         """
         right, targets, _ = counts = self.counts.double()
-        iou = iou_of(counts)
+        iou, accuracy = iou_of(counts), right / targets
         return {
             "miou": iou.nanmean().item(),
             "pixel_accuracy": (right.sum() / targets.sum()).item(),
-            "mean_accuracy": (right / targets).nanmean().item(),
+            "mean_accuracy": accuracy.nanmean().item(),
             "iou": iou.tolist(),
+            "accuracy": accuracy.tolist(),
         }
 
 

@@ -64,10 +64,10 @@ class Backbone(nn.Module):
     """The four feature maps x2 .. x5 of a timm model, at strides 4, 8, 16 and 32 (or ``output_stride`` at most).
 
     ``weights`` is a state dict of the whole timm model; the first convolution is adapted to ``in_chans`` as timm
-    does. ``channels`` are the widths of the maps. ``multiple`` is what height and width of the input must be a
-    multiple of for the features to cover all of it: 1 for networks whose strided layers round up, 32 for those that
-    drop the rest. Raises BackboneError for names that timm does not have, for networks without these four levels and
-    for weights of another network.
+    does. ``channels`` are the widths of the maps. ``multiple`` is the deepest stride: where height and width of the
+    input are multiples of it, the features cover all of the image, and the levels lie on one another as they do in
+    training. Raises BackboneError for names that timm does not have, for networks without these four levels and for
+    weights of another network.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ def _features(body: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def _probe(name: str, arguments: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """The indices and widths of the four levels, and the multiple, found on the meta device: no memory, no time."""
+    """The indices and widths of the four levels, and the deepest stride; on the meta device: no memory, no time."""
     with torch.device("meta"):
         body = _create(name, None, **arguments).eval()
         reductions = list(body.feature_info.reduction())
@@ -126,11 +126,8 @@ def _probe(name: str, arguments: dict[str, Any]) -> tuple[tuple[int, ...], tuple
         channels = tuple(body.feature_info.channels()[level] for level in deepest)
         # some networks, such as DLA, count levels that they do not give unless asked
         levels = tuple(body.feature_info.out_indices[level] for level in deepest)
-        # no stride divides 65: networks that round up give 17 cells at stride 4, others 16 or an error
-        if _sides(body, arguments["in_chans"], 65, deepest) == [-(-65 // stride) for stride in strides]:
-            return levels, channels, 1
         if _sides(body, arguments["in_chans"], 64, deepest) == [64 // stride for stride in strides]:
-            return levels, channels, 32
+            return levels, channels, strides[-1]
     raise BackboneError(f"backbone {name!r} does not take images of any size; choose a convolutional one")
 
 

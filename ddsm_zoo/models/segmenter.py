@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ddsm_zoo.config import Decoder, ModelConfig
 from ddsm_zoo.layers import ConvNormAct, resize
+from ddsm_zoo.layers.group_norm import use_group_norm
 from ddsm_zoo.models.backbone import Backbone
 from ddsm_zoo.models.deeplabv3plus import DeepLabV3Plus
 from ddsm_zoo.models.folding import fold_norms
@@ -26,6 +27,7 @@ class Segmenter(Shareable, nn.Module):
 
     ``config`` is the architecture, ``pretrained_cfg`` (also ``default_cfg``) what is known of the weights as plain
     data, ``num_classes`` the number of logits per pixel. ``auxiliary`` is the training-time head on x4, or None.
+    ``fused`` says whether `fuse` was called.
     """
 
     def __init__(
@@ -40,11 +42,11 @@ class Segmenter(Shareable, nn.Module):
         self.dropout = nn.Dropout2d(config.dropout)
         self.classifier = _classifier(config.width, config.num_classes)
         self.auxiliary = auxiliary
+        self.fused = False
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W), any H, W >= 1 -> logits (N, num_classes, H, W)."""
-        padded = self._pad(x)
-        return self._to_input(self.forward_head(self.forward_features(padded)), padded, x)
+        return self._to_input(self.forward_head(self.forward_features(x)), x)
 
     def forward_auxiliary(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(N, in_chans, H, W) -> logits and the auxiliary head's logits, both (N, num_classes, H, W).
@@ -53,14 +55,13 @@ class Segmenter(Shareable, nn.Module):
         """
         if self.auxiliary is None:
             raise ValueError("this model has no auxiliary head; build it with auxiliary=True")
-        padded = self._pad(x)
-        features = self.backbone(padded)
+        features = self.backbone(self._pad(x))
         logits = self.forward_head(self.decoder(features))
-        return self._to_input(logits, padded, x), self._to_input(self.auxiliary(features[2]), padded, x)
+        return self._to_input(logits, x), self._to_input(self.auxiliary(features[2]), x)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(N, in_chans, H, W) -> the decoder's features (N, width, H/4, W/4), sizes rounded up."""
-        features: Tensor = self.decoder(self.backbone(x))
+        """(N, in_chans, H, W) -> the decoder's features (N, width, H/4, W/4) of the image padded to whole strides."""
+        features: Tensor = self.decoder(self.backbone(self._pad(x)))
         return features
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
@@ -93,6 +94,7 @@ class Segmenter(Shareable, nn.Module):
         """
         self.eval()
         self.auxiliary = None
+        self.fused = True
         like = self.classifier.weight
         fold_norms(self, torch.zeros(1, self.config.in_chans, 64, 64, device=like.device, dtype=like.dtype))
         return self
@@ -119,17 +121,20 @@ class Segmenter(Shareable, nn.Module):
         return self.backbone.feature_info
 
     def _pad(self, x: Tensor) -> Tensor:
-        """Extend the bottom and right edges to the multiple that the backbone needs, if it needs one."""
-        multiple = self.backbone.multiple
-        if multiple == 1:
-            return x
-        height, width = x.shape[-2:]
-        return F.pad(x, (0, -width % multiple, 0, -height % multiple), mode="constant")
+        """Extend the bottom and right edges to multiples of the deepest stride.
 
-    def _to_input(self, logits: Tensor, padded: Tensor, x: Tensor) -> Tensor:
+        Else a level rounds up where the one below it does not, and resizes between the two shift the picture: crops of
+        whole strides, as one trains on, never showed that to the network (docs/method.md has what it costs).
+        """
+        height, width = x.shape[-2:]
+        return F.pad(x, (0, -width % self.backbone.multiple, 0, -height % self.backbone.multiple))
+
+    def _to_input(self, logits: Tensor, x: Tensor) -> Tensor:
         """Logits of the padded input, brought to its size and cut to the input's own."""
-        full = resize(logits, (padded.shape[-2], padded.shape[-1]))
-        return full[..., : x.shape[-2], : x.shape[-1]] if self.backbone.multiple != 1 else full
+        multiple = self.backbone.multiple
+        height, width = x.shape[-2:]
+        full = resize(logits, (height + -height % multiple, width + -width % multiple))
+        return full[..., :height, :width]
 
 
 def build(config: ModelConfig, *, backbone_weights: Mapping[str, Tensor] | None = None) -> Segmenter:
@@ -142,7 +147,10 @@ def build(config: ModelConfig, *, backbone_weights: Mapping[str, Tensor] | None 
         weights=backbone_weights,
     )
     auxiliary = _auxiliary(backbone, config) if config.auxiliary else None
-    return Segmenter(config, backbone, decoder(backbone.channels, config), auxiliary)
+    model = Segmenter(config, backbone, decoder(backbone.channels, config), auxiliary)
+    if config.norm == "group":
+        use_group_norm(model)
+    return model
 
 
 def _classifier(width: int, num_classes: int) -> nn.Conv2d:
@@ -160,8 +168,11 @@ def _classifier(width: int, num_classes: int) -> nn.Conv2d:
 
 def _auxiliary(backbone: Backbone, config: ModelConfig) -> nn.Module:
     """The FCN head on x4 that PSPNet and UPerNet train with."""
-    return nn.Sequential(
+    head = nn.Sequential(
         ConvNormAct(backbone.channels[2], config.width, 3, separable=config.separable),
         nn.Dropout2d(config.dropout),
         _classifier(config.width, config.num_classes),
     )
+    if config.norm == "group":
+        use_group_norm(head)
+    return head

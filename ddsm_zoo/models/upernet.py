@@ -44,6 +44,7 @@ class UPerNet(nn.Module):
         ):
             top = fusion(lateral(features[stage - 2]), top)
             outputs.append(smoothing(top))
-        size = (outputs[-1].shape[-2], outputs[-1].shape[-1])
-        fused: Tensor = self.fuse(torch.cat([resize(output, size) for output in outputs], dim=1))
+        *coarse, finest = outputs
+        size = (finest.shape[-2], finest.shape[-1])
+        fused: Tensor = self.fuse(torch.cat([*(resize(output, size) for output in coarse), finest], dim=1))
         return fused

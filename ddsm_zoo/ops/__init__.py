@@ -16,7 +16,7 @@ __all__ = ["Backend", "sampled_attention"]
 
 Backend = Literal["auto", "reference", "cpu", "triton"]
 
-_FAST_DTYPES = {"cpu": (torch.float32,), "triton": (torch.float32, torch.bfloat16, torch.float16)}
+_FAST_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _logger = logging.getLogger(__name__)
 
@@ -36,7 +36,8 @@ def sampled_attention(
         out[p] = sum_n softmax_n(query[p] . m_n[p] key(p + p_n + d_n)) * m_n[p] value(p + p_n + d_n)
 
     p_n runs over the k x k grid around p row by row, d_n[p] is the offset and m_n[p] the modulation of tap n.
-    Sampling is bilinear between pixel centres and zero outside the map, as in ``torchvision.ops.deform_conv2d``.
+    Sampling is bilinear between pixel centres and zero outside the map, as in ``torchvision.ops.deform_conv2d``: of the
+    four pixels around a sample those inside the map take part even with a weight of 0, so that infinity and NaN show.
 
     Args:
         query: (N, Ck, H, W).
@@ -45,23 +46,25 @@ def sampled_attention(
         offset: (N, 2K, H, W), in pixels, (dy, dx) for each tap in turn.
         modulation: (N, K, H, W).
         kernel_size: the odd side k of the grid.
-        backend: "reference" is the definition in plain torch: any dtype and device, exportable, differentiable
-            twice. "cpu" gathers rows and "triton" is one fused kernel for CUDA; both never build a
-            (N, C, K, H, W) tensor. "auto" takes "cpu" for eager float32 tensors on the CPU, "triton" for float32,
-            bfloat16 and float16 on a GPU where Triton is installed, and the reference otherwise.
+        backend: "reference" is the definition in plain torch: any dtype and device, differentiable twice. "cpu"
+            gathers rows and "triton" is one fused kernel for CUDA; both take float32, bfloat16 and float16, compute
+            in float32 and never build a (N, C, K, H, W) tensor, unless their gradients are to be differentiated again
+            (``create_graph=True``, transforms of torch.func), which the reference then gives. "auto" takes "cpu" on
+            the CPU, "triton" on a GPU where Triton is installed, and the reference otherwise, also where a call on
+            the CPU is compiled, traced or exported.
 
     Returns:
         (N, Cv, H, W), in the dtype of ``value``.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit together, an even kernel size, or a backend that
-            cannot run these tensors.
+        ValueError: shapes, dtypes or devices that do not fit together, a kernel size that is no odd number, or a
+            backend that cannot run these tensors.
     """
     _check(query, key, value, offset, modulation, kernel_size, backend)
     chosen = _fastest(value) if backend == "auto" else backend
     if chosen == "cpu":
         return cpu.sampled_attention(query, key, value, offset, modulation, kernel_size)
-    if chosen == "triton":
+    if chosen == "triton" and not _transformed():
         # by its registered name, which torch.compile keeps as one node of its graph
         out: Tensor = torch.ops.ddsm_zoo.sampled_attention(query, key, value, offset, modulation, kernel_size)[0]
         return out
@@ -69,10 +72,16 @@ def sampled_attention(
 
 
 def _fastest(value: Tensor) -> str:
-    if value.device.type == "cuda" and value.dtype in _FAST_DTYPES["triton"] and _has_triton():
+    fast = value.dtype in _FAST_DTYPES
+    if fast and value.device.type == "cuda" and _has_triton():
         return "triton"
-    eager = not (torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export())
-    return "cpu" if eager and value.device.type == "cpu" and value.dtype in _FAST_DTYPES["cpu"] else "reference"
+    eager = not (torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing())
+    return "cpu" if fast and eager and value.device.type == "cpu" else "reference"
+
+
+def _transformed() -> bool:
+    """Whether a transform of torch.func is under way, to which torch does not bring registered operations."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 _triton: list[bool] = []
@@ -95,8 +104,8 @@ def _has_triton() -> bool:
 def _check(
     query: Tensor, key: Tensor, value: Tensor, offset: Tensor, modulation: Tensor, kernel_size: int, backend: str
 ) -> None:
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size is {kernel_size}, expected an odd number: 1, 3, 5, ...")
+    if not isinstance(kernel_size, int) or isinstance(kernel_size, bool) or kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size is {kernel_size!r}, expected an odd number: 1, 3, 5, ...")
     tensors = {"query": query, "key": key, "value": value, "offset": offset, "modulation": modulation}
     for name, tensor in tensors.items():
         if tensor.dim() != 4:
@@ -124,12 +133,12 @@ def _check_backend(value: Tensor, backend: str) -> None:
     if backend not in get_args(Backend):
         expected = ", ".join(map(repr, get_args(Backend)))
         raise ValueError(f"backend is {backend!r}, expected one of {expected}")
-    if backend not in _FAST_DTYPES:
+    if backend not in ("cpu", "triton"):
         return
     # Triton's interpreter, with which the kernel is tested, takes tensors on the CPU
     device = "cuda" if backend == "triton" and os.environ.get("TRITON_INTERPRET", "0") == "0" else "cpu"
-    if value.device.type != device or value.dtype not in _FAST_DTYPES[backend]:
-        dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in _FAST_DTYPES[backend])
+    if value.device.type != device or value.dtype not in _FAST_DTYPES:
+        dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in _FAST_DTYPES)
         raise ValueError(
             f"backend {backend!r} takes {dtypes} tensors on {device}, got {value.dtype} on {value.device}; use 'auto'"
         )

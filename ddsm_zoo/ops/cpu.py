@@ -5,12 +5,15 @@ Channels-last, every pixel is one contiguous row. A sampled value is then a weig
 and four rows of the key, which is what ``embedding_bag``'s derivative by its weights computes.
 
 The positions are worked on a few thousand at a time: indices and weights of their 4K corners stay in the cache, and
-the memory they take does not grow with the map.
+the memory they take does not grow with the map. Half precision is computed in float32 and rounded at the end.
+
+Two cases are left to the reference: gradients that are to be differentiated again, and infinity or NaN among the
+features, since a corner outside the map is one inside with the weight 0, and 0 times these is NaN.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ddsm_zoo.ops import reference
 from ddsm_zoo.ops.grid import bilinear_corners, bounded, tap_grid
 from ddsm_zoo.ops.rows import map_shape, to_map, to_rows
 
@@ -28,7 +32,7 @@ CHUNK = 2**17
 def sampled_attention(
     query: Tensor, key: Tensor, value: Tensor, offset: Tensor, modulation: Tensor, kernel_size: int
 ) -> Tensor:
-    """See `ddsm_zoo.ops.sampled_attention`; float32 only."""
+    """See `ddsm_zoo.ops.sampled_attention`."""
     out: Tensor = _SampledAttention.apply(query, key, value, offset, modulation, kernel_size)
     return out
 
@@ -36,10 +40,10 @@ def sampled_attention(
 class _SampledAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, offset: Tensor, modulation: Tensor, kernel_size: int
+        query: Tensor, key: Tensor, value: Tensor, offset: Tensor, modulation: Tensor, kernel_size: int
     ) -> Tensor:
-        rows = [to_rows(tensor) for tensor in (query, key, value, offset, modulation)]
-        query_rows, key_rows, value_rows, offset_rows, taps = rows
+        tensors = (query, key, value, offset, modulation)
+        query_rows, key_rows, value_rows, offset_rows, taps = _full_rows(tensors)
         shape = map_shape(value)
         out = torch.empty_like(value_rows)
         for chunk in _chunks(offset_rows, kernel_size, shape):
@@ -47,36 +51,67 @@ class _SampledAttention(torch.autograd.Function):
             key_dots = _row_dots(query_rows[part], key_rows, chunk.index)
             affinity = chunk.affinity(key_dots, taps[part])
             out[part] = _weighted_rows(value_rows, chunk.index, chunk.spread(affinity * taps[part]))
-        ctx.save_for_backward(query, key, value, offset, modulation)
-        ctx.kernel_size = kernel_size
-        return to_map(out, shape)
+        if not _finite(out):
+            return reference.sampled_attention(*tensors, kernel_size)
+        return to_map(out.to(value.dtype), shape)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004 - as torch passes it
+        *tensors, ctx.kernel_size = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def vmap(info: Any, dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        """A batch of batches is one longer batch."""
+        maps = [
+            tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+            for tensor, dim in zip(inputs[:-1], dims[:-1], strict=True)
+        ]
+        out = _SampledAttention.apply(*(tensor.flatten(0, 1) for tensor in maps), inputs[-1])
+        return out.reshape(info.batch_size, -1, *out.shape[1:]), 0
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query_rows, key_rows, value_rows, offset_rows, taps = (to_rows(tensor) for tensor in ctx.saved_tensors)
-        grad_rows = to_rows(grad)
-        shape = map_shape(grad)
-        grad_query, grad_offset, grad_taps = (torch.empty_like(rows) for rows in (query_rows, offset_rows, taps))
-        grad_key, grad_value = torch.zeros_like(key_rows), torch.zeros_like(value_rows)
-        for chunk in _chunks(offset_rows, ctx.kernel_size, shape):
-            part = chunk.positions
-            key_dots = _row_dots(query_rows[part], key_rows, chunk.index)
-            value_dots = _row_dots(grad_rows[part], value_rows, chunk.index)
-            sampled_key, sampled_value = chunk.gather(key_dots), chunk.gather(value_dots)
-            affinity = chunk.affinity(key_dots, taps[part])
-            grad_affinity = sampled_value * taps[part]
-            grad_logits = affinity * (grad_affinity - (affinity * grad_affinity).sum(1, keepdim=True))
-            grad_taps[part] = grad_logits * sampled_key + affinity * sampled_value
-            key_taps, value_taps = grad_logits * taps[part], affinity * taps[part]
-            grad_offset[part] = chunk.grad_offset(key_taps, key_dots, value_taps, value_dots)
-            key_weight, value_weight = chunk.spread(key_taps), chunk.spread(value_taps)
-            grad_query[part] = _weighted_rows(key_rows, chunk.index, key_weight)
-            scatter = _Scatter(chunk.index)
-            scatter.add(grad_key, query_rows[part], key_weight)
-            scatter.add(grad_value, grad_rows[part], value_weight)
-        grads = (grad_query, grad_key, grad_value, grad_offset, grad_taps)
-        return (*(to_map(rows, shape) for rows in grads), None)
+        if not torch.is_grad_enabled():  # they are where somebody asked for gradients of gradients
+            grads = _gradients(grad, ctx.saved_tensors, ctx.kernel_size)
+            if _finite(*grads):
+                return (*grads, None)
+        return (*reference.gradients(grad, *ctx.saved_tensors, kernel_size=ctx.kernel_size), None)
+
+
+def _gradients(grad: Tensor, tensors: Sequence[Tensor], kernel_size: int) -> list[Tensor]:
+    query_rows, key_rows, value_rows, offset_rows, taps, grad_rows = _full_rows((*tensors, grad))
+    shape = map_shape(grad)
+    grad_query, grad_offset, grad_taps = (torch.empty_like(rows) for rows in (query_rows, offset_rows, taps))
+    grad_key, grad_value = torch.zeros_like(key_rows), torch.zeros_like(value_rows)
+    for chunk in _chunks(offset_rows, kernel_size, shape):
+        part = chunk.positions
+        key_dots = _row_dots(query_rows[part], key_rows, chunk.index)
+        value_dots = _row_dots(grad_rows[part], value_rows, chunk.index)
+        sampled_key, sampled_value = chunk.gather(key_dots), chunk.gather(value_dots)
+        affinity = chunk.affinity(key_dots, taps[part])
+        grad_affinity = sampled_value * taps[part]
+        grad_logits = affinity * (grad_affinity - (affinity * grad_affinity).sum(1, keepdim=True))
+        grad_taps[part] = grad_logits * sampled_key + affinity * sampled_value
+        key_taps, value_taps = grad_logits * taps[part], affinity * taps[part]
+        grad_offset[part] = chunk.grad_offset(key_taps, key_dots, value_taps, value_dots)
+        key_weight, value_weight = chunk.spread(key_taps), chunk.spread(value_taps)
+        grad_query[part] = _weighted_rows(key_rows, chunk.index, key_weight)
+        scatter = _Scatter(chunk.index)
+        scatter.add(grad_key, query_rows[part], key_weight)
+        scatter.add(grad_value, grad_rows[part], value_weight)
+    grads = (grad_query, grad_key, grad_value, grad_offset, grad_taps)
+    return [to_map(rows.to(grad.dtype), shape) for rows in grads]
+
+
+def _finite(*tensors: Tensor) -> bool:
+    """Whether the sum of each is, which costs next to nothing beside the operation."""
+    return all(bool(tensor.sum(dtype=torch.float32).isfinite()) for tensor in tensors)
+
+
+def _full_rows(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """`to_rows` in float32, or in float64 if they come so."""
+    return [to_rows(tensor).to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
 
 
 @dataclass(frozen=True)
@@ -113,19 +148,24 @@ class _Chunk:
 
 def _chunks(offset_rows: Tensor, kernel_size: int, shape: tuple[int, int, int]) -> Iterator[_Chunk]:
     """The positions in their order, as many at a time as have ``CHUNK`` corners."""
-    _, height, width = shape
-    tap_row, tap_column = tap_grid(kernel_size, offset_rows.device, offset_rows.dtype)
     step = max(1, CHUNK // (4 * kernel_size**2))
     for start in range(0, len(offset_rows), step):
-        positions = slice(start, min(start + step, len(offset_rows)))
-        pixel = torch.arange(positions.start, positions.stop, dtype=torch.int32)
-        image, place = pixel // (height * width), pixel % (height * width)
-        offset = offset_rows[positions]
-        y = bounded((place // width)[:, None] + tap_row + offset[:, 0::2], height)
-        x = bounded((place % width)[:, None] + tap_column + offset[:, 1::2], width)
-        corners = bilinear_corners(y, x, (height, width), torch.int32)
-        index, *weights = (part.transpose(0, 1).contiguous() for part in corners)
-        yield _Chunk(positions, index + (image * (height * width))[:, None, None], *weights)
+        yield _chunk(slice(start, min(start + step, len(offset_rows))), offset_rows, kernel_size, shape)
+
+
+def _chunk(positions: slice, offset_rows: Tensor, kernel_size: int, shape: tuple[int, int, int]) -> _Chunk:
+    _, height, width = shape
+    # half the memory to read, as long as it can count the rows
+    index_dtype = torch.int32 if len(offset_rows) < 2**31 else torch.int64
+    tap_row, tap_column = tap_grid(kernel_size, offset_rows.device, offset_rows.dtype)
+    pixel = torch.arange(positions.start, positions.stop, dtype=index_dtype, device=offset_rows.device)
+    image, place = pixel // (height * width), pixel % (height * width)
+    offset = offset_rows[positions]
+    y = bounded((place // width)[:, None] + tap_row + offset[:, 0::2], height)
+    x = bounded((place % width)[:, None] + tap_column + offset[:, 1::2], width)
+    corners = bilinear_corners(y, x, (height, width), index_dtype)
+    index, *weights = (part.transpose(0, 1).contiguous() for part in corners)
+    return _Chunk(positions, index + (image * (height * width))[:, None, None], *weights)
 
 
 class _Scatter:
@@ -135,7 +175,8 @@ class _Scatter:
         touched, self.order = index.flatten().sort()
         self.first, self.last = int(touched[0]), int(touched[-1])
         self.source = (self.order // index[0].numel()).int()
-        self.starts = torch.searchsorted(touched, torch.arange(self.first, self.last + 1, dtype=torch.int32)).int()
+        between = torch.arange(self.first, self.last + 1, dtype=touched.dtype, device=touched.device)
+        self.starts = torch.searchsorted(touched, between).int()
 
     def add(self, target: Tensor, rows: Tensor, weight: Tensor) -> None:
         """target[index[m, j]] += weight[m, j] * rows[m], the bags of ``weight`` like those of ``index``."""
@@ -153,7 +194,7 @@ def _weighted_rows(rows: Tensor, index: Tensor, weight: Tensor, offsets: Tensor 
 def _row_dots(left: Tensor, rows: Tensor, index: Tensor) -> Tensor:
     """left[m] . rows[index[m, ...]], in the shape of ``index``."""
     samples = index[0].numel()
-    bags = torch.arange(len(index), dtype=index.dtype)
+    bags = torch.arange(len(index), dtype=index.dtype, device=index.device)
     dots: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
         left, rows, index.flatten(), bags * samples, bags.repeat_interleave(samples), 0
     )

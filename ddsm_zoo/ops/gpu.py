@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, library
 
+from ddsm_zoo.ops import reference
 from ddsm_zoo.ops.rows import map_shape, to_map, to_rows
 
 # Elements of a block of rows: more would spill registers, fewer would leave a warp idle.
@@ -23,10 +24,14 @@ BLOCK = 1024
 
 @triton.jit
 def _coordinate(pixel, tap_shift, offset, side):
-    """Where a tap falls along one axis, at most two pixels outside the map; NaN falls outside."""
+    """Where a tap falls along one axis, at most two pixels outside the map, and whether the offset moves it there.
+
+    NaN falls outside.
+    """
     position = pixel.to(tl.float32) + tap_shift + offset.to(tl.float32)
+    free = (position > -2.0) & (position < side + 1.0)
     position = tl.where(position == position, position, -2.0)
-    return tl.minimum(tl.maximum(position, -2.0), side + 1.0)
+    return tl.minimum(tl.maximum(position, -2.0), side + 1.0), free
 
 
 @triton.jit
@@ -55,15 +60,15 @@ def _read(rows, index, live, columns, channels):
 
 @triton.jit
 def _tap(offset, modulation, position, live, tap, row, column, height, width, kernel_size: tl.constexpr):
-    """Coordinates and modulation of a tap."""
+    """Coordinates and modulation of a tap, and whether its offset moves it along each axis."""
     taps: tl.constexpr = kernel_size * kernel_size
     shift = offset + position * (2 * taps) + 2 * tap
     dy = tl.load(shift, mask=live, other=0.0)
     dx = tl.load(shift + 1, mask=live, other=0.0)
     strength = tl.load(modulation + position * taps + tap, mask=live, other=0.0).to(tl.float32)
-    y = _coordinate(row, tap // kernel_size - kernel_size // 2, dy, height)
-    x = _coordinate(column, tap % kernel_size - kernel_size // 2, dx, width)
-    return y, x, strength
+    y, free_y = _coordinate(row, tap // kernel_size - kernel_size // 2, dy, height)
+    x, free_x = _coordinate(column, tap % kernel_size - kernel_size // 2, dx, width)
+    return y, x, strength, free_y, free_x
 
 
 @triton.jit
@@ -83,7 +88,7 @@ def _forward_kernel(
     total = tl.zeros((block,), tl.float32)
     sums = tl.zeros((block, value_block), tl.float32)
     for tap in range(kernel_size * kernel_size):
-        y, x, strength = _tap(offset, modulation, position, live, tap, row, column, height, width, kernel_size)
+        y, x, strength, _, _ = _tap(offset, modulation, position, live, tap, row, column, height, width, kernel_size)
         sampled_key = tl.zeros((block, key_block), tl.float32)
         sampled_value = tl.zeros((block, value_block), tl.float32)
         for corner in tl.static_range(4):
@@ -92,7 +97,9 @@ def _forward_kernel(
             sampled_value += weight[:, None] * _read(value, index, inside, value_columns, value_channels)
         logit = tl.sum(query_tile * sampled_key, 1) * strength
         larger = tl.maximum(largest, logit)
-        rescale, weight_of_tap = tl.exp(largest - larger), tl.exp(logit - larger)
+        # while all logits are -inf, which a key of infinity makes, the difference from the largest would be NaN
+        origin = tl.where(larger == float("-inf"), 0.0, larger)
+        rescale, weight_of_tap = tl.exp(largest - origin), tl.exp(logit - origin)
         total = total * rescale + weight_of_tap
         sums = sums * rescale[:, None] + (weight_of_tap * strength)[:, None] * sampled_value
         largest = larger
@@ -123,7 +130,9 @@ def _backward_kernel(
     query_sums = tl.zeros((block, key_block), tl.float32)
     taps: tl.constexpr = kernel_size * kernel_size
     for tap in range(taps):
-        y, x, strength = _tap(offset, modulation, position, live, tap, row, column, height, width, kernel_size)
+        y, x, strength, free_y, free_x = _tap(
+            offset, modulation, position, live, tap, row, column, height, width, kernel_size
+        )
         sampled_key = tl.zeros((block, key_block), tl.float32)
         zero = tl.zeros((block,), tl.float32)
         key_dot, key_dy, key_dx = zero, zero, zero
@@ -141,8 +150,8 @@ def _backward_kernel(
         to_key, to_value = grad_logit * strength, affinity * strength
         query_sums += to_key[:, None] * sampled_key
         shift = grad_offset + position * (2 * taps) + 2 * tap
-        tl.store(shift, to_key * key_dy + to_value * value_dy, mask=live)
-        tl.store(shift + 1, to_key * key_dx + to_value * value_dx, mask=live)
+        tl.store(shift, tl.where(free_y, to_key * key_dy + to_value * value_dy, 0.0), mask=live)
+        tl.store(shift + 1, tl.where(free_x, to_key * key_dx + to_value * value_dx, 0.0), mask=live)
         tl.store(grad_modulation + position * taps + tap, grad_logit * key_dot + affinity * value_dot, mask=live)
         for corner in tl.static_range(4):
             index, inside, weight, _, _ = _neighbour(y, x, corner, image, live, height, width)
@@ -228,7 +237,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return (*_backward(*ctx.saved_tensors, grad, ctx.kernel_size), None)
+    *tensors, out, log_sum = ctx.saved_tensors
+    # gradients are enabled here when somebody asked for gradients of gradients: the kernel's are not differentiable
+    if torch.is_grad_enabled():
+        return (*reference.gradients(grad, *tensors, kernel_size=ctx.kernel_size), None)
+    return (*_backward(*tensors, out, log_sum, grad, ctx.kernel_size), None)
 
 
 sampled_attention.register_autograd(_differentiate, setup_context=_save)
@@ -239,7 +252,8 @@ def _launch(kernel: Any, tensors: tuple[Tensor, ...], value: Tensor, key_channel
     positions, value_channels = batch * height * width, value.shape[1]
     key_block, value_block = triton.next_power_of_2(key_channels), triton.next_power_of_2(value_channels)
     block = max(4, min(64, BLOCK // max(key_block, value_block)))
-    kernel[(triton.cdiv(positions, block),)](
-        *tensors, positions, height, width, key_channels, value_channels,
-        kernel_size=kernel_size, block=block, key_block=key_block, value_block=value_block,
-    )  # fmt: skip
+    with torch.cuda.device_of(value):  # Triton launches on the current device, wherever the tensors are
+        kernel[(triton.cdiv(positions, block),)](
+            *tensors, positions, height, width, key_channels, value_channels,
+            kernel_size=kernel_size, block=block, key_block=key_block, value_block=value_block,
+        )  # fmt: skip

@@ -42,7 +42,7 @@ class Corners(NamedTuple):
 
     ``pixel`` is the flat pixel index row * width + column, ``weight`` the bilinear weight, ``weight_dy`` and
     ``weight_dx`` its derivatives by the position's y and x. A pixel outside the map has the weight 0 and the index
-    of one inside.
+    of one inside or, where the map has a margin, of the nearest one there.
     """
 
     pixel: Tensor
@@ -51,20 +51,25 @@ class Corners(NamedTuple):
     weight_dx: Tensor
 
 
-def bilinear_corners(y: Tensor, x: Tensor, size: tuple[int, int], index_dtype: torch.dtype = torch.int64) -> Corners:
-    """What is needed to read, to weigh and to differentiate a map of ``size`` (H, W) at bounded coordinates (...)."""
+def bilinear_corners(
+    y: Tensor, x: Tensor, size: tuple[int, int], index_dtype: torch.dtype = torch.int64, margin: int = 0
+) -> Corners:
+    """What is needed to read, to weigh and to differentiate a map of ``size`` (H, W) at bounded coordinates (...).
+
+    The pixels are counted in the map with ``margin`` pixels added on each side.
+    """
     height, width = size
-    rows, weights_y, slopes_y = _neighbours(y, height, index_dtype)
-    columns, weights_x, slopes_x = _neighbours(x, width, index_dtype)
+    rows, weights_y, slopes_y = _neighbours(y, height, index_dtype, margin)
+    columns, weights_x, slopes_x = _neighbours(x, width, index_dtype, margin)
     return Corners(
-        pixel=((rows * width)[:, None] + columns).flatten(0, 1),
+        pixel=((rows * (width + 2 * margin))[:, None] + columns).flatten(0, 1),
         weight=(weights_y[:, None] * weights_x).flatten(0, 1),
         weight_dy=(slopes_y[:, None] * weights_x).flatten(0, 1),
         weight_dx=(weights_y[:, None] * slopes_x).flatten(0, 1),
     )
 
 
-def _neighbours(coordinate: Tensor, side: int, index_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def _neighbours(coordinate: Tensor, side: int, index_dtype: torch.dtype, margin: int) -> tuple[Tensor, Tensor, Tensor]:
     """Along one axis: the pixels before and after each coordinate, their weights and the slopes of these, (2, ...)."""
     before = coordinate.floor()
     fraction = coordinate - before
@@ -73,4 +78,4 @@ def _neighbours(coordinate: Tensor, side: int, index_dtype: torch.dtype) -> tupl
     weights = torch.stack((1 - fraction, fraction)) * inside
     slopes = torch.stack((-inside[0], inside[1]))
     # in integers before they are combined: a float32 cannot count the pixels of a map above 2**24
-    return pixels.clamp(0, side - 1).to(index_dtype), weights, slopes
+    return pixels.clamp(-margin, side - 1 + margin).to(index_dtype) + margin, weights, slopes

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ddsm_zoo.ops.grid import bilinear_corners, sampling_positions
 
@@ -17,7 +20,15 @@ def sampled_attention(
     # half precision: the exponentials are summed in float32
     affinity = logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(value.dtype)
     sampled_value = sample(value, offset, modulation, kernel_size)  # (N, Cv, K, H, W)
-    return torch.einsum("nkhw,nckhw->nchw", affinity, sampled_value)
+    # autocast makes the products of float32 half precision
+    return torch.einsum("nkhw,nckhw->nchw", affinity, sampled_value).to(value.dtype)
+
+
+def gradients(grad: Tensor, *tensors: Tensor, kernel_size: int) -> tuple[Tensor, ...]:
+    """What ``grad``, the gradient of the output, makes the gradients of the five tensors, all differentiable again."""
+    operation = functools.partial(sampled_attention, kernel_size=kernel_size)
+    found: tuple[Tensor, ...] = torch.func.vjp(operation, *tensors)[1](grad)
+    return found
 
 
 def sample(features: Tensor, offset: Tensor, modulation: Tensor, kernel_size: int) -> Tensor:
@@ -26,8 +37,9 @@ def sample(features: Tensor, offset: Tensor, modulation: Tensor, kernel_size: in
     taps = kernel_size**2
     # coordinates in half precision would miss whole pixels
     y, x = sampling_positions(offset.to(torch.promote_types(offset.dtype, torch.float32)), kernel_size)
-    index, weight, _, _ = bilinear_corners(y, x, (height, width))  # (4, N, K, H, W)
-    pixels = features.flatten(2)  # (N, C, HW)
+    index, weight, _, _ = bilinear_corners(y, x, (height, width), margin=1)  # (4, N, K, H, W)
+    # what lies outside is read as 0; by its weight of 0 alone, infinity and NaN at the border would give NaN
+    pixels = F.pad(features, (1, 1, 1, 1)).flatten(2)  # (N, C, (H + 2)(W + 2))
     out = features.new_zeros(batch, channels, taps, height, width)
     for corner in range(4):
         flat = index[corner].reshape(batch, 1, -1).expand(-1, channels, -1)  # (N, C, K*H*W)

@@ -176,6 +176,21 @@ def test_pictures_in_several_splits(tmp_path: Path) -> None:
     assert found(check(root, quick=True)) == {("val", "leak"): ("error", 1)}
 
 
+def test_a_split_that_is_made_of_others_as_its_name_says(tmp_path: Path) -> None:
+    for name in ("x", "y", "z"):
+        write(tmp_path / f"images/{name}.png", picture(ord(name)))
+        write(tmp_path / f"labels/{name}_L.png", np.full((*SIZE, 3), 128, np.uint8))
+    for split, names in {"train": "x", "val": "y", "trainval": "x\ny", "test": "z\nx"}.items():
+        (tmp_path / f"{split}.txt").write_text(names)
+    leaks = [problem for problem in check(tmp_path, "camvid").problems if problem.kind == "leak"]
+    assert {(problem.split, problem.severity, problem.what.split()[5]) for problem in leaks} == {
+        ("trainval", "warning", "train"),
+        ("trainval", "warning", "val"),
+        ("test", "error", "train"),
+        ("trainval", "error", "test"),
+    }
+
+
 # --- everything at once ---------------------------------------------------------------------------------------
 
 

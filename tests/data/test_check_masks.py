@@ -111,6 +111,15 @@ def test_label_ids_for_train_ids(tmp_path: Path) -> None:
     assert found(report)["train", "unknown-id"] == ("error", 3)
 
 
+def test_the_void_masks_that_the_test_split_is_published_with(tmp_path: Path) -> None:
+    void = np.resize(np.array([1, 2, 3], np.uint8), SIZE)
+    root = write_cityscapes(tmp_path, LABEL_IDS, "labelIds")
+    write(root / "leftImg8bit/test/bonn/bonn_000000_000019_leftImg8bit.png", picture(7))
+    write(root / "gtFine/test/bonn/bonn_000000_000019_gtFine_labelIds.png", void)
+    problems = {(split, kind) for split, kind in found(check(root, "cityscapes")) if kind != "empty-class"}
+    assert problems == {("test", "void-mask")}
+
+
 def test_train_ids_for_label_ids(tmp_path: Path) -> None:
     void = TRAIN_IDS.copy()
     void[0] = 255
@@ -210,6 +219,35 @@ def test_colours_where_ids_are_expected(tmp_path: Path, palette: list[Colour], w
     report = check(build(tmp_path, four(painted(palette)), names=["this", "that", "other"]))
     assert found(report) == in_every_mask("rgb-mask")
     assert words in text_of(report, "rgb-mask")
+
+
+def write_with_palette(path: Path, ids: np.ndarray, palette: list[Colour]) -> None:
+    image = Image.fromarray(ids)
+    image.putpalette([channel for colour in palette for channel in colour])
+    path.unlink()
+    image.save(path)
+
+
+def test_palettes_that_show_other_classes_than_the_numbers(tmp_path: Path) -> None:
+    """What tools that make RGB masks smaller leave: all numbers are ids, and none of them is right."""
+    palette = [(9, 8, 7), (250, 0, 3), (1, 2, 3)]
+    root = build(tmp_path, four(), palette=palette)
+    write_with_palette(root / "masks/train/b.png", (IDS + 1) % 3, [palette[2], palette[0], palette[1]])
+    report = check(root)
+    assert found(report) == {("train", "palette-mask"): ("error", 1)}
+    assert "numbers in the colours of other classes in 1 of 3 masks" in text_of(report, "palette-mask")
+    assert text_of(report, "palette-mask").endswith("masks/train/b.png (0 has the colour of sky)")
+    assert check(root, quick=True).problems == report.problems
+
+
+@pytest.mark.parametrize(
+    "shown", [[(9, 8, 7), (1, 1, 1), (2, 2, 2)], [(index,) * 3 for index in range(3)], [(1, 0, 0), (2, 0, 0)]]
+)
+def test_palettes_that_contradict_nothing(tmp_path: Path, shown: list[Colour]) -> None:
+    """The classes' own colours, a grey ramp in which the first class has a grey, colours of one's own."""
+    root = build(tmp_path, four(), palette=[(9, 8, 7), (0, 0, 0), (1, 2, 3)])
+    write_with_palette(root / "masks/train/b.png", IDS, shown)
+    assert found(check(root)) == {}
 
 
 def test_photographs_in_place_of_masks(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from ddsm_zoo.data.images import ImageError, image_size, is_lossy, read_image, read_mask
+from ddsm_zoo.data.images import ImageError, image_size, is_lossy, mask_palette, read_image, read_mask
 
 # corners in four colours, wider than high: every orientation looks different
 CORNERS = np.zeros((16, 32, 3), dtype=np.uint8)
@@ -147,6 +149,24 @@ def test_decompression_bomb_is_refused_without_decoding(tmp_path: Path) -> None:
     one_line(error, "bomb.png", "too large")
 
 
+def test_the_largest_number_of_pixels_can_be_chosen(tmp_path: Path) -> None:
+    path = save(tmp_path / "image.png", CORNERS)
+    before = Image.MAX_IMAGE_PIXELS
+    assert read_image(path, max_pixels=32 * 16).size == (32, 16)
+    with pytest.raises(ImageError) as error:
+        read_image(path, max_pixels=32 * 16 - 2)
+    one_line(error, "image.png", "too large")
+    assert before == Image.MAX_IMAGE_PIXELS
+
+
+def test_images_read_at_once_leave_the_warnings_as_they_were(tmp_path: Path) -> None:
+    damaged = [save(tmp_path / f"{number}.jpg", CORNERS, exif=b"Exif\0\0II*\0\xff\xff\xff\xff") for number in range(40)]
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:  # a warning would be an error here
+        assert {image.size for image in pool.map(read_image, damaged)} == {(32, 16)}
+    assert warnings.filters == before
+
+
 def test_pixels_wider_than_sixteen_bits_are_refused(tmp_path: Path) -> None:
     Image.fromarray(np.full((2, 2), 0.5, dtype=np.float32)).save(tmp_path / "float.tif")
     Image.fromarray(np.full((2, 2), 70_000, dtype=np.int32)).save(tmp_path / "wide.tif")
@@ -230,8 +250,34 @@ def test_the_size_is_that_of_the_image(tmp_path: Path, suffix: str) -> None:
     assert is_lossy(tmp_path / "image.png") == (suffix in ("jpg", "webp"))
 
 
-def test_lossless_webp(tmp_path: Path) -> None:
-    assert not is_lossy(save(tmp_path / "image.webp", CORNERS, lossless=True))
+@pytest.mark.parametrize("lossless", [True, False])
+def test_webp_with_and_without_loss(tmp_path: Path, lossless: bool) -> None:
+    """Alone, with transparency, with metadata of odd length and as an animation: all but the first in chunks."""
+    clear = np.dstack([CORNERS, CORNERS[..., :1]])
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0"
+    second = Image.fromarray(CORNERS[::-1])
+    for options in ({}, {"exif": exif}, {"icc_profile": b"x" * 7}, {"save_all": True, "append_images": [second]}):
+        for pixels in (CORNERS, clear):
+            path = save(tmp_path / "image.webp", pixels, lossless=lossless, **options)
+            assert is_lossy(path) != lossless, options
+    path.write_bytes(path.read_bytes()[:14])
+    assert not is_lossy(path)  # nothing in it; reading it says so
+
+
+@pytest.mark.parametrize(("compression", "lossy"), [("jpeg", True), ("tiff_lzw", False), (None, False)])
+def test_tiff_with_and_without_loss(tmp_path: Path, compression: str | None, lossy: bool) -> None:
+    assert is_lossy(save(tmp_path / "image.tif", CORNERS, compression=compression)) == lossy
+
+
+def test_palettes_of_masks(tmp_path: Path) -> None:
+    ids = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
+    ids.save(tmp_path / "plain.png")
+    ids.putpalette([9, 8, 7, 1, 1, 1, 3, 2, 1])
+    ids.save(tmp_path / "palette.png")
+    (tmp_path / "none.png").write_bytes(b"no image")
+    palette = mask_palette(tmp_path / "palette.png")
+    assert {index: palette.get(index) for index in range(3)} == {0: (9, 8, 7), 1: None, 2: (3, 2, 1)}
+    assert mask_palette(tmp_path / "plain.png") == mask_palette(tmp_path / "none.png") == {}
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])

@@ -33,6 +33,14 @@ def test_suffixes_folders_and_other_files(tmp_path: Path) -> None:
     assert [file.name for file in found] == ["seq_1_ids.png", "seq_1_left.png", "seq_2_pred_labelIds.PNG"]
 
 
+def test_images_whose_names_end_like_the_pictures_of_others(tmp_path: Path) -> None:
+    """What `ddsm-zoo predict` writes for x and for x_colour, and what another tool writes for x_overlay."""
+    touch(tmp_path, *(f"{name}_{kind}.png" for name in ("x", "x_colour") for kind in ("ids", "colour", "overlay")))
+    touch(tmp_path, "other/y_overlay.png")
+    found = find_predictions(tmp_path, ["x", "x_colour", "y_overlay"])
+    assert [file.name for file in found] == ["x_ids.png", "x_colour_ids.png", "y_overlay.png"]
+
+
 PARTS = st.lists(st.text("ab1", min_size=1, max_size=2), min_size=1, max_size=4)
 
 
@@ -90,8 +98,15 @@ def test_a_prediction_may_be_void_where_the_label_is(tmp_path: Path) -> None:
     ],
 )
 def test_predictions_that_do_not_fit_their_label(tmp_path: Path, pixels: list[list[int]], message: str) -> None:
-    with pytest.raises(DatasetError, match=message):
-        read_prediction(stored(tmp_path / "p.png", pixels), CAMVID_IDS, TARGET, 255)
+    with pytest.raises(DatasetError, match=message) as caught:
+        read_prediction(stored(tmp_path / "p.png", pixels), CAMVID_IDS, TARGET, 255, "; hint")
+    assert ("; hint" in str(caught.value)) == ("pixels" not in message)
+
+
+def test_a_prediction_that_compression_has_changed(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((2, 3), np.uint8)).save(tmp_path / "p.png", format="jpeg")
+    with pytest.raises(DatasetError, match="p.png is compressed with loss, which changes classes; expected a PNG"):
+        read_prediction(tmp_path / "p.png", CAMVID_IDS, TARGET, 255)
 
 
 def test_a_file_that_is_no_image(tmp_path: Path) -> None:

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from ddsm_zoo.engine.benchmark import environment, exponent, interleave, peak_memory
+from ddsm_zoo.engine import benchmark
+from ddsm_zoo.engine.benchmark import (
+    bf16_unit,
+    copy_bandwidth,
+    environment,
+    exponent,
+    interleave,
+    peak_memory,
+    processor,
+)
+
+X86 = """processor\t: 0
+model name\t: AMD EPYC 9R14 96-Core Processor
+flags\t\t: fpu vme avx512f avx512_bf16 xsaves
+bugs\t\t: bf16
+"""
 
 
 def test_candidates_take_turns_after_the_warmup() -> None:
@@ -50,6 +66,15 @@ def test_peak_counts_what_is_held_together() -> None:
     assert peak_memory(one_after_the_other) == pytest.approx(4 * numbers, rel=0.1)  # the peak before is forgotten
 
 
+def test_bandwidth_counts_reading_and_writing() -> None:
+    size = 2**24
+    source, target = torch.ones(size, dtype=torch.uint8), torch.empty(size, dtype=torch.uint8)
+    taken = interleave({"copy": lambda: target.copy_(source)}, 9)["copy"]
+    found = copy_bandwidth("cpu", size, repeats=9)
+    # other work on the machine may come between, but not make a copy several times faster
+    assert 0.1 * 2 * size / max(taken) < found < 10 * 2 * size / min(taken)
+
+
 @pytest.mark.parametrize("power", [1.0, 1.5, 2.0])
 def test_growth_is_the_slope_in_logarithms(power: float) -> None:
     pixels = [256**2, 512**2, 1024**2]
@@ -66,3 +91,20 @@ def test_environment_names_what_a_reader_needs() -> None:
     assert found["threads"] == torch.get_num_threads()
     assert found["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert found["cpu"]
+    assert found["bf16"] in (None, "amx_bf16", "avx512_bf16", "bf16")
+
+
+def test_a_folder_that_is_called_like_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "not_installed").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(benchmark, "_PACKAGES", ("torch", "not_installed"))
+    assert environment()["versions"].keys() == {"python", "torch"}
+
+
+def test_what_linux_says_of_a_processor() -> None:
+    assert processor(X86) == "AMD EPYC 9R14 96-Core Processor"
+    assert bf16_unit(X86) == "avx512_bf16"
+    assert bf16_unit(X86.replace("avx512_bf16", "avx512_vnni")) is None
+    assert bf16_unit("Features\t: fp asimd i8mm bf16 dgh\n") == "bf16"
+    assert bf16_unit("") is None
+    assert processor("")

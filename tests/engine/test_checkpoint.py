@@ -7,8 +7,9 @@ import json
 import resource
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -16,7 +17,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ddsm_zoo.engine.checkpoint import CheckpointError, RunLog, discard_unfinished, load_state, save_state, save_weights
+from ddsm_zoo.engine.checkpoint import (
+    CheckpointError,
+    RunLog,
+    has_state,
+    load_last_state,
+    load_state,
+    save_last_state,
+    save_state,
+    save_weights,
+    settle,
+)
 from ddsm_zoo.files import OutputError
 
 STATE = {"model": {"w": torch.arange(5000.0)}, "position": {"epoch": 3, "miou": float("nan")}, "average": None}
@@ -118,13 +129,96 @@ def test_other_files_are_refused_and_nothing_in_them_runs(tmp_path: Path) -> Non
         load_state(tmp_path / "absent.pt")
 
 
+def at(epoch: int) -> dict[str, Any]:
+    return {"model": {"w": torch.arange(5000.0)}, "position": {"epoch": epoch, "step": 7}}
+
+
+def epoch_of(out: Path) -> int:
+    epoch: int = load_last_state(out)[1]["position"]["epoch"]
+    return epoch
+
+
+def test_a_run_has_its_last_two_states(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert not has_state(tmp_path)
+    for epoch in (1, 2, 3):
+        save_last_state(tmp_path, at(epoch))
+        assert has_state(tmp_path)
+        assert epoch_of(tmp_path) == epoch
+    assert not caplog.messages
+    assert [load_state(path)["position"]["epoch"] for path in sorted((tmp_path / "last").iterdir())] == [2, 3]
+
+
+def torn(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def something_else(path: Path) -> None:
+    torch.save([1, 2], path)
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+@pytest.mark.parametrize("spoil", [torn, emptied, something_else, gone])
+def test_the_state_before_takes_over_and_a_line_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, spoil: Callable[[Path], None]
+) -> None:
+    for epoch in (1, 2):
+        save_last_state(tmp_path, at(epoch))
+    last = tmp_path / "last" / "state.pt"
+    spoil(last)
+    path, state = load_last_state(tmp_path)
+    assert state["position"]["epoch"] == 1
+    assert caplog.messages == [
+        f"{last} is {'missing' if spoil is gone else 'damaged'}: "
+        "going on from the state before it, after epoch 1 and step 7 of the next"
+    ]
+    # What is damaged is never kept in the place of what is sound.
+    settle(tmp_path, path)
+    assert load_state(last)["position"]["epoch"] == 1
+    save_last_state(tmp_path, at(2))
+    torn(last)
+    assert epoch_of(tmp_path) == 1
+
+
+def test_two_damaged_states_are_one_line(tmp_path: Path) -> None:
+    for epoch in (1, 2):
+        save_last_state(tmp_path, at(epoch))
+        torn(tmp_path / "last" / "state.pt")
+    with pytest.raises(
+        CheckpointError, match=r"state\.pt and .*before\.pt are damaged: delete both to train from"
+    ) as error:
+        load_last_state(tmp_path)
+    assert "\n" not in str(error.value)
+    gone(tmp_path / "last" / "state.pt")
+    with pytest.raises(CheckpointError, match=r"before\.pt is damaged: delete it"):
+        load_last_state(tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files, which Windows cannot")
+def test_a_full_disk_keeps_both_states(tmp_path: Path) -> None:
+    for epoch in (1, 2):
+        save_last_state(tmp_path, at(epoch))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "last").iterdir()}
+    with full_disk(), pytest.raises(OutputError, match=r"cannot write .*state\.pt: ") as error:
+        save_last_state(tmp_path, at(3))
+    assert "\n" not in str(error.value)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "last").iterdir()} == before
+
+
 def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
-    kept = [tmp_path / name for name in ("last/state.pt", "best/model.safetensors", "best/.hidden", "notes/.txt")]
-    left = [tmp_path / "last" / f".{'0a' * 16}.pt", tmp_path / "best" / f".{'f' * 32}.safetensors"]
+    names = ("last/state.pt", "last/before.pt", "best/model.safetensors", "best/.hidden", "notes/.txt")
+    kept = [tmp_path / name for name in names]
+    left = [tmp_path / f"{folder}.{'0a' * 16}.pt" for folder in ("", "last/", "best/")]
     for path in (*kept, *left):
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    discard_unfinished(tmp_path)
+    settle(tmp_path, None)
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(kept)
 
 

@@ -39,6 +39,7 @@ def test_perfect_prediction_scores_one() -> None:
         "pixel_accuracy": 1.0,
         "mean_accuracy": 1.0,
         "iou": [1.0, 1.0, 1.0],
+        "accuracy": [1.0, 1.0, 1.0],
         "count": 3,
         "resolutions": [[4, 6], [5, 3]],
         "dtype": "float32",

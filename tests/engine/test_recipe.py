@@ -11,7 +11,7 @@ from torch import nn
 
 from ddsm_zoo.config import ConfigError
 from ddsm_zoo.engine.optimizer import create_optimizer, parameter_groups, schedule, set_learning_rate
-from ddsm_zoo.engine.recipe import Recipe
+from ddsm_zoo.engine.recipe import Recipe, parse_change
 
 RECIPES = sorted(Path(__file__).parents[2].joinpath("recipes").glob("*.toml"))
 
@@ -60,6 +60,31 @@ def test_recipes_of_the_repository_load_and_say_what_to_expect(path: Path) -> No
         ('model = "m"\nseed = -1', "seed is -1, expected 0 or more"),
         ('model = "m"\nema_decay = 1.0', "ema_decay is 1.0, expected from 0 up to 1"),
         ('model = "m"\nflip = 1.5', "flip is 1.5, expected a probability"),
+        ('model = "m"\nbatch_size = "auto"', "batch_size is 'auto' (str), expected int"),
+        ('model = "m"\nbatch_size = -1', "batch_size is -1, expected 0 or more"),
+        ('model = "m"\nimages_per_epoch = -1', "images_per_epoch is -1, expected 0 or more"),
+        ('model = "m"\nsampling = "rare"', "sampling is 'rare' (str), expected one of uniform, balanced"),
+        ('model = "m"\nholdout = 0.0', "holdout is 0.0, expected more than 0"),
+        ('model = "m"\nholdout = 1', "holdout is 1.0, expected less than 1"),
+        ('model = "m"\nstage_decay = 1.5', "stage_decay is 1.5, expected more than 0 and at most 1"),
+        ('model = "m"\nfrozen_stages = -1', "frozen_stages is -1, expected 0 or more, or all"),
+        (
+            'model = "m"\nfrozen_stages = "backbone"',
+            "frozen_stages is 'backbone' (str), expected int or all",
+        ),
+        ('model = "m"\nfrozen_stages = 1.0', "frozen_stages is 1.0 (float), expected int"),
+        (
+            'model = "m"\nfrozen_norms = "decoder"',
+            "frozen_norms is 'decoder' (str), expected one of none",
+        ),
+        ('model = "m"\nclass_weights = "median"', "class_weights is 'median' (str), expected a list or auto"),
+        ('model = "m"\nclass_weights = [1.0, -1.0]', "class_weights is (1.0, -1.0), expected numbers of 0 or more"),
+        ('model = "m"\nclass_weights = [0, 0]', "class_weights is (0.0, 0.0), expected numbers of 0 or more, not all"),
+        ('model = "m"\nclass_weights = []', "class_weights is (), expected numbers"),
+        ('model = "m"\nclass_weights = [nan]', "class_weights is (nan,), expected numbers"),
+        ('model = "m"\nohem = 1.0', "ohem is 1.0, expected from 0 up to 1"),
+        ('model = "m"\nohem_keep = 0.0', "ohem_keep is 0.0, expected more than 0 and at most 1"),
+        ('model = "m"\npatience = -2', "patience is -2, expected 0 or more"),
         ('model = "m', "is not valid TOML"),
         ("model = \udcff", "is not valid TOML"),
     ],
@@ -71,6 +96,45 @@ def test_bad_recipes_name_file_and_field_in_one_line(tmp_path: Path, text: str, 
         Recipe.load(path)
     assert message in str(error.value)
     assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_words_and_values_of_one_field(tmp_path: Path) -> None:
+    text = 'model = "m"\nfrozen_stages = "all"\nclass_weights = [1, 2.5]\n'
+    recipe = Recipe.load(write(tmp_path, text))
+    assert (recipe.frozen_stages, recipe.class_weights) == ("all", (1.0, 2.5))
+    recipe = Recipe.load(write(tmp_path, 'model = "m"\nclass_weights = "auto"\nfrozen_stages = 2\n'))
+    assert (recipe.frozen_stages, recipe.class_weights) == (2, "auto")
+
+
+def test_changes_take_the_place_of_fields(tmp_path: Path) -> None:
+    path = write(tmp_path, 'model = "m"\nlr = 1.0\nepochs = 3\n')
+    assert Recipe.load(path, {"lr": 2, "model": "n"}) == Recipe(model="n", lr=2.0, epochs=3)
+    with pytest.raises(ConfigError, match="unknown field 'lrr'"):
+        Recipe.load(path, {"lrr": 2})
+    with pytest.raises(ConfigError, match="epochs is 'x' \\(str\\), expected int"):
+        Recipe.load(path, {"epochs": "x"})
+
+
+plain_words = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]*", fullmatch=True).filter(
+    lambda word: word not in ("true", "false", "inf", "nan")
+)
+numbers = st.integers(-(2**40), 2**40) | st.floats(allow_nan=False, allow_infinity=False)
+toml_values = numbers | st.booleans() | plain_words
+
+
+@given(name=plain_words, value=toml_values | st.lists(st.integers(0, 9)), gap=st.sampled_from(["", " "]))
+def test_a_change_is_a_field_and_a_value_of_toml(name: str, value: object, gap: str) -> None:
+    written = str(value).lower() if isinstance(value, bool) else str(value)
+    assert parse_change(f"{gap}{name}{gap}={gap}{written}") == (name, value)
+    if isinstance(value, str):
+        assert parse_change(f'{name} = "{value}"') == (name, value)
+
+
+@pytest.mark.parametrize("text", ["", "lr", "=3", "lr=", "lr = ", "learning rate=3", "a.b=1", "lr\nx=3"])
+def test_what_is_no_change(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected FIELD=VALUE") as error:
+        parse_change(text)
     assert "\n" not in str(error.value)
 
 

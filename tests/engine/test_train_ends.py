@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import resource
 import signal
-import subprocess
 import sys
-import textwrap
 import threading
 from pathlib import Path
 from typing import Any
@@ -33,8 +31,6 @@ from tests.tiny_training import (
     run,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.mark.parametrize("options", [{}, FULL], ids=["plain", "full"])
 @pytest.mark.parametrize("step", [1, 4, 6])
@@ -48,13 +44,17 @@ def test_a_run_that_died_goes_on_as_if_it_had_not(tmp_path: Path, options: dict[
 
 @pytest.mark.parametrize("options", [{}, FULL], ids=["plain", "full"])
 @pytest.mark.parametrize("step", [1, 2, 4])
-def test_ctrl_c_saves_the_step_in_hand(tmp_path: Path, options: dict[str, Any], step: int) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_a_notice_to_leave_save_the_step_in_hand(
+    tmp_path: Path, options: dict[str, Any], step: int, number: signal.Signals
+) -> None:
     run(tmp_path / "whole", recipe(**options))
-    handler = signal.getsignal(signal.SIGINT)
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
     # The signal comes while step + 1 is in hand.
-    summary = run(tmp_path / "left", recipe(**options), progress=at_step(step, interrupt))
+    action = at_step(step, lambda: signal.raise_signal(number))
+    summary = run(tmp_path / "left", recipe(**options), progress=action)
     assert summary["interrupted"]
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert {each: signal.getsignal(each) for each in handlers} == handlers
     steps_per_epoch = 2 if options else 3
     position = load_state(tmp_path / "left" / "last" / "state.pt")["position"]
     assert position["epoch"] * steps_per_epoch + position["step"] == step + 1
@@ -86,23 +86,6 @@ def test_training_outside_the_main_thread(tmp_path: Path) -> None:
     assert summaries[0]["epochs"] == 1
 
 
-def test_kill_minus_nine(tmp_path: Path) -> None:
-    run(tmp_path / "whole", recipe(epochs=40, ema_decay=0.9))
-    script = f"""
-        import os, sys
-        sys.path.insert(0, {str(ROOT)!r})
-        from tests import tiny_training as t
-        t.torch.set_num_threads(1)
-        die = t.at_step(100, lambda: os.kill(os.getpid(), t.signal.SIGKILL))
-        t.run(t.Path(sys.argv[1]), t.recipe(epochs=40, ema_decay=0.9), progress=die)
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "killed")], check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert load_state(tmp_path / "killed" / "last" / "state.pt")["position"]["epoch"] == 33
-    run(tmp_path / "killed", recipe(epochs=40, ema_decay=0.9), resume=True)
-    assert_same_outcome(tmp_path / "killed", tmp_path / "whole")
-
-
 def test_a_finished_run_resumes_to_nothing(tmp_path: Path) -> None:
     first = run(tmp_path, recipe())
     before = (tmp_path / "last" / "state.pt").read_bytes()
@@ -129,8 +112,9 @@ def test_a_run_is_not_overwritten_nor_continued_with_something_else(tmp_path: Pa
         run(tmp_path, recipe(epochs=2), fresh(Linear), resume=True)
     assert "\n" not in str(error.value)
     assert (tmp_path / "last" / "state.pt").read_bytes() == before
-    (tmp_path / "last" / "state.pt").write_bytes(before[:-100])
-    with pytest.raises(CheckpointError, match="is damaged"):
+    for state in ("state.pt", "before.pt"):
+        (tmp_path / "last" / state).write_bytes(before[:-100])
+    with pytest.raises(CheckpointError, match="are damaged"):
         run(tmp_path, recipe(epochs=2), resume=True)
 
 

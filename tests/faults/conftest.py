@@ -11,8 +11,8 @@ import pytest
 from torch import Tensor
 
 from ddsm_zoo import factory
-from tests.faults.common import TOKEN, Files
-from tests.hub_server import HubServer
+from tests.faults.common import Files
+from tests.hub_server import TOKEN, HubServer
 from tests.tiny_weights import logits, trained_model
 
 

@@ -6,20 +6,21 @@ import json
 import pickle
 import resource
 import struct
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from ddsm_zoo import hub
 from ddsm_zoo.factory import create_model
+from ddsm_zoo.tensors import pack_tensors, read_tensors
 from tests.faults.common import URI, Files, refusal
 from tests.hub_server import HubServer
-from tests.tiny_weights import logits
+from tests.tiny_weights import logits, write
 
 
 def with_config(files: Files, content: bytes) -> Files:
@@ -40,8 +41,9 @@ def changed(**changes: Any) -> Callable[[Files], Files]:
 
 def with_tensors(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Callable[[Files], Files]:
     def replace(files: Files) -> Files:
-        tensors = safetensors.torch.load(files[hub.WEIGHTS_FILE])
-        return {**files, hub.WEIGHTS_FILE: safetensors.torch.save(change(tensors))}
+        with tempfile.TemporaryDirectory() as folder:
+            tensors = read_tensors(write(Path(folder) / hub.WEIGHTS_FILE, files[hub.WEIGHTS_FILE]))
+            return {**files, hub.WEIGHTS_FILE: pack_tensors(change(tensors))}
 
     return replace
 
@@ -97,6 +99,7 @@ CONTENTS: dict[str, tuple[Callable[[Files], Files], str]] = {
     "bytes for floats": (with_tensors(lambda s: {n: t.to(torch.uint8) for n, t in s.items()}), "another type"),
     "integers for floats": (with_tensors(lambda s: {n: t.long() for n, t in s.items()}), "another type"),
     "extra tensor": (with_tensors(lambda s: {**s, "evil": torch.zeros(1)}), "1 tensors unexpected"),
+    "name that draws": (with_tensors(lambda s: {**s, "evil\x1b[2J\n": torch.zeros(1)}), "first evil?[2J?"),
     "missing tensor": (with_tensors(lambda s: {n: s[n] for n in s if n != "classifier.bias"}), "1 tensors missing"),
     "NaN": (with_tensors(lambda s: {**s, "classifier.bias": torch.full((3,), torch.nan)}), "with NaN"),
     "pickle": (with_weights(lambda w: pickle.dumps(Bomb())), "is a pickle"),
@@ -116,6 +119,14 @@ def test_a_repository_that_is_not_a_model(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # in KiB; the largest width needs 5 GB
     assert not Path("exploded").exists()
     assert not [request for request in server.requests if "evil" in request.path]
+
+
+def test_an_absurd_size_without_its_weights(server: HubServer, cache: Path, files: Files) -> None:
+    """Nothing but the config says how large the model is."""
+    server.publish("someone/model", changed(model_args={"width": 4096})(files))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "million parameters, expected at most 500 million" in refusal(cache, pretrained=False)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # in KiB
 
 
 def test_a_repaired_repository_works(server: HubServer, cache: Path, files: Files, expected: Tensor) -> None:

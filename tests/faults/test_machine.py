@@ -1,4 +1,4 @@
-"""Five faults of the machine: a read-only cache, a full disk, two processes at once, and two that are killed."""
+"""Six faults of the machine: a cache that is read-only, and damaged too, a full disk, two processes, two killed."""
 
 from __future__ import annotations
 
@@ -62,6 +62,17 @@ def test_a_read_only_cache(server: HubServer, open_folder: Path, expected: Tenso
         assert torch.equal(logits(create_model(URI, pretrained=True, cache_dir=open_folder)), expected)
 
 
+def test_a_damaged_file_in_a_read_only_cache(server: HubServer, open_folder: Path, expected: Tensor) -> None:
+    create_model(URI, pretrained=True, cache_dir=open_folder)
+    damaged = next(open_folder.rglob(hub.WEIGHTS_FILE)).resolve()
+    damaged.write_bytes(bytes(1000))
+    with read_only(open_folder):
+        text = refusal(open_folder)
+    assert f"Permission denied: {damaged}); delete that file, or choose another folder" in text
+    damaged.unlink()
+    assert torch.equal(logits(create_model(URI, pretrained=True, cache_dir=open_folder)), expected)
+
+
 def test_a_full_disk(server: HubServer, cache: Path, files: Files, expected: Tensor) -> None:
     """The system refuses to write on, as it does on a full disk, after a part of the weights."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -98,8 +109,7 @@ def test_two_processes_at_once(server: HubServer, cache: Path, files: Files) -> 
 def test_killed_in_the_middle_of_a_download(server: HubServer, cache: Path, files: Files, expected: Tensor) -> None:
     server.faults["GET", weights_hash(files)] = "stall"
     process = start_fetching(cache)
-    # the first request only asks whether there is an answer
-    while server.paths("GET").count(f"/lfs/{weights_hash(files)}") < 2:
+    while f"/lfs/{weights_hash(files)}" not in server.paths("GET"):
         assert process.poll() is None
         time.sleep(0.02)
     process.kill()

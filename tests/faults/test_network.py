@@ -1,16 +1,20 @@
 """Faults of the server and of the transfer.
 
-Thirteen of the 34 on the way of a weight; test_contents.py and test_machine.py have the others. Whatever happens: one
+Sixteen of the 38 on the way of a weight; test_contents.py and test_machine.py have the others. Whatever happens: one
 line that says what to do, soon; never a half file under its final name, never a wrong model; and once the fault is
 gone, the same call works.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 import torch
 from torch import Tensor
@@ -94,3 +98,53 @@ def test_a_body_that_is_not_the_file(
     assert name not in final_files(cache)
     server.faults.clear()
     assert torch.equal(logits(create_model(URI, pretrained=True, cache_dir=cache)), expected)
+
+
+@pytest.mark.parametrize("name", [hub.CONFIG_FILE, hub.WEIGHTS_FILE])
+def test_a_body_that_stops_in_the_middle(
+    server: HubServer, cache: Path, files: Files, expected: Tensor, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The client would wait six times for the rest, for more than a minute; here a second stands for 20."""
+    monkeypatch.setattr(hub, "PATIENCE", 1.0)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.6)
+    server.faults["GET", weights_hash(files) if name == hub.WEIGHTS_FILE else name] = "stall"
+    assert "the server stopped in the middle or keeps failing; check the network" in refusal(cache)
+    assert name not in final_files(cache)
+    server.faults.clear()
+    assert torch.equal(logits(create_model(URI, pretrained=True, cache_dir=cache)), expected)
+
+
+def test_something_else_that_answers(server: HubServer, cache: Path, expected: Tensor, files: Files) -> None:
+    """As a page does that wants a login: it names no commit, and the client would do with what it has of main."""
+    other = dict.fromkeys((hub.CONFIG_FILE, hub.WEIGHTS_FILE), b"other")
+    server.publish("someone/model", other, "v2")
+    create_model(URI, pretrained=True, cache_dir=cache)
+    server.faults = {("HEAD", name): 200 for name in other}
+    server.headers = {"ETag": '"a-page"'}
+    assert "what answers there is no Hub; check the network" in refusal(cache, f"{URI}@v2")
+    assert torch.equal(logits(create_model(URI, pretrained=True, cache_dir=cache)), expected)
+    server.faults.clear()
+    assert "is not valid JSON" in refusal(cache, f"{URI}@v2")
+
+
+def test_a_server_that_never_answers(server: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_ETAG_TIMEOUT", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        assert "cannot be reached" in refusal(cache)
+
+
+def test_an_address_where_nobody_answers(server: HubServer, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As behind a firewall that drops what it does not know; the Hub has four addresses, all of which are tried."""
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: 4 * resolve(*args, **options)[:1])
+    monkeypatch.setattr(hub, "PATIENCE", 1.0)
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as stack:
+        for _ in range(2):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{full.getsockname()[1]}")
+        started = time.monotonic()
+        assert "cannot be reached (ConnectTimeout)" in refusal(cache)
+        assert time.monotonic() - started < 10

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddsm_zoo.layers import ChannelAffinity, SpatialAffinity
+from ddsm_zoo.layers import ChannelAffinity, SpatialAffinity, affinity
 from tests import brute_force
 
 CHANNELS = 6
@@ -123,6 +123,19 @@ def test_channel_affinity_is_equation_3(
     actual = module.to(dtype)(low.to(dtype), high.to(dtype))
     assert actual.dtype == dtype
     torch.testing.assert_close(actual.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+def test_upsampling_in_float32_amid_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As autocast does it on a GPU."""
+    for name in ("resize", "stretch"):
+        kept = getattr(affinity, name)
+        monkeypatch.setattr(affinity, name, lambda maps, size, kept=kept: kept(maps.float(), size))
+    module = trained(SpatialAffinity(CHANNELS, samples=9, width=4, positions=5), torch.float32)
+    low, high = features((7, 5), (3, 2), torch.float32)
+    expected = module(low, high)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = module(low, high)
+    torch.testing.assert_close(out.float(), expected, atol=0.1 * float(expected.detach().abs().max()), rtol=0)
 
 
 def test_position_tells_pixels_of_one_colour_apart() -> None:

@@ -44,6 +44,25 @@ def test_none_is_the_plain_pyramid() -> None:
     torch.testing.assert_close(module(low, high), low + upsampled(high))
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_dcn_in_half_precision_stays_near(autocast: bool) -> None:
+    """On the CPU too, where torchvision has no kernel for it."""
+    module = build_fusion("dcn", 8, CONFIG).eval()
+    torch.nn.init.normal_(module.offset.weight, std=0.1)
+    low, high = torch.randn(2, 8, 6, 7), torch.randn(2, 8, 3, 4)
+    expected = module(low, high)
+    half = (low.bfloat16(), high.bfloat16())
+    if autocast:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = module(*half)
+    else:
+        out = module.bfloat16()(*half)
+        assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), expected, atol=0.05, rtol=0.02)
+    out.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
+
+
 def test_dcn_starts_as_a_convolution_and_learns_its_offsets() -> None:
     module = build_fusion("dcn", 8, CONFIG)
     low, high = torch.randn(2, 8, 6, 7), torch.randn(2, 8, 3, 4)

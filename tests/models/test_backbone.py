@@ -53,20 +53,11 @@ def test_an_output_stride_of_16(name: str) -> None:
     assert [shape[2:] for shape in shapes] == [(16, 24), (8, 12), (4, 6), (4, 6)]
 
 
-@pytest.mark.parametrize(
-    ("name", "multiple"),
-    [
-        (ROUNDS_UP, 1),
-        (LITE0, 1),
-        (DROPS_THE_REST, 32),
-        ("vgg11", 32),
-        ("densenet121", 32),  # rounds up at the stem and down later
-        ("dla34", 32),  # cannot run other sizes at all
-    ],
-)
-def test_the_multiple_at_which_features_cover_the_image(name: str, multiple: int) -> None:
-    backbone, _ = on_meta(name, (64, 64))
-    assert backbone.multiple == multiple
+@pytest.mark.parametrize("name", [ROUNDS_UP, LITE0, DROPS_THE_REST, "vgg11", "densenet121", "dla34"])
+def test_the_features_cover_images_of_whole_strides(name: str) -> None:
+    backbone, shapes = on_meta(name, (96, 160))
+    assert backbone.multiple == 32
+    assert [shape[2:] for shape in shapes] == [(24, 40), (12, 20), (6, 10), (3, 5)]
 
 
 def test_the_same_weights_at_either_output_stride() -> None:

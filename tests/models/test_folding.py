@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -9,6 +11,7 @@ from torch import nn
 from ddsm_zoo import create_model
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.models.folding import fold_norms
+from ddsm_zoo.tensors import CheckpointError
 
 MODELS = ["uper_ddsm_tiny", "deeplabv3plus_ddsm_tiny", "uper_dcn_tiny", "uper_ddsm_lite0", "deeplabv3plus_r18"]
 
@@ -36,6 +39,29 @@ def test_logits_stay(name: str) -> None:
     assert not [module for module in fused.modules() if isinstance(module, nn.BatchNorm2d)]
     assert fused.auxiliary is None
     torch.testing.assert_close(fused(image), expected, atol=1e-4 * expected.abs().max().item(), rtol=0)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ["uper_ddsm_tiny", "uper_dcn_tiny"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_folded_models_run_in_half_precision(name: str, autocast: bool) -> None:
+    model = lived_in(name).fuse()
+    image = torch.randn(1, 3, 64, 64)
+    expected = model(image)
+    if autocast:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = model(image)
+    else:
+        logits = model.bfloat16()(image.bfloat16())
+    assert logits.dtype == torch.bfloat16
+    assert (logits - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_a_fused_model_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as error:
+        lived_in("uper_tiny").fuse().save_pretrained(tmp_path / "fused")
+    assert str(error.value) == "the model was fused for inference and cannot be saved; save it before fuse()"
+    assert not list(tmp_path.iterdir())
 
 
 def test_statistics_of_the_example_are_not_taken_in() -> None:

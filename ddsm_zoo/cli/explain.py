@@ -1,0 +1,78 @@
+"""``explain``: what DDSM does at a pixel, and where two models err."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddsm_zoo.cli.app import DeviceOption, JsonOption, ModelOption, app
+from ddsm_zoo.cli.predict import DEFAULT_MODEL
+from ddsm_zoo.console import check_folder, check_output, print_lines, report
+
+
+@app.command()
+def explain(
+    image: Annotated[Path, typer.Argument(help="An image.")],
+    at: Annotated[str | None, typer.Option(help="The pixel to explain, from the top left.", metavar="X,Y")] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(help="In place of --at: where two models err, side by side.", metavar="A B"),
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="For --compare: the labels, as class ids or colours.", metavar="FILE")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="The figure: .png, .pdf, .svg, .jpg or .webp.", metavar="FILE")
+    ] = Path("explanation.png"),
+    device: DeviceOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Draw what DDSM does at a pixel: what it samples, with which affinities, from which features (the paper's Fig. 4).
+
+    Or the predictions of two models and where each is wrong (Fig. 1). docs/explain.md reads both.
+
+    ddsm-zoo explain street.jpg --at 312,180 -o why.png
+
+    ddsm-zoo explain street.jpg --compare local-dir:runs/plain/best local-dir:runs/ddsm/best --mask street_mask.png
+    """
+    if (at is None) == (compare is None):
+        raise ValueError("expected one of --at X,Y and --compare A B")
+    if (compare is None) != (mask is None):
+        raise ValueError("--compare A B and --mask FILE belong together, got one of them")
+    pixel = None if at is None else parse_pixel(at)
+    check_output(json)
+    check_folder(out.parent)
+    from ddsm_zoo import explanation
+    from ddsm_zoo.predictor import Predictor
+
+    explanation.check_format(out)
+    if compare is not None and mask is not None:
+        if compare[0] == compare[1]:
+            raise ValueError(f"--compare got {compare[0]} twice, expected two models")
+        models = {name: Predictor(name, device) for name in compare}
+        target = explanation.read_target(mask, models[compare[0]].labels)
+        comparison = explanation.compare(models, image, target)
+        wrong = comparison.wrong()
+        explanation.save_figure(comparison.figure(), out)
+        report({"image": str(image), "mask": str(mask), "wrong": wrong}, json)
+        lines = [f"{name}: {share:.2%} of the labelled pixels wrong" for name, share in wrong.items()]
+    else:
+        assert pixel is not None
+        found = explanation.explain(Predictor(model, device), image, pixel)
+        explanation.save_figure(found.figure(), out)
+        report({"model": model, "image": str(image), **found.to_dict()}, json)
+        lines = [f"the pixel {pixel[0]},{pixel[1]} is {found.label}"]
+    if json != "-":
+        print_lines([*lines, str(out)])
+
+
+def parse_pixel(text: str) -> tuple[int, int]:
+    """``312,180`` as (x, y). Raises ValueError."""
+    match = re.fullmatch(r"(\d{1,9}),\s?(\d{1,9})", text, flags=re.ASCII)
+    if match is None:
+        raise ValueError(f"--at is {text!r}, expected the pixel's column and row such as 312,180")
+    return int(match[1]), int(match[2])

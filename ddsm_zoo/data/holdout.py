@@ -1,0 +1,63 @@
+"""The two sets of a training run: the splits train and val or, where there is no val, a part of train in its place."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+
+from ddsm_zoo.data.datasets import SegmentationDataset, Transform, open_dataset, open_layout
+from ddsm_zoo.data.layouts import LABELLED_SPLITS
+from ddsm_zoo.data.masks import DatasetError
+
+logger = logging.getLogger(__name__)
+
+
+def training_splits(spec: str) -> tuple[str, ...]:
+    """The splits of a data set that training reads: train and val, or train alone where there is no val."""
+    if spec.startswith("scenes:") or "val" in open_layout(spec).splits():
+        return LABELLED_SPLITS
+    return LABELLED_SPLITS[:1]
+
+
+def held_out(names: Sequence[str], share: float) -> list[int]:
+    """The indices of the names that are held out: ``share`` of them, at least one, and at least one stays.
+
+    A name is in or out by its hash, in the same way on every machine; when names are added, few others change sides.
+    """
+    count = min(max(1, round(share * len(names))), len(names) - 1)
+    hashes = [hashlib.sha256(name.encode("utf-8", "replace")).digest() for name in names]
+    ranked = sorted(range(len(names)), key=lambda index: hashes[index])
+    return sorted(ranked[:count])
+
+
+def open_training_sets(
+    spec: str, share: float, train_transform: Transform, val_transform: Transform, seed: int
+) -> tuple[SegmentationDataset, SegmentationDataset, list[int]]:
+    """The sets to train and to validate on, and which images of the split train are trained on, by index.
+
+    Raises DatasetError as `open_dataset` does, and where there is no split val and train has but one image.
+    """
+    train_set = open_dataset(spec, "train", train_transform, seed)
+    count = len(train_set)
+    if len(training_splits(spec)) == len(LABELLED_SPLITS):
+        return train_set, open_dataset(spec, "val", val_transform), list(range(count))
+    if count < 2:
+        raise DatasetError(f"{spec} has no split val and 1 image in train, expected at least 2 to hold one out")
+    names = [pair.name for pair in train_set.pairs]
+    out = held_out(names, share)
+    rest = sorted(set(range(count)) - set(out))
+    logger.warning(
+        "%s has no split val: %d of the %d images in train are held out to validate (%s%s); for a choice of your own, "
+        "with all frames of a video on one side, move images and masks to val",
+        spec,
+        len(out),
+        count,
+        ", ".join(names[index] for index in out[:3]),
+        ", ..." if len(out) > 3 else "",
+    )
+    parts = [
+        SegmentationDataset([train_set.pairs[index] for index in indices], train_set.labels, train_set.decode, *how)
+        for indices, how in ((rest, (train_transform, seed)), (out, (val_transform,)))
+    ]
+    return parts[0], parts[1], rest

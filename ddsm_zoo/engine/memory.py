@@ -1,0 +1,49 @@
+"""How much memory a network works in."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def working_memory(call: Callable[[], object]) -> int:
+    """The bytes of all tensors that ``call`` has made and not yet let go, at the worst moment."""
+    with _Living() as living:
+        call()
+    peak: int = living.peak
+    return peak
+
+
+class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
+    """Adds up the storages that operations make, until each is gone."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch
+        self.sizes: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {_place(tensor) for tensor in _tensors((args, kwargs))}
+        out = func(*args, **(kwargs or {}))
+        for tensor in _tensors(out):
+            place = _place(tensor)
+            if place not in given and place not in self.sizes:
+                storage = tensor.untyped_storage()
+                self.sizes[place] = storage.nbytes()
+                weakref.finalize(storage, self.sizes.pop, place, None)
+        self.peak = max(self.peak, sum(self.sizes.values()))
+        return out
+
+
+def _tensors(tree: object) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def _place(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)

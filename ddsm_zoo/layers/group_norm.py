@@ -1,0 +1,35 @@
+"""Group normalisation in the place of batch normalisation: it does not depend on the batch."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+# As many groups as Wu and He (ECCV 2018) use, as long as each has so many channels: fewer have no statistics to speak
+# of where the map is a single cell, as in the pooled branches.
+_GROUPS = (32, 16, 8, 4, 2, 1)
+_CHANNELS = 8
+
+
+class GroupNorm2d(nn.GroupNorm):
+    """A batch normalisation's weight and bias under group normalisation, and what timm puts behind its own."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        channels = norm.num_features
+        groups = next(n for n in _GROUPS if n == 1 or (channels % n == 0 and channels // n >= _CHANNELS))
+        super().__init__(groups, channels, eps=norm.eps, affine=norm.affine)
+        self._parameters.update(norm._parameters)
+        self.drop = getattr(norm, "drop", nn.Identity())
+        self.act = getattr(norm, "act", nn.Identity())
+
+    def forward(self, features: Tensor) -> Tensor:
+        activated: Tensor = self.act(self.drop(super().forward(features)))
+        return activated
+
+
+def use_group_norm(model: nn.Module) -> None:
+    """Replace every batch normalisation below ``model`` by group normalisation with the same weight and bias."""
+    for name, child in list(model.named_children()):
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(model, name, GroupNorm2d(child))
+        else:
+            use_group_norm(child)

@@ -1,0 +1,137 @@
+"""A network on one tile of a picture, as if it saw the whole picture.
+
+A convolution looks at a neighbourhood, as bilinear resizing does, and the margin of a tile gives it that. What is left
+needs the whole: averages over it, and maps that stretch over it. Layers do both through `common`, and `common` asks
+here for the tile that is being worked on.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Span:
+    """What a tile covers of one axis of a map: ``length`` cells from ``start`` on, of ``whole``.
+
+    ``first`` to ``last``, exclusive, are those that no other tile stands for. In pixels all are multiples of the
+    strides.
+    """
+
+    start: int
+    length: int
+    whole: int
+    first: int
+    last: int
+
+    def at(self, cells: int) -> Span:
+        """The same part of a feature map on which the tile has ``cells`` cells."""
+        stride = self.length // cells
+        return Span(*(pixels // stride for pixels in (self.start, self.length, self.whole, self.first, self.last)))
+
+
+@dataclass
+class Averages:
+    """Averages over the whole picture, in the order in which the network asks for them.
+
+    ``known`` are those that a tile gets; where there are none yet it gets its own. ``found`` are what the tiles so far
+    add up to. Once their number ``expected`` is known, a tile that has added to all of them ends with `Gathered`.
+    """
+
+    known: list[Tensor] = field(default_factory=list)
+    found: list[Tensor] = field(default_factory=list)
+    expected: int | None = None
+
+    def renew(self) -> None:
+        """Make what was found known."""
+        self.known, self.found = self.found, []
+
+
+class Gathered(Exception):
+    """A tile has given its share to every average, the rest of the network need not run."""
+
+
+@dataclass
+class Tile:
+    """The part of the picture at hand, in pixels, and the averages over the whole."""
+
+    rows: Span
+    columns: Span
+    averages: Averages
+    gather: bool
+    calls: int = 0
+
+    def average(self, features: Tensor, cells: int) -> Tensor | None:
+        """The average over the whole in each of cells x cells parts (N, C, cells, cells), None while it is unknown."""
+        call, averages = self.calls, self.averages
+        self.calls += 1
+        if self.gather:
+            share = self._share(features, cells)
+            if call == len(averages.found):
+                averages.found.append(share)
+            else:
+                averages.found[call] += share
+            if self.calls == averages.expected:
+                raise Gathered
+        return averages.known[call].to(features.dtype) if averages.known else None
+
+    def _share(self, features: Tensor, cells: int) -> Tensor:
+        """What the tile adds to the averages: the cells of the map that it alone stands for, over the number of all."""
+        rows, columns = self.rows.at(features.shape[-2]), self.columns.at(features.shape[-1])
+        kind = features.device.type
+        full = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+        with full:  # rounded weights would not add up to one
+            features = features.float()
+            return _averaging(rows, cells, features) @ features @ _averaging(columns, cells, features).T
+
+    def stretch(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        """This tile's part (N, C, H, W) of a map that stretches over the whole picture (N, C, h, w)."""
+        return _stretch(_stretch(features, -2, self.rows.at(size[0])), -1, self.columns.at(size[1]))
+
+
+_here = threading.local()
+
+
+def current() -> Tile | None:
+    """The tile that this thread works on, None for a whole image; what is traced is always for whole images."""
+    if torch.compiler.is_compiling():
+        return None
+    tile: Tile | None = getattr(_here, "tile", None)
+    return tile
+
+
+@contextmanager
+def working_on(tile: Tile) -> Iterator[None]:
+    _here.tile = tile
+    try:
+        yield
+    finally:
+        _here.tile = None
+
+
+def _averaging(span: Span, cells: int, like: Tensor) -> Tensor:
+    """(cells, length): the weights of the tile's rows in each adaptive average over the whole."""
+    position = span.start + torch.arange(span.length, device=like.device)
+    cell = torch.arange(cells, device=like.device)[:, None]
+    begin, end = cell * span.whole // cells, -(-(cell + 1) * span.whole // cells)
+    own = (position >= span.first) & (position < span.last)
+    return (own & (position >= begin) & (position < end)).to(like.dtype) / (end - begin)
+
+
+def _stretch(features: Tensor, dim: int, span: Span) -> Tensor:
+    """Linear interpolation of a map of the whole along ``dim`` (``align_corners=False``), the span of it."""
+    cells = features.shape[dim]
+    # in float64, which not every device has: a tile must fall on the whole's grid to a small part of a pixel
+    place = torch.arange(span.length, dtype=torch.float64) + span.start
+    place = ((place + 0.5) * (cells / span.whole) - 0.5).clamp(0, cells - 1)
+    before = place.long()
+    share = (place - before).to(features.device, features.dtype)
+    after = (before + 1).clamp(max=cells - 1)
+    near, far = (features.index_select(dim, index.to(features.device)) for index in (before, after))
+    return near.lerp(far, share[:, None] if dim == -2 else share)

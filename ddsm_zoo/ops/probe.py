@@ -1,0 +1,41 @@
+"""Sampled attention seen from one position: what it reads there, where, and how much of it it takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ddsm_zoo.ops.grid import bilinear_corners, sampling_positions
+from ddsm_zoo.ops.rows import to_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """The K taps of one position: ``places`` (K, 2) as row and column in pixels of the map, ``modulations`` and
+    ``affinities`` (K,); affinities add up to one.
+
+    A place that lies far outside the map, where there is nothing to read, is given as two pixels outside.
+    """
+
+    places: Tensor
+    modulations: Tensor
+    affinities: Tensor
+
+
+def probe(
+    query: Tensor, key: Tensor, offset: Tensor, modulation: Tensor, position: tuple[int, int], *, kernel_size: int
+) -> Probe:
+    """The taps of the ``position`` (row, column) of the first image, for tensors as `sampled_attention` takes them.
+
+    sum_n affinities[n] * modulations[n] * value(places[n]) is what `sampled_attention` gives there.
+    """
+    row, column = position
+    full = torch.promote_types(offset.dtype, torch.float32)
+    y, x = (place[0, :, row, column] for place in sampling_positions(offset.to(full), kernel_size))  # (K,)
+    corners, weights, _, _ = bilinear_corners(y, x, (key.shape[-2], key.shape[-1]))  # (4, K)
+    strength = modulation[0, :, row, column].to(full)
+    keys = (to_rows(key[:1])[corners].to(full) * weights[..., None]).sum(dim=0)  # (K, C)
+    logits = keys @ query[0, :, row, column].to(full) * strength
+    return Probe(places=torch.stack((y, x), dim=1), modulations=strength, affinities=logits.softmax(dim=0))

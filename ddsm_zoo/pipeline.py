@@ -1,0 +1,52 @@
+"""Work on one item while others are read and written."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int) -> Iterator[Result]:
+    """``map(function, items)`` in its order, by threads that are at most ``ahead`` items further than what was taken.
+
+    ``items`` is read by the caller's thread. Nested, the inner call reads ahead and the outer one writes behind:
+    ``map_ahead(write, (work(image) for image in map_ahead(read, paths, 2, 4)), 2, 4)``. With ``ahead`` 0 it is `map`.
+    """
+    if not ahead:
+        yield from map(function, items)
+        return
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # the caller may have had enough
+            for future in waiting:
+                future.cancel()
+
+
+def passing_errors(function: Callable[[Any, Any], Any]) -> Callable[[tuple[Any, Any]], tuple[Any, Any]]:
+    """``function(item, value)`` as a stage from (item, value) to (item, new value), for `map_ahead`.
+
+    A ValueError or OSError takes the place of the value, and later stages leave it there: one bad item stops no others.
+    """
+
+    def stage(pair: tuple[Any, Any]) -> tuple[Any, Any]:
+        item, value = pair
+        if isinstance(value, Exception):
+            return pair
+        try:
+            return item, function(item, value)
+        except (ValueError, OSError) as error:
+            return item, error
+
+    return stage
