@@ -75,8 +75,13 @@ def _fastest(value: Tensor) -> str:
     fast = value.dtype in _FAST_DTYPES
     if fast and value.device.type == "cuda" and _has_triton():
         return "triton"
-    eager = not (torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export() or torch.jit.is_tracing())
+    eager = not (torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export() or _traced())
     return "cpu" if fast and eager and value.device.type == "cpu" else "reference"
+
+
+def _traced() -> bool:
+    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # torch gives it no type
+    return traced
 
 
 def _transformed() -> bool:

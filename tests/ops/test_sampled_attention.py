@@ -210,7 +210,7 @@ class Attention(torch.nn.Module):
         return sampled_attention(*tensors, kernel_size=3)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning")
 def test_auto_is_traced_to_what_can_be_saved() -> None:
     tensors = tuple(random_case(dtype=torch.float32))
     saved = io.BytesIO()
