@@ -69,7 +69,9 @@ def run(data: str, recipe: Recipe, folder: Path) -> None:
     out = folder / name
     print(name, flush=True)
     with training_bar() as show:
-        run_recipe(recipe, data, out, resume=True, source=RECIPE.name, progress=show)
+        summary = run_recipe(recipe, data, out, resume=True, source=RECIPE.name, progress=show)
+    if summary["interrupted"]:
+        raise SystemExit(f"{name} was interrupted and its state saved: the same command goes on with it")
     with progress_bar() as bar:
         task = bar.add_task("scoring", total=None)
         figures = evaluate(
