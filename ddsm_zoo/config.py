@@ -102,12 +102,14 @@ class Preprocess:
     """How an image becomes the network's input: scale to 0..1, subtract ``mean``, divide by ``std``.
 
     ``size`` (H, W) is the resolution the weights were trained and measured at, None where there is none; images
-    are not resized to it unless asked.
+    are not resized to it unless asked. Images of fewer pixels than ``min_size`` (H, W) has are enlarged to as many, in
+    their own shape: models whose weights say so see small things better.
     """
 
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     size: tuple[int, int] | None = None
+    min_size: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if not self.mean or len(self.mean) != len(self.std):
@@ -116,8 +118,16 @@ class Preprocess:
             )
         if min(self.std) <= 0:
             raise ConfigError(f"std is {self.std}, expected numbers above 0")
-        if self.size is not None and min(self.size) < 1:
-            raise ConfigError(f"size is {self.size}, expected a height and a width of at least 1")
+        for name in ("size", "min_size"):
+            size = getattr(self, name)
+            if size is not None and min(size) < 1:
+                raise ConfigError(f"{name} is {size}, expected a height and a width of at least 1")
+
+    def enlargement(self, height: int, width: int) -> float:
+        """The factor, from 1 on, by which an image of this size is enlarged."""
+        if self.min_size is None:
+            return 1.0
+        return max(1.0, math.sqrt(math.prod(self.min_size) / (height * width)))
 
 
 @dataclass(frozen=True, kw_only=True)

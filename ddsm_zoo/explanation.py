@@ -40,13 +40,14 @@ Floats = npt.NDArray[np.float32]
 class Level:
     """One module, which forms x~ of ``stage``, as the pixel that is explained sees it.
 
-    The pixel lies in the cell around ``centre``; its K taps read at ``positions`` (K, 2), with ``modulations`` (K,),
-    and weigh what they read by ``affinities`` (K,), which add up to one. Places are (x, y) in pixels of the image,
-    whose centres are whole numbers. Features are (C, h, w): ``high`` and ``low``, what goes in; ``spatial``, S; and
-    ``both``, S + K, None for a module without K.
+    The pixel lies in the cell of ``pitch`` pixels a side around ``centre``; its K taps read at ``positions`` (K, 2),
+    with ``modulations`` (K,), and weigh what they read by ``affinities`` (K,), which add up to one. Places are (x, y)
+    in pixels of the image, whose centres are whole numbers. Features are (C, h, w): ``high`` and ``low``, what goes in;
+    ``spatial``, S; and ``both``, S + K, None for a module without K.
     """
 
     stage: int
+    pitch: float
     centre: tuple[float, float]
     positions: Floats
     affinities: Floats
@@ -61,12 +62,12 @@ class Level:
 class Explanation:
     """What DDSM does at the pixel ``at`` (x, y) of an image: ``levels``, its modules from coarse to fine.
 
-    ``size`` (H, W) is that of the image as the model takes it, over which the features stretch.
+    ``size`` (H, W) is that of the image as the model extends it, over which the features stretch.
     """
 
     result: Segmentation
     at: tuple[int, int]
-    size: tuple[int, int]
+    size: tuple[float, float]
     levels: tuple[Level, ...]
 
     @property
@@ -133,8 +134,7 @@ def explain(model: str | Segmenter | Predictor, image: Picture, at: tuple[int, i
         raise ValueError(
             f"{name} has the fusion {fusion!r}, which samples no pixels; expected a model with ddsm or ddsm_s"
         )
-    picture = _opened(predictor, image)
-    x, y = at
+    (x, y), picture = at, _opened(predictor, image)
     if not (0 <= x < picture.width and 0 <= y < picture.height):
         raise ValueError(
             f"the pixel {x},{y} lies outside the image, expected 0,0 to {picture.width - 1},{picture.height - 1}"
@@ -143,9 +143,11 @@ def explain(model: str | Segmenter | Predictor, image: Picture, at: tuple[int, i
         result = predictor(picture)
     if len(records) != len(modules):
         raise ValueError("an image that is cut into tiles cannot be explained; take a part of it, or no tiles")
-    multiple = network.backbone.multiple
-    size = -(-picture.height // multiple) * multiple, -(-picture.width // multiple) * multiple
-    levels = tuple(_level(record, size, (y, x)) for record in records)
+    factor = predictor.preprocess.enlargement(picture.height, picture.width)
+    height, width = (round(side * factor) for side in (picture.height, picture.width))
+    rows, columns = (-(-side // network.backbone.multiple) * network.backbone.multiple for side in (height, width))
+    size = picture.height * rows / height, picture.width * columns / width
+    levels = tuple(_level(record, size, rows, (y, x)) for record in records)
     return Explanation(result=result, at=at, size=size, levels=levels)
 
 
@@ -156,10 +158,9 @@ def compare(models: Mapping[str, str | Segmenter | Predictor], image: Picture, t
     """
     predictors = {name: model if isinstance(model, Predictor) else Predictor(model) for name, model in models.items()}
     first = next(iter(predictors.values()))
-    labels = first.labels
     if len({predictor.labels.names for predictor in predictors.values()}) > 1:
         raise ValueError(f"{' and '.join(models)} have different classes, expected the same")
-    picture = _opened(first, image)
+    labels, picture = first.labels, _opened(first, image)
     results: dict[str, Segmentation] = {}
     for name, predictor in predictors.items():
         results[name] = predictor(picture)
@@ -250,8 +251,8 @@ def _watch(module: DDSM, records: list[_Record]) -> list[RemovableHandle]:
 
 
 @torch.inference_mode()
-def _level(record: _Record, size: tuple[int, int], pixel: tuple[int, int]) -> Level:
-    """``pixel`` is (row, column) of an image that has ``size`` (H, W) for the model."""
+def _level(record: _Record, size: tuple[float, float], rows: int, pixel: tuple[int, int]) -> Level:
+    """``pixel`` is (row, column) of an image that has ``size`` (H, W) as the model extends it, ``rows`` of its own."""
     # which are bfloat16 where the model computes in it
     low, high = (features.to(record.module.out.weight.dtype) for features in record.inputs)
     # of a cell, in pixels; as bilinear resizing with align_corners=False has it, cell i covers i to i + 1 of them
@@ -263,9 +264,9 @@ def _level(record: _Record, size: tuple[int, int], pixel: tuple[int, int]) -> Le
     taps = probe(query, key, offset, modulation, (row, column), kernel_size=record.module.sampler.kernel_size)
     places = (torch.cat((cell[None], taps.places.cpu())) + 0.5) * pitch - 0.5  # the centre, then the taps
     centre, *_ = places.flip(1).tolist()
-    channel = record.channel
     return Level(
-        stage=round(math.log2(pitch[0].item())),
+        stage=round(math.log2(rows / low.shape[-2])),
+        pitch=pitch[0].item(),
         centre=(centre[0], centre[1]),
         positions=_array(places[1:].flip(1)),
         affinities=_array(taps.affinities),
@@ -273,7 +274,7 @@ def _level(record: _Record, size: tuple[int, int], pixel: tuple[int, int]) -> Le
         high=_array(high[0]),
         low=_array(low[0]),
         spatial=_array(record.spatial[0]),
-        both=None if channel is None else _array((record.spatial + channel)[0]),
+        both=None if record.channel is None else _array((record.spatial + record.channel)[0]),
     )
 
 
@@ -327,7 +328,7 @@ def _draw_levels(explanation: Explanation) -> Figure:
 def _window(level: Level, image: Image.Image) -> tuple[float, float, float, float]:
     """Left, top, width and height of what to show of the image: all taps, in the proportions of the image."""
     away = np.abs(level.positions - np.asarray(level.centre)).max(0)
-    reach = max(*(1.2 * away / (image.width, image.height)), 3 * 2**level.stage / min(image.size))
+    reach = max(*(1.2 * away / (image.width, image.height)), 3 * level.pitch / min(image.size))
     half_width, half_height = reach * image.width, reach * image.height
     x, y = level.centre
     return x - half_width, y - half_height, 2 * half_width, 2 * half_height
@@ -347,7 +348,7 @@ def _draw_taps(panel: Axes, image: Image.Image, level: Level, window: tuple[floa
 
     panel.imshow(image, alpha=0.7)
     x, y = level.centre
-    pitch = 2**level.stage
+    pitch = level.pitch
     panel.add_patch(Rectangle((x - pitch / 2, y - pitch / 2), pitch, pitch, fill=False, edgecolor="blue"))
     panel.plot(x, y, marker="+", color="blue", markersize=12, markeredgewidth=2)
     across, down = level.positions.T

@@ -14,7 +14,7 @@ from ddsm_zoo.config import ConfigError, ModelConfig, Preprocess, WeightsSpec, f
 from ddsm_zoo.files import to_json
 
 MAX_CONFIG_BYTES = 16 * 2**20
-_PREPROCESS_KEYS = ("mean", "std", "size")
+_PREPROCESS_KEYS = ("mean", "std", "size", "min_size")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from ddsm_zoo.data.datasets import SegmentationDataset
+from ddsm_zoo.engine.inference import resize
 from ddsm_zoo.files import OutputError, atomic_path
 from ddsm_zoo.visualize import WHITE, colourise
 
@@ -110,7 +111,8 @@ def sample_sheet(model: nn.Module, val_set: SegmentationDataset, caption: str) -
         image, mask = val_set.load(index)
         given = image if val_set.transform is None else val_set.transform(image, mask)[0]
         device = next(model.parameters()).device
-        prediction = model(given[None].to(device)).argmax(1)[0].cpu()
+        logits = model(given[None].to(device))
+        prediction = resize(logits, (mask.shape[0], mask.shape[1])).argmax(1)[0].cpu()
         panels = [Image.fromarray(image.permute(1, 2, 0).numpy())]
         panels += [colourise(ids.numpy(), val_set.labels) for ids in (mask, prediction)]
         rows.append([_fitted(panel, smooth=place == 0) for place, panel in enumerate(panels)])

@@ -19,7 +19,7 @@ from torch import Tensor
 from ddsm_zoo.config import from_dict
 from ddsm_zoo.data.images import read_image, to_rgb
 from ddsm_zoo.data.transforms import ImageTransform
-from ddsm_zoo.engine.inference import Precision, whole
+from ddsm_zoo.engine.inference import Precision, resize, whole
 from ddsm_zoo.engine.memory import working_memory
 from ddsm_zoo.engine.tiling import MIN_SIDE, Progress, Tiling, largest_side, predict_bands
 from ddsm_zoo.factory import create_trained, resolve_data_config
@@ -83,7 +83,8 @@ class Predictor:
     An image goes through the model as a whole, unless ``tile`` cuts larger ones into tiles of that many pixels a side,
     each of which is labelled as if the model saw all of it; "auto" takes the largest with which everything stays within
     ``memory`` bytes, half of them for the model's work and half for the picture. Then files may hold as many pixels as
-    fit there, otherwise as many as Pillow decodes unasked.
+    fit there, otherwise as many as Pillow decodes unasked. An image below the ``min_size`` of the weights is enlarged
+    to it, and is never cut; its mask has the size of the image all the same.
 
     Raises what `create_model` raises, and ValueError for a model that takes other than 3 channels or has more than 256
     classes, for tiles that are too small and for another precision.
@@ -104,7 +105,8 @@ class Predictor:
         self.labels = model_labels(self.model)
         if len(self.labels) > 256:
             raise ValueError(f"the model has {len(self.labels)} classes, a mask of 8 bits holds at most 256")
-        self.transform = ImageTransform(resolve_data_config(self.model))
+        self.preprocess = resolve_data_config(self.model)
+        self.transform = ImageTransform(self.preprocess)
         self.predict = whole(self.model, precision)
         self.tile = tile
         self.memory = memory
@@ -136,8 +138,8 @@ class Predictor:
         """The scores (1, K, h, W) of one band of rows after the other."""
         height, width, *_ = (image.height, image.width) if isinstance(image, Image.Image) else (*image.shape, 0)
         side = self._side((height, width))
-        if side is None or max(height, width) <= side:
-            return [self.predict(self.transform(image)[None])]
+        if side is None or max(height, width) <= side or self.preprocess.enlargement(height, width) > 1:
+            return [resize(self.predict(self.transform(image)[None]), (height, width))]
 
         def read(rows: slice, columns: slice) -> Tensor:
             if not isinstance(image, Image.Image):

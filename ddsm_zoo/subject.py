@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddsm_zoo.config import Preprocess
+from ddsm_zoo.config import Preprocess, to_dict
 from ddsm_zoo.engine.inference import Predict, resize, whole
 from ddsm_zoo.factory import resolve_data_config
 from ddsm_zoo.fitting import AUXILIARY
@@ -32,8 +32,8 @@ class Subject:
 
     def record(self) -> dict[str, Any]:
         """What a result says of it."""
-        normalised = {"mean": self.preprocess.mean, "std": self.preprocess.std}
-        return {"model": self.name, "weights": {"uri": self.uri, "sha256": self.sha256}, "preprocess": normalised}
+        done = {key: value for key, value in to_dict(self.preprocess).items() if key != "size"}  # which changes nothing
+        return {"model": self.name, "weights": {"uri": self.uri, "sha256": self.sha256}, "preprocess": done}
 
 
 def open_subject(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ddsm_zoo import hub
-from ddsm_zoo.config import ConfigError, DDSMConfig, ModelConfig, WeightsSpec
+from ddsm_zoo.config import ConfigError, DDSMConfig, ModelConfig, Preprocess, WeightsSpec
 from ddsm_zoo.data.check import Report, require_sound
 from ddsm_zoo.data.datasets import SegmentationDataset, open_dataset
 from ddsm_zoo.data.holdout import open_training_sets, training_splits
@@ -64,7 +64,7 @@ def run_recipe(
     _check_frozen(recipe, pretrained)
     model = _create_trainee(recipe, labels, pretrained, resumed)
     report = _check(recipe, data, progress)
-    preprocess = resolve_data_config(model)
+    preprocess = dataclasses.replace(resolve_data_config(model), size=None, min_size=recipe.min_size)
     transform = TrainTransform(
         preprocess, recipe.crop_size, labels.ignore_index, recipe.scale, recipe.flip, recipe.jitter
     )
@@ -101,7 +101,7 @@ def run_recipe(
     finally:
         monitor.close()
         if begun and best.exists():
-            _publish(model, best, labels, data, source, summary)
+            _publish(model, best, labels, preprocess, data, source, summary)
     return summary
 
 
@@ -200,7 +200,13 @@ def _check_overrides(overrides: Mapping[str, Any]) -> None:
 
 
 def _publish(
-    model: Segmenter, weights: Path, labels: LabelSpace, data: str, source: str | None, summary: dict[str, Any]
+    model: Segmenter,
+    weights: Path,
+    labels: LabelSpace,
+    preprocess: Preprocess,
+    data: str,
+    source: str | None,
+    summary: dict[str, Any],
 ) -> None:
     """Make the folder of the best weights a saved model that knows its labels, input and score."""
     kind, _, root = data.partition(":")
@@ -209,7 +215,7 @@ def _publish(
         uri=f"file:{weights.name}",
         dataset=Path(root).resolve().name if kind == "folder" else kind,
         labels=labels,
-        preprocess=dataclasses.replace(resolve_data_config(model), size=None),
+        preprocess=preprocess,
         license="unknown",  # it follows the data's, which only the user knows
         recipe=source,
         metrics={"miou (val)": 100 * summary["best_miou"]} if summary else {},

@@ -94,6 +94,21 @@ def test_a_settled_sampler_reads_the_cells_around_the_pixel(at: tuple[int, int],
         assert level.modulations == pytest.approx(0.5)
 
 
+def test_cells_of_an_enlarged_image_are_smaller(scene: Image.Image) -> None:
+    """The model sees 144 x 192 pixels, extended to 160 x 192, where the image has 96 x 128."""
+    model = ddsm_zoo.create_model("uper_ddsm_tiny")
+    model.pretrained_cfg["min_size"] = [144, 192]
+    explanation = explain(model, scene, (64, 32))
+    assert explanation.size == pytest.approx((160 / 1.5, 128))
+    for level in explanation.levels:
+        assert level.low.shape[1:] == (160 // 2**level.stage, 192 // 2**level.stage)
+        pitch = 2**level.stage / 1.5
+        assert level.pitch == pytest.approx(pitch)
+        x, y = (((place + 0.5) // pitch + 0.5) * pitch - 0.5 for place in (64, 32))
+        assert level.centre == pytest.approx((x, y))
+        assert level.positions[0] == pytest.approx((x - pitch, y - pitch))
+
+
 def test_the_model_is_left_as_it_was(scene: Image.Image) -> None:
     predictor = Predictor(unsettled("uper_ddsm_tiny"))
     explain(predictor, scene, AT)

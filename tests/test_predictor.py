@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 import ddsm_zoo
 from ddsm_zoo import Predictor
@@ -55,6 +56,23 @@ def test_mask_is_the_argmax_of_the_model_on_the_normalised_image(model: Segmente
         expected = model.eval()(x).argmax(1)[0]
     mask = torch.from_numpy(Predictor(model)(scene).mask)
     assert (mask == expected).float().mean() > 0.999  # rounding may decide a tie
+
+
+@pytest.mark.parametrize("tile", [None, MIN_SIDE])
+def test_an_image_below_the_least_size_is_enlarged_for_the_model_alone(scene: Image.Image, tile: int | None) -> None:
+    torch.manual_seed(0)
+    model = ddsm_zoo.create_model("uper_ddsm_tiny", num_classes=len(CAMVID))
+    torch.nn.init.normal_(model.classifier.weight, std=1.0)
+    model.pretrained_cfg["min_size"] = [360, 480]
+    x = torch.from_numpy(np.array(scene)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    with torch.no_grad():
+        logits = model.eval()(F.interpolate(x, (360, 480), mode="bilinear"))
+        expected = F.interpolate(logits, (90, 120), mode="bilinear").argmax(1)[0].numpy()
+        unchanged = model(x).argmax(1)[0].numpy()
+    result = Predictor(model, tile=tile)(scene)
+    assert result.image.size == (120, 90)
+    assert (result.mask == expected).mean() > 0.99  # pixels of the enlarged image are rounded to 8 bits
+    assert (unchanged == expected).mean() < 0.95
 
 
 def test_the_model_is_left_in_evaluation_mode(model: Segmenter, scene: Image.Image) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections import OrderedDict
 from pathlib import Path
@@ -57,6 +58,23 @@ def iou_by_hand(network: Quarter, preprocess: Preprocess) -> list[float]:
     return iou
 
 
+def test_images_are_enlarged_as_the_preprocessing_says(network: Quarter) -> None:
+    """A network of 1 x 1 kernels after its stride of 4 sees twice the image at half that stride."""
+    preprocess = dataclasses.replace(PLAIN, min_size=(720, 960))
+    result = evaluate(lambda image: network.eval()(image)["out"], "scenes:1", preprocess=preprocess)
+    pixels, mask = render_scene(FIRST)
+    image = F.interpolate(torch.from_numpy(pixels).permute(2, 0, 1)[None].float(), (720, 960), mode="bilinear")
+    with torch.inference_mode():
+        scores = network((image.round() / 255 - 0.5) / 0.25)["out"]
+    ids = F.interpolate(F.interpolate(scores, (720, 960), mode="bilinear"), mask.shape, mode="bilinear").argmax(1)[0]
+    confusion = ConfusionMatrix(len(CAMVID))
+    confusion.update(ids, torch.from_numpy(mask))
+    assert mask.shape == (360, 480)
+    assert result["miou"] == pytest.approx(confusion.compute()["miou"], abs=1e-3)
+    assert result["preprocess"]["min_size"] == (720, 960)
+    assert result["resolutions"] == [[360, 480]]
+
+
 @pytest.mark.parametrize("preprocess", [None, PLAIN])
 def test_a_function_around_a_network_scores_as_by_hand(network: Quarter, preprocess: Preprocess | None) -> None:
     network.eval()
@@ -65,7 +83,7 @@ def test_a_function_around_a_network_scores_as_by_hand(network: Quarter, preproc
         list(result["iou"].values()), iou_by_hand(network, preprocess or Preprocess()), rtol=1e-3
     )
     used = preprocess or Preprocess()
-    assert result["preprocess"] == {"mean": used.mean, "std": used.std}
+    assert result["preprocess"] == {"mean": used.mean, "std": used.std, "min_size": None}
     assert result["weights"] == {"uri": None, "sha256": None}
 
 

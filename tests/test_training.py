@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import ddsm_zoo
-from ddsm_zoo.config import ConfigError
+from ddsm_zoo.config import ConfigError, Preprocess
 from ddsm_zoo.data.check import check_data
 from ddsm_zoo.data.images import ImageError
 from ddsm_zoo.data.masks import DatasetError
@@ -34,6 +34,21 @@ def test_a_tiny_model_learns_rendered_scenes(tmp_path: Path) -> None:
     scores = ddsm_zoo.evaluate(model, "scenes:16")
     assert scores["miou"] == pytest.approx(summary["best_miou"], abs=1e-3)
     assert min(scores["iou"]["Road"], scores["iou"]["Sky"]) > 0.5
+
+
+def test_the_least_size_of_images_belongs_to_the_weights(tmp_path: Path) -> None:
+    recipe = Recipe(
+        model="uper_ddsm_tiny", epochs=1, batch_size=2, crop_size=(32, 32), scale=(0.2, 0.2), workers=0,
+        optimizer="adamw", lr=1e-3, min_size=(400, 533),
+    )  # fmt: skip
+    summary = run_recipe(recipe, "scenes:4", tmp_path, pretrained=False)
+    model = ddsm_zoo.create_model(f"local-dir:{tmp_path / 'best'}", pretrained=True)
+    assert ddsm_zoo.resolve_data_config(model).min_size == (400, 533)
+    scores = ddsm_zoo.evaluate(model, "scenes:4")
+    assert scores["preprocess"]["min_size"] == (400, 533)
+    assert scores["miou"] == pytest.approx(summary["miou"], abs=1e-4)
+    unchanged = ddsm_zoo.evaluate(model, "scenes:4", preprocess=Preprocess())
+    assert scores["confusion"] != unchanged["confusion"]
 
 
 def test_an_override_that_no_model_has_is_refused(tmp_path: Path) -> None:

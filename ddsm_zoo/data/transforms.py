@@ -19,9 +19,10 @@ from ddsm_zoo.config import Preprocess
 class TrainTransform:
     """The paper's augmentation: horizontal flip, resize by a random factor in ``scale``, crop to ``crop_size`` (H, W).
 
-    What the crop shows beyond the image is the mean colour, and ``ignore_index`` in the mask. ``flip`` is a
-    probability. ``jitter`` in 0..1 is the strength of a change of brightness, contrast and saturation, and a quarter
-    of it the turn of the hue: more would give sky and trees each other's colours. Draws from torch's global generator.
+    ``scale`` counts from the image as evaluation enlarges it, by ``preprocess.min_size``. What the crop shows beyond
+    the image is the mean colour, and ``ignore_index`` in the mask. ``flip`` is a probability. ``jitter`` in 0..1 is
+    the strength of a change of brightness, contrast and saturation, and a quarter of it the turn of the hue: more would
+    give sky and trees each other's colours. Draws from torch's global generator.
 
     Called with a uint8 image (3, H, W) and an int64 mask (H, W), returns the normalised float image and the int64
     mask, both of ``crop_size``. Raises ValueError for parameters out of range.
@@ -44,7 +45,7 @@ class TrainTransform:
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name} is {value}, expected 0 to 1")
         fill = {tv_tensors.Image: [round(255 * m) for m in preprocess.mean], tv_tensors.Mask: ignore_index}
-        steps: list[v2.Transform] = [v2.RandomHorizontalFlip(flip), RandomResizedWindow(crop_size, scale)]
+        steps: list[v2.Transform] = [v2.RandomHorizontalFlip(flip), RandomResizedWindow(crop_size, scale, preprocess)]
         if jitter > 0.0:  # before the padding, whose colour must stay the mean
             steps.append(v2.ColorJitter(jitter, jitter, jitter, jitter / 4))
         steps.append(v2.RandomCrop(crop_size, pad_if_needed=True, fill=fill))
@@ -56,24 +57,28 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """Normalises the image, leaves size and mask alone: (uint8 (3, H, W), int64 (H, W)) -> (float, int64)."""
+    """Enlarges the image if ``preprocess.min_size`` asks for that, and normalises it; the mask stays as it is.
+
+    (uint8 (3, H, W), int64 (H, W)) -> (float (3, H', W'), int64 (H, W)).
+    """
 
     def __init__(self, preprocess: Preprocess) -> None:
-        self.steps = _normalise(preprocess)
+        self.steps = v2.Compose([Enlarge(preprocess), _normalise(preprocess)])
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return _apply_jointly(self.steps, image, mask)
 
 
 class ImageTransform:
-    """A PIL image or a uint8 array (H, W, C), C channels as ``preprocess.mean`` has, to a normalised (C, H, W) float.
+    """A PIL image or a uint8 array (H, W, C), C channels as ``preprocess.mean`` has, to a normalised (C, H', W') float.
 
-    Grey arrays (H, W) are repeated to three channels. Raises ValueError for another shape or dtype.
+    H' and W' are H and W, or larger where ``preprocess.min_size`` says so. Grey arrays (H, W) are repeated to three
+    channels. Raises ValueError for another shape or dtype.
     """
 
     def __init__(self, preprocess: Preprocess) -> None:
         self.channels = len(preprocess.mean)
-        self.normalise = _normalise(preprocess)
+        self.steps = v2.Compose([Enlarge(preprocess), _normalise(preprocess)])
 
     def __call__(self, image: Image.Image | npt.NDArray[np.uint8]) -> Tensor:
         pixels = np.array(image.convert("RGB")) if isinstance(image, Image.Image) else image
@@ -85,7 +90,7 @@ class ImageTransform:
                 f"expected (H, W, {self.channels}) of uint8"
             )
         tensor = torch.tensor(pixels).permute(2, 0, 1)  # (C, H, W); a copy, since the array may be read-only
-        result: Tensor = self.normalise(tv_tensors.Image(tensor))
+        result: Tensor = self.steps(tv_tensors.Image(tensor))
         return result.as_subclass(Tensor).contiguous()
 
 
@@ -112,22 +117,43 @@ def create_transform(
     return TrainTransform(preprocess, crop_size, ignore_index, scale, flip, jitter)
 
 
+class Enlarge(v2.Transform):  # type: ignore[misc]  # torchvision ships no types
+    """Images, but not masks, as large as ``preprocess.min_size`` wants them."""
+
+    def __init__(self, preprocess: Preprocess) -> None:
+        super().__init__()
+        self.preprocess = preprocess
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:  # noqa: ARG002 - torchvision's signature
+        if isinstance(inpt, tv_tensors.Mask):
+            return inpt
+        height, width = inpt.shape[-2:]
+        factor = self.preprocess.enlargement(height, width)
+        if factor == 1.0:
+            return inpt
+        size = [round(height * factor), round(width * factor)]
+        return tv_tensors.wrap(_resize_bilinear(inpt, size), like=inpt)
+
+
 class RandomResizedWindow(v2.Transform):  # type: ignore[misc]  # torchvision ships no types
     """Resize by a random factor and keep a random window of at most ``size`` (H, W), in the other order.
+
+    The factor is relative to the image as ``preprocess`` enlarges it.
 
     Cutting the window out of the source first costs the pixels of the crop instead of those of the resized image. Up to
     the rounding of the window to whole source pixels, the result is the same. A side shorter than ``size`` stays so.
     """
 
-    def __init__(self, size: tuple[int, int], scale: tuple[float, float]) -> None:
+    def __init__(self, size: tuple[int, int], scale: tuple[float, float], preprocess: Preprocess) -> None:
         super().__init__()
         self.size = size
         self.scale = scale
+        self.preprocess = preprocess
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         low, high = self.scale
-        factor = low + (high - low) * torch.rand(()).item()
         source_size = v2.functional.get_size(flat_inputs[0])  # [H, W]
+        factor = self.preprocess.enlargement(*source_size) * (low + (high - low) * torch.rand(()).item())
         sides = [_draw_window(side, crop, factor) for side, crop in zip(source_size, self.size, strict=True)]
         (top, height, new_height), (left, width, new_width) = sides
         window = {"top": top, "left": left, "height": height, "width": width}
@@ -137,10 +163,7 @@ class RandomResizedWindow(v2.Transform):  # type: ignore[misc]  # torchvision sh
         cropped = v2.functional.crop(inpt, **params["window"])
         if isinstance(inpt, tv_tensors.Mask):
             return tv_tensors.wrap(_resize_nearest(cropped, params["size"]), like=inpt)
-        # torch's antialiasing of uint8 crashes on some views, and that of float repeats the first row of an image
-        # that becomes one pixel wide
-        resized = v2.functional.resize(cropped.float(), params["size"], antialias=min(params["size"]) > 1)
-        return tv_tensors.wrap(resized.round().to(cropped.dtype), like=inpt)
+        return tv_tensors.wrap(_resize_bilinear(cropped, params["size"]), like=inpt)
 
 
 def _draw_window(side: int, crop: int, factor: float) -> tuple[int, int, int]:
@@ -149,6 +172,14 @@ def _draw_window(side: int, crop: int, factor: float) -> tuple[int, int, int]:
     start = int(torch.randint(side - length + 1, ()).item())
     resized = crop if length < side else min(crop, max(1, round(side * factor)))
     return start, length, resized
+
+
+def _resize_bilinear(image: Tensor, size: Sequence[int]) -> Tensor:
+    """uint8 (C, H, W) to uint8 of another ``size``."""
+    # torch's antialiasing of uint8 crashes on some views, and that of float repeats the first row of an image
+    # that becomes one pixel wide
+    resized: Tensor = v2.functional.resize(image.float(), list(size), antialias=min(size) > 1)
+    return resized.round().to(image.dtype)
 
 
 def _resize_nearest(mask: Tensor, size: Sequence[int]) -> Tensor:

@@ -52,7 +52,8 @@ class Recipe:
     by ``jitter``; ``workers`` loading processes for each training process. An epoch shows as many images as there are,
     or ``images_per_epoch`` if that is fewer (0: never), one as often as another or, with ``sampling`` "balanced", by
     the rarity of its classes. ``holdout`` is the share of the training images that validates where the data has no
-    split for that.
+    split for that. ``min_size`` (H, W) enlarges smaller images to as many pixels, before anything else and wherever the
+    trained weights are used, see `config.Preprocess`.
 
     Optimization: ``lr`` for everything, ``backbone_lr`` for the backbone where it differs, both times ``stage_decay``
     for each stage after a weight's own, the last being decoder and classifier; ``momentum`` is for SGD only. The rate
@@ -86,6 +87,7 @@ class Recipe:
     scale: tuple[float, float] = (0.75, 2.0)
     flip: float = 0.5
     jitter: float = 0.0
+    min_size: tuple[int, int] | None = None
     workers: int = 2
     images_per_epoch: int = 0
     sampling: Literal["uniform", "balanced"] = "uniform"
@@ -141,6 +143,8 @@ class Recipe:
         self._require("lr", 0 < self.lr < math.inf, "more than 0")
         self._require("flip", 0 <= self.flip <= 1, "a probability, 0 to 1")
         self._require("crop_size", min(self.crop_size) >= 1, "height and width in pixels, each at least 1")
+        if self.min_size is not None:
+            self._require("min_size", min(self.min_size) >= 1, "height and width in pixels, each at least 1")
         self._require("scale", 0 < self.scale[0] <= self.scale[1] < math.inf, "two factors above 0, the smaller first")
 
     @classmethod

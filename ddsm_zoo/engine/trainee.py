@@ -19,6 +19,7 @@ from accelerate.utils import DistributedType, broadcast
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ddsm_zoo.engine.inference import resize
 from ddsm_zoo.engine.loading import stack_equal
 from ddsm_zoo.engine.losses import create_loss
 from ddsm_zoo.engine.optimizer import average_weights, create_optimizer, set_learning_rate
@@ -143,7 +144,7 @@ class Trainee:
         for images, targets in stack_equal(samples, self.recipe.batch_size // self.processes):
             with self.accelerator.autocast():
                 logits = model(self._moved(images))
-            confusion.update(logits.argmax(1), targets)
+            confusion.update(resize(logits, (targets.shape[-2], targets.shape[-1])).argmax(1), targets)
             done += len(images)
             report(done)
         confusion.matrix = summed(confusion.matrix)

@@ -172,6 +172,30 @@ def test_image_transform_agrees_with_evaluation_for_pil_array_and_grey() -> None
     torch.testing.assert_close(transform(grey), transform(np.stack([grey] * 3, axis=-1)))
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"), [((30, 40), (60, 80)), ((20, 20), (69, 69)), ((60, 80), (60, 80)), ((61, 80), (61, 80))]
+)
+def test_small_images_are_enlarged_to_as_many_pixels_in_their_own_shape(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    image, mask = random_item(*size)
+    preprocess = Preprocess(mean=(0.5,) * 3, std=(0.25,) * 3, min_size=(60, 80))
+    enlarged, same_mask = EvalTransform(preprocess)(image, mask)
+    by_hand = F.interpolate(image[None].float(), expected, mode="bilinear")[0]
+    torch.testing.assert_close(enlarged, (by_hand / 255 - 0.5) / 0.25, atol=0.51 / 255 / 0.25, rtol=0)
+    assert torch.equal(same_mask, mask)
+    torch.testing.assert_close(ImageTransform(preprocess)(image.permute(1, 2, 0).numpy()), enlarged)
+
+
+def test_training_scales_count_from_the_enlarged_image() -> None:
+    """Every pixel of the source is a block of 2 x 2 in the enlarged image, and of 4 x 4 at twice that scale."""
+    image, mask = random_item(6, 8)
+    preprocess = Preprocess(min_size=(12, 16))
+    for scale, block in ((1.0, 2), (2.0, 4)):
+        _, new_mask = TrainTransform(preprocess, (6 * block, 8 * block), 255, (scale, scale), flip=0.0)(image, mask)
+        assert torch.equal(new_mask, mask.repeat_interleave(block, 0).repeat_interleave(block, 1))
+
+
 def test_image_transform_for_four_channels() -> None:
     transform = ImageTransform(Preprocess(mean=(0.5,) * 4, std=(0.25,) * 4))
     assert transform(np.full((2, 3, 4), 255, dtype=np.uint8)).unique().tolist() == [2.0]
