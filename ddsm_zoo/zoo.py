@@ -195,11 +195,11 @@ _BUNDLED = WeightsSpec(
     uri="bundled:uper_ddsm_lite0_camvid.safetensors",
     dataset="camvid",
     labels=CAMVID,
-    preprocess=dataclasses.replace(_HALF, size=(360, 480)),
-    sha256="c911576b80ec68c36102725230faf742abf3396bf5b0edcf6321dd03ef890922",
+    preprocess=dataclasses.replace(_HALF, size=(360, 480), min_size=(480, 640)),
+    sha256="799a3eebc3f7c61277735e6effcb5ebddad7d59fe1a2701458e04e5399223276",
     license="apache-2.0",
-    recipe="recipes/camvid_lite0.toml",
-    metrics={"miou (val)": 73.45},
+    recipe="recipes/camvid_lite0_large.toml",
+    metrics={"miou (val)": 76.62},
 )
 
 
