@@ -7,17 +7,29 @@ IMAGES ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BROWSER := $(VENV)/browser
+BROWSER_READY := $(BROWSER)/.ready
+PURELIB := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 
 .DEFAULT_GOAL := help
-.PHONY: help test lint demo table wheel clean
+.PHONY: help test test-browser demo-picture lint demo docs table wheel release-check test-lowest clean
 
 help:
 	@echo "make test    check style, types and layering, then run the tests"
+	@echo "make test-browser"
+	@echo "             run the tests of the demo's page, in a headless Chromium that is installed already"
+	@echo "make demo-picture"
+	@echo "             take the picture of that page for docs/demo.md, docs/assets/demo.png"
 	@echo "make lint    only the checks that come before the tests"
 	@echo "make demo    label rendered street scenes with the bundled model, pictures go to demo/, and score it on them"
 	@echo "             (IMAGES=\"a.jpg folder\" labels your own images too, MODEL=NAME takes another model)"
+	@echo "make docs    build the documentation as a site, in site/"
 	@echo "make table   rewrite the model table in README.md and docs/models.md"
 	@echo "make wheel   build the sdist and the wheel into dist/"
+	@echo "make release-check"
+	@echo "             build both, look at what they hold, install the wheel in a new environment and use it with no network"
+	@echo "make test-lowest"
+	@echo "             test the wheel with the oldest version of each dependency that pyproject.toml allows"
 	@echo "make clean   remove what the other targets made, .venv included"
 
 # A process a core, each with one thread: together they keep all cores busy, where threads within a test rarely do
@@ -29,6 +41,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+test-browser: $(BROWSER_READY)
+	$(BROWSER)/bin/python -m pytest tests/browser
+
+demo-picture: $(BROWSER_READY)
+	$(BROWSER)/bin/python -m tests.browser.picture docs/assets/demo.png
 
 define RENDER
 from torchvision.transforms.v2.functional import to_pil_image
@@ -49,14 +67,25 @@ demo: $(READY)
 	$(BIN)/ddsm-zoo evaluate --model $(MODEL) --data scenes:8 --split val
 	@echo "Pictures written:" && find demo/scenes demo/predictions -name '*.png' | sort
 
+# Material announces at every start when its development ends
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "site/index.html is the first page"
+
 table: $(READY)
 	$(BIN)/python benchmarks/model_table.py
 
 wheel: $(READY)
 	$(BIN)/python -m build --no-isolation
 
+release-check: $(READY)
+	$(BIN)/python benchmarks/release_check.py
+
+test-lowest: $(READY)
+	$(BIN)/python benchmarks/release_check.py --lowest
+
 clean:
-	rm -rf $(VENV) build demo dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build demo dist site .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Checked before `python -m venv` runs, which fails in several lines and leaves half an environment behind.
@@ -73,4 +102,11 @@ $(READY): pyproject.toml
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { $(PYTHON) -c "$$CAN_MAKE_VENV" && $(PYTHON) -m venv --clear $(VENV); }
 	@echo "Installing ddsm-zoo and its tools into $(VENV); the first time this downloads PyTorch"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+# An environment on top of the other: gradio takes an older Pillow, which stays in here
+$(BROWSER_READY): $(READY) pyproject.toml
+	$(BIN)/python -m venv --clear $(BROWSER)
+	@echo "import site; site.addsitedir('$$($(BIN)/python $(PURELIB))')" > "$$($(BROWSER)/bin/python $(PURELIB))/below.pth"
+	$(BROWSER)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[browser]'
 	@touch $@

@@ -7,7 +7,6 @@ import difflib
 import functools
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -176,9 +175,6 @@ def _settle(recipe: Recipe, model: Segmenter, images: int, counts: Tensor | None
     if resumed is not None:
         saved = load_last_state(resumed)[1]["recipe"]
         return dataclasses.replace(recipe, **{name: saved[name] for name in ("batch_size", "lr", "backbone_lr")})
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
-        raise ConfigError(f"batch_size is 0, which one process can settle, expected a multiple of the {processes}")
     return settle_batch_size(recipe, model, model.config.in_chans, min(images, recipe.images_per_epoch or images))
 
 

@@ -11,9 +11,19 @@ import pytest
 from tests.command_line import run_command
 from tests.data_sets import write, write_labels
 from tests.tiny_training import epochs_of, log_of
+from tests.together import run_together
 
 RECIPE = 'model = "uper_tiny"\nepochs = 9\nbatch_size = 2\ncrop_size = [32, 32]\nworkers = 0\n'
 TRAIN = ("train", "-r", "recipe.toml", "-d", "folder:data", "-o", "run", "--no-pretrained")
+
+
+# Keeps what goes to stderr in a file for each process, and runs the command that follows.
+COMMAND = """
+import os, sys
+from ddsm_zoo.cli import main
+sys.stderr = open(f"stderr{os.environ['RANK']}", "w")
+main()
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +65,16 @@ def test_the_end_says_why_a_run_ended_early_and_where_the_model_is() -> None:
     assert "1 of the 5 images in train are held out" in " ".join(done.stderr.split())
     assert list(Path("run/tensorboard").iterdir())
     assert json.loads(Path("run/best/config.json").read_text())["label_names"] == ["road", "car", "sky"]
+
+
+def test_of_two_processes_the_first_alone_reports(tmp_path: Path) -> None:
+    changes = ("--set", "batch_size=0", "--epochs", "1", "--json", "figures.json")
+    first, second = run_together(["-c", COMMAND, *TRAIN, *changes], tmp_path)
+    assert first.count("local-dir:run/best") == 1
+    assert second == ""
+    said, unsaid = (Path(f"stderr{rank}").read_text() for rank in range(2))
+    assert said.count("batch_size 2 (") == 1  # found, one image each
+    assert unsaid == ""
+    assert json.loads(Path("figures.json").read_text())["epochs"] == 1
+    started = log_of(Path("run"))[0]
+    assert (started["processes"], started["recipe"]["batch_size"]) == (2, 2)

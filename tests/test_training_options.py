@@ -97,12 +97,6 @@ def test_a_batch_size_that_was_found_is_kept_when_the_run_goes_on(
     assert log_of(tmp_path / "out")[2]["recipe"]["batch_size"] == 2
 
 
-def test_a_batch_size_is_found_by_one_process_alone(tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="batch_size is 0, .* expected a multiple of the 2"):
-        run_recipe(recipe(batch_size=0), data, tmp_path / "out", pretrained=False)
-
-
 @pytest.mark.parametrize(
     ("fields", "pretrained", "message"),
     [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,10 +67,13 @@ def train(
     check_folder(out)
     check_output(json)
     try:
+        from ddsm_zoo.engine.processes import joined
         from ddsm_zoo.training import run_recipe
     except ModuleNotFoundError as error:
         raise LookupError(f"training needs the package {error.name}: pip install 'ddsm-zoo[train]'") from error
-    with training_bar() as show:
+    with joined() as reporting, training_bar() if reporting else contextlib.nullcontext() as show:
+        if not reporting:  # what there is to say of the run, the first process says
+            logging.getLogger("ddsm_zoo").setLevel(logging.ERROR)
         summary = run_recipe(
             chosen,
             data,
@@ -78,12 +84,18 @@ def train(
             progress=show,
             tensorboard=tensorboard,
         )
+    if reporting:
+        _report(summary, chosen.epochs, out, json)
+    if summary["interrupted"]:
+        raise typer.Exit(130)
+
+
+def _report(summary: Mapping[str, Any], epochs: int, out: Path, json: str | None) -> None:
     report(summary, json)
     if summary["interrupted"]:
         stderr.print("interrupted; the run is saved: the same command with --resume goes on with it", soft_wrap=True)
-        raise typer.Exit(130)
-    if json != "-":
-        if summary["epochs"] < chosen.epochs:
+    elif json != "-":
+        if summary["epochs"] < epochs:
             print_lines([f"ended after {summary['epochs']} epochs: no higher mIoU since epoch {summary['best_epoch']}"])
         print_lines(
             [f"best mIoU {summary['best_miou']:.4f} in epoch {summary['best_epoch']}: local-dir:{out / 'best'}"]

@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import logging
 import math
+import os
 from pathlib import Path
 from typing import cast
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ddsm_zoo.engine.losses import create_loss
+from ddsm_zoo.engine.processes import join, least, world_size
 from ddsm_zoo.engine.recipe import Recipe
 from ddsm_zoo.engine.trainee import Objective
 
@@ -43,12 +45,14 @@ def settle_batch_size(recipe: Recipe, model: nn.Module, channels: int, images: i
     """The recipe with a batch size in the place of 0, and the learning rates that go with it.
 
     It is the largest power of two that fits into ``free`` bytes (unless given, those of the GPU or of the machine), of
-    which an epoch of ``images`` has at least four, up to 8 on a CPU and 16 on a GPU. ``lr`` and ``backbone_lr`` are
-    taken to be for 8 images in a step, and follow the number of images for SGD, its square root for AdamW. ``model`` is
-    left as it is. Raises ValueError when not even one image fits.
+    which an epoch of ``images`` has at least four, up to 8 on a CPU and 16 on a GPU. Of several processes that were
+    launched together each takes so many, where least is free: all come to the same batch. ``lr`` and ``backbone_lr``
+    are taken to be for 8 images in a step, and follow the number of images for SGD, its square root for AdamW.
+    ``model`` is left as it is. Raises ValueError when not even one image fits.
     """
+    join()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    free = free_memory(device) if free is None else free
+    free = least(free_memory(device) if free is None else free)
     weights = sum(parameter.nbytes for parameter in model.parameters())
     each = _OVERHEAD * kept_bytes(model, recipe, channels)
     fitting = int((_USABLE * free - _COPIES * weights) // each)
@@ -58,8 +62,8 @@ def settle_batch_size(recipe: Recipe, model: nn.Module, channels: int, images: i
             f"{(each + _COPIES * weights) / 1e9:.1f} GB and {_USABLE * free / 1e9:.1f} GB can be used; choose a "
             "smaller crop_size, precision bf16 or a smaller model"
         )
-    most = min(fitting, _LARGEST[device.type], max(1, images // _STEPS))
-    size = 2 ** int(math.log2(most))
+    most = min(fitting, _LARGEST[device.type], max(1, images // (_STEPS * world_size())))
+    size = 2 ** int(math.log2(most)) * world_size()
     growth = size * recipe.gradient_accumulation / REFERENCE
     factor = growth if recipe.optimizer == "sgd" else math.sqrt(growth)
     settled = dataclasses.replace(
@@ -95,11 +99,11 @@ def kept_bytes(model: nn.Module, recipe: Recipe, channels: int) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had on the device; on the CPU as the machine and its containers allow."""
+    """Bytes that this process can still have on the device; on the CPU as the machine and its containers allow."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free = [int(psutil.virtual_memory().available)]
     for limit, used in _LIMITS:
         with contextlib.suppress(OSError, ValueError):  # not in a container, or one without a limit
             free.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
-    return max(0, min(free))
+    return max(0, min(free)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, cast
 
@@ -47,13 +48,14 @@ def load(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """One pass in the ``order`` that DataLoader's ``sampler`` or ``batch_sampler`` names, over ``workers`` processes.
 
-    They start with the pass, and so see what ``set_epoch`` changed. What a sample raises is raised here as it is.
+    They start with the pass, and so see what ``set_epoch`` changed; there are no more of them than this process may use
+    cores. What a sample raises is raised here as it is.
     """
     if "batch_sampler" in order:
         order["collate_fn"] = _collate
     loader: DataLoader[Any] = DataLoader(
         cast(Any, _Caught(samples)),
-        num_workers=workers,
+        num_workers=min(workers, usable_cores()),
         pin_memory=pin_memory,
         worker_init_fn=ignore_interrupt,
         generator=torch.Generator().manual_seed(seed),
@@ -63,6 +65,11 @@ def load(
         if isinstance(batch, Exception):
             raise batch
         yield batch
+
+
+def usable_cores() -> int:
+    """How many cores the system lets this process run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Caught:

@@ -1,7 +1,7 @@
 """Building blocks of the decoders."""
 
 from ddsm_zoo.layers.affinity import ChannelAffinity, SpatialAffinity
-from ddsm_zoo.layers.common import ConvNormAct, resize
+from ddsm_zoo.layers.common import ConvNormAct, crop, resize
 from ddsm_zoo.layers.context import ASPP, PPM
 from ddsm_zoo.layers.ddsm import DDSM
 from ddsm_zoo.layers.fusion import build_fusion
@@ -16,5 +16,6 @@ __all__ = [
     "DynamicSampler",
     "SpatialAffinity",
     "build_fusion",
+    "crop",
     "resize",
 ]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.ops import DeformConv2d, deform_conv2d
 
 from ddsm_zoo.config import DDSMConfig, Fusion
 from ddsm_zoo.layers.common import BatchNorm2d, resize
 from ddsm_zoo.layers.ddsm import DDSM
+from ddsm_zoo.ops.traced import sample
 
 
 class UpsampleFusion(nn.Module):
@@ -20,16 +22,27 @@ class UpsampleFusion(nn.Module):
 
 
 class FullDeformConv2d(DeformConv2d):  # type: ignore[misc]  # torchvision ships no types
-    """Deformable convolution in float32 at least: torchvision's kernel has no half precision on the CPU."""
+    """Deformable convolution in float32 at least, by torchvision's kernel on GPUs.
+
+    On the CPU that one has no half precision, and takes seven times as long as reading the taps first.
+    """
 
     def forward(self, features: Tensor, offset: Tensor) -> Tensor:
         """(N, C, H, W) and (N, 2K, H, W) -> (N, D, H, W), in the type of ``features``."""
         full = torch.promote_types(features.dtype, torch.float32)
+        if features.device.type == "cpu" or torch.compiler.is_compiling():
+            return self._of_samples(features.to(full), offset.to(full)).to(features.dtype)
         weight, bias = self.weight.to(full), None if self.bias is None else self.bias.to(full)
         out: Tensor = deform_conv2d(
             features.to(full), offset.to(full), weight, bias, self.stride, self.padding, self.dilation
         )
         return out.to(features.dtype)
+
+    def _of_samples(self, features: Tensor, offset: Tensor) -> Tensor:
+        """The same in operations that ONNX has: a 1 x 1 convolution of what the taps read."""
+        samples = sample(features, offset, self.kernel_size[0])  # (N, C, K, H, W)
+        weight = self.weight.to(features.dtype).flatten(1)[..., None, None]  # (D, CK, 1, 1)
+        return F.conv2d(samples.flatten(1, 2), weight, None if self.bias is None else self.bias.to(features.dtype))
 
 
 class DeformableFusion(nn.Module):

@@ -30,6 +30,11 @@ class Span:
     first: int
     last: int
 
+    @staticmethod
+    def entire(length: int) -> Span:
+        """All of an axis."""
+        return Span(0, length, length, 0, length)
+
     def at(self, cells: int) -> Span:
         """The same part of a feature map on which the tile has ``cells`` cells."""
         stride = self.length // cells
@@ -72,7 +77,7 @@ class Tile:
         call, averages = self.calls, self.averages
         self.calls += 1
         if self.gather:
-            share = self._share(features, cells)
+            share = average(features, cells, self.rows.at(features.shape[-2]), self.columns.at(features.shape[-1]))
             if call == len(averages.found):
                 averages.found.append(share)
             else:
@@ -80,15 +85,6 @@ class Tile:
             if self.calls == averages.expected:
                 raise Gathered
         return averages.known[call].to(features.dtype) if averages.known else None
-
-    def _share(self, features: Tensor, cells: int) -> Tensor:
-        """What the tile adds to the averages: the cells of the map that it alone stands for, over the number of all."""
-        rows, columns = self.rows.at(features.shape[-2]), self.columns.at(features.shape[-1])
-        kind = features.device.type
-        full = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
-        with full:  # rounded weights would not add up to one
-            features = features.float()
-            return _averaging(rows, cells, features) @ features @ _averaging(columns, cells, features).T
 
     def stretch(self, features: Tensor, size: tuple[int, int]) -> Tensor:
         """This tile's part (N, C, H, W) of a map that stretches over the whole picture (N, C, h, w)."""
@@ -115,13 +111,31 @@ def working_on(tile: Tile) -> Iterator[None]:
         _here.tile = None
 
 
+def average(features: Tensor, cells: int, rows: Span, columns: Span) -> Tensor:
+    """What a tile adds to the averages of cells x cells parts, (N, C, H, W) -> (N, C, cells, cells), in float32.
+
+    The cells of the map that it alone stands for, over the number of all.
+    """
+    kind = features.device.type
+    rounds = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    with torch.autocast(kind, enabled=False) if rounds else nullcontext():  # rounded weights would not add up to one
+        features = features.float()
+        # four dimensions: with two, `matmul` folds the others and tracers conclude that some sizes cannot be
+        by_rows, by_columns = (_averaging(span, cells, features)[None, None] for span in (rows, columns))
+        return by_rows @ features @ by_columns.mT
+
+
 def _averaging(span: Span, cells: int, like: Tensor) -> Tensor:
     """(cells, length): the weights of the tile's rows in each adaptive average over the whole."""
-    position = span.start + torch.arange(span.length, device=like.device)
-    cell = torch.arange(cells, device=like.device)[:, None]
-    begin, end = cell * span.whole // cells, -(-(cell + 1) * span.whole // cells)
-    own = (position >= span.first) & (position < span.last)
-    return (own & (position >= begin) & (position < end)).to(like.dtype) / (end - begin)
+    # in all of a map, cell i has the positions from floor(i whole / cells) up to ceil((i + 1) whole / cells)
+    position = cells * torch.arange(span.whole, device=like.device)
+    cell = span.whole * torch.arange(cells, device=like.device)[:, None]
+    inside = ((position + cells > cell) & (position < cell + span.whole)).to(like.dtype)
+    weights = inside / inside.sum(dim=1, keepdim=True)
+    if span.length == span.whole:
+        return weights
+    weights[:, : span.first] = weights[:, span.last :] = 0
+    return weights[:, span.start : span.start + span.length]
 
 
 def _stretch(features: Tensor, dim: int, span: Span) -> Tensor:

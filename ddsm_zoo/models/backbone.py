@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import logging
@@ -11,8 +12,11 @@ from typing import Any
 
 import timm
 import torch
+from timm.layers.conv2d_same import Conv2dSame as TimmConv2dSame
 from timm.layers.norm_act import BatchNormAct2d as TimmBatchNormAct2d
+from timm.layers.pool2d_same import AvgPool2dSame as TimmAvgPool2dSame
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ddsm_zoo.config import Preprocess
 from ddsm_zoo.layers.common import BatchNorm2d, by_running_statistics
@@ -53,10 +57,36 @@ class BatchNormAct2d(TimmBatchNormAct2d):
         return super().forward(x)  # type: ignore[no-any-return, no-untyped-call]  # untyped in timm
 
 
-# what trains on one value per channel, in place of what does not; neither has state of its own
-_NORMS: Mapping[type[nn.Module], type[nn.Module]] = {
+class Conv2dSame(TimmConv2dSame):
+    """timm's convolution with TensorFlow's padding, which can be traced for all sizes at once."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = _pad_same(x, self.kernel_size, self.stride, self.dilation)
+        return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class AvgPool2dSame(TimmAvgPool2dSame):
+    """timm's average pooling with TensorFlow's padding, which can be traced for all sizes at once."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = _pad_same(x, self.kernel_size, self.stride, (1, 1))
+        return F.avg_pool2d(padded, self.kernel_size, self.stride, 0, self.ceil_mode, self.count_include_pad)
+
+
+def _pad_same(x: Tensor, kernel_size: Any, stride: Any, dilation: Any) -> Tensor:
+    """TensorFlow's "same" padding in whole numbers: of timm's fractions a tracer cannot tell what they round to."""
+    steps = [(side + step - 1) // step - 1 for side, step in zip(x.shape[-2:], stride, strict=True)]
+    reach = [(kernel - 1) * step + 1 for kernel, step in zip(kernel_size, dilation, strict=True)]
+    height, width = (max(steps[i] * stride[i] + reach[i] - x.shape[i - 2], 0) for i in (0, 1))
+    return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
+
+
+# what trains on one value per channel, or can be traced, in place of what does not; none has state of its own
+_OURS: Mapping[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm2d: BatchNorm2d,
     TimmBatchNormAct2d: BatchNormAct2d,
+    TimmConv2dSame: Conv2dSame,
+    TimmAvgPool2dSame: AvgPool2dSame,
 }
 
 
@@ -79,13 +109,10 @@ class Backbone(nn.Module):
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        arguments: dict[str, Any] = {"in_chans": in_chans}
-        if output_stride != 32:
-            arguments["output_stride"] = output_stride
-        levels, self.channels, self.multiple = _probe(name, arguments)
-        self.body = _create(name, weights, out_indices=levels, **arguments)
+        levels, self.channels, self.multiple = _probe(name, in_chans, output_stride)
+        self.body = _create(name, weights, out_indices=levels, **_arguments(in_chans, output_stride))
         for module in self.body.modules():
-            module.__class__ = _NORMS.get(type(module), type(module))
+            module.__class__ = _OURS.get(type(module), type(module))
         self.feature_info = self.body.feature_info
 
     def forward(self, x: Tensor) -> list[Tensor]:
@@ -109,16 +136,21 @@ def _features(body: nn.Module, x: Tensor) -> list[Tensor]:
     return maps
 
 
-def _probe(name: str, arguments: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """The indices and widths of the four levels, and the deepest stride; on the meta device: no memory, no time."""
+def _arguments(in_chans: int, output_stride: int) -> dict[str, Any]:
+    """For timm; an output stride of 32 is not named, since not every network has the option."""
+    return {"in_chans": in_chans} | ({} if output_stride == 32 else {"output_stride": output_stride})
+
+
+@functools.cache  # half of the time in which a small model is built
+def _probe(name: str, in_chans: int, output_stride: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """The indices and widths of the four levels, and the deepest stride; on the meta device, without memory."""
     with torch.device("meta"):
-        body = _create(name, None, **arguments).eval()
+        body = _create(name, None, **_arguments(in_chans, output_stride)).eval()
         reductions = list(body.feature_info.reduction())
-        limit = arguments.get("output_stride", 32)
         # with an output stride, several levels share it: the deepest stages are the last ones
         deepest = tuple(range(len(reductions)))[-len(STRIDES) :]
         strides = [reductions[level] for level in deepest]
-        if strides != [min(stride, limit) for stride in STRIDES]:
+        if strides != [min(stride, output_stride) for stride in STRIDES]:
             raise BackboneError(
                 f"backbone {name!r} has feature levels at strides {reductions}, expected four at strides "
                 f"{', '.join(map(str, STRIDES))}; choose a pyramid backbone such as a ResNet, ConvNeXt or EfficientNet"
@@ -126,7 +158,7 @@ def _probe(name: str, arguments: dict[str, Any]) -> tuple[tuple[int, ...], tuple
         channels = tuple(body.feature_info.channels()[level] for level in deepest)
         # some networks, such as DLA, count levels that they do not give unless asked
         levels = tuple(body.feature_info.out_indices[level] for level in deepest)
-        if _sides(body, arguments["in_chans"], 64, deepest) == [64 // stride for stride in strides]:
+        if _sides(body, in_chans, 64, deepest) == [64 // stride for stride in strides]:
             return levels, channels, strides[-1]
     raise BackboneError(f"backbone {name!r} does not take images of any size; choose a convolutional one")
 

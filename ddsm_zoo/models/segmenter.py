@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddsm_zoo.config import Decoder, ModelConfig
-from ddsm_zoo.layers import ConvNormAct, resize
+from ddsm_zoo.layers import ConvNormAct, crop, resize
 from ddsm_zoo.layers.group_norm import use_group_norm
 from ddsm_zoo.models.backbone import Backbone
 from ddsm_zoo.models.deeplabv3plus import DeepLabV3Plus
@@ -126,15 +126,18 @@ class Segmenter(Shareable, nn.Module):
         Else a level rounds up where the one below it does not, and resizes between the two shift the picture: crops of
         whole strides, as one trains on, never showed that to the network (docs/method.md has what it costs).
         """
-        height, width = x.shape[-2:]
-        return F.pad(x, (0, -width % self.backbone.multiple, 0, -height % self.backbone.multiple))
+        height, width = self._padded(x)
+        return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
+
+    def _padded(self, x: Tensor) -> tuple[int, int]:
+        """The size (H, W) to which ``x`` is extended."""
+        multiple = self.backbone.multiple
+        # written as a multiple, so that a tracer for any size sees that it is one
+        return (x.shape[-2] + multiple - 1) // multiple * multiple, (x.shape[-1] + multiple - 1) // multiple * multiple
 
     def _to_input(self, logits: Tensor, x: Tensor) -> Tensor:
         """Logits of the padded input, brought to its size and cut to the input's own."""
-        multiple = self.backbone.multiple
-        height, width = x.shape[-2:]
-        full = resize(logits, (height + -height % multiple, width + -width % multiple))
-        return full[..., :height, :width]
+        return crop(resize(logits, self._padded(x)), (x.shape[-2], x.shape[-1]))
 
 
 def build(config: ModelConfig, *, backbone_weights: Mapping[str, Tensor] | None = None) -> Segmenter:

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ddsm_zoo.ops import cpu, reference
+from ddsm_zoo.ops import cpu, reference, traced
 
 __all__ = ["Backend", "sampled_attention"]
 
@@ -50,8 +50,8 @@ def sampled_attention(
             gathers rows and "triton" is one fused kernel for CUDA; both take float32, bfloat16 and float16, compute
             in float32 and never build a (N, C, K, H, W) tensor, unless their gradients are to be differentiated again
             (``create_graph=True``, transforms of torch.func), which the reference then gives. "auto" takes "cpu" on
-            the CPU, "triton" on a GPU where Triton is installed, and the reference otherwise, also where a call on
-            the CPU is compiled, traced or exported.
+            the CPU, "triton" on a GPU where Triton is installed, and the reference otherwise. Where a call is
+            compiled, traced or exported and does not take "triton", it takes few operators, all of which ONNX has.
 
     Returns:
         (N, Cv, H, W), in the dtype of ``value``.
@@ -68,6 +68,8 @@ def sampled_attention(
         # by its registered name, which torch.compile keeps as one node of its graph
         out: Tensor = torch.ops.ddsm_zoo.sampled_attention(query, key, value, offset, modulation, kernel_size)[0]
         return out
+    if chosen == "traced":
+        return traced.sampled_attention(query, key, value, offset, modulation, kernel_size)
     return reference.sampled_attention(query, key, value, offset, modulation, kernel_size)
 
 
@@ -75,8 +77,9 @@ def _fastest(value: Tensor) -> str:
     fast = value.dtype in _FAST_DTYPES
     if fast and value.device.type == "cuda" and _has_triton():
         return "triton"
-    eager = not (torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export() or _traced())
-    return "cpu" if fast and eager and value.device.type == "cpu" else "reference"
+    if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export() or _traced():
+        return "traced"
+    return "cpu" if fast and value.device.type == "cpu" else "reference"
 
 
 def _traced() -> bool:

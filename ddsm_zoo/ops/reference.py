@@ -1,4 +1,4 @@
-"""The definition of sampled attention, in plain torch: the oracle of the fast paths, and what is exported."""
+"""The definition of sampled attention, in plain torch: the oracle of the other paths."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from ddsm_zoo.engine.batch_size import free_memory, kept_bytes, settle_batch_siz
 from ddsm_zoo.engine.recipe import Recipe
 from ddsm_zoo.engine.train import train
 from tests.tiny_training import Blobs
+from tests.together import run_together
 
+ROOT = Path(__file__).resolve().parents[2]
 SIDE = 20
 PIXELS = SIDE * SIDE
 PLENTY = 10**12
@@ -116,6 +119,48 @@ def test_a_run_needs_a_number(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="batch_size is 0, expected a number"):
         train(Net(), recipe(), Blobs(4), Blobs(1), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def room_for(images: float) -> int:
+    """Free bytes in which so many images of `recipe` fit."""
+    weights = sum(parameter.nbytes for parameter in Net().parameters())
+    return int((5 * weights + images * 1.5 * kept_bytes(Net(), recipe(), 3)) / 0.8)
+
+
+TOGETHER = """
+import json, os, sys
+from ddsm_zoo.engine.batch_size import settle_batch_size
+from tests.engine.test_batch_size import Net, recipe
+
+said = []
+for images, free in json.loads(sys.argv[1]):
+    try:
+        settled = settle_batch_size(recipe(), Net(), 3, images, free[int(os.environ["RANK"])])
+        said.append([settled.batch_size, settled.lr])
+    except ValueError as error:
+        said.append(str(error))
+print(json.dumps(said))
+"""
+
+
+def test_processes_come_to_the_same_batch_whatever_each_has_free() -> None:
+    cases = [
+        (1000, (PLENTY, PLENTY)),  # eight images each
+        (1000, (room_for(6.5), room_for(3.5))),  # two each, as in the second
+        (1000, (room_for(4.5), PLENTY)),  # four each, as in the first
+        (20, (PLENTY, PLENTY)),  # two each: five steps
+        (1000, (PLENTY, room_for(0.5))),
+    ]
+    first, second = (json.loads(output) for output in run_together(["-c", TOGETHER, json.dumps(cases)], ROOT))
+    assert first == second
+    assert first[:4] == [[16, 1.6], [4, 0.4], [8, 0.8], [4, 0.4]]
+    assert "takes about" in first[4]
+
+
+def test_processes_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = free_memory(torch.device("cpu"))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1000")
+    assert alone / 2000 < free_memory(torch.device("cpu")) < alone / 500
 
 
 def test_the_machine_has_memory() -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ddsm_zoo.layers import ConvNormAct, resize
-from ddsm_zoo.layers.common import BatchNorm2d
+from ddsm_zoo.layers import ConvNormAct, crop, resize
+from ddsm_zoo.layers.common import BatchNorm2d, average
 
 
 def with_statistics(channels: int) -> BatchNorm2d:
@@ -63,3 +63,25 @@ def test_resize_is_centred() -> None:
     ramp = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
     torch.testing.assert_close(resize(ramp, (1, 4)).flatten(), torch.tensor([0.0, 0.25, 0.75, 1.0]))
     assert resize(ramp, (1, 2)) is ramp
+
+
+def test_what_is_traced_averages_and_crops_as_the_eager_layers_do() -> None:
+    """One graph for all sizes, also those at which a resize would have nothing to do."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def remember(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    def layers(features: Tensor, size: tuple[int, int]) -> tuple[Tensor, ...]:
+        averages = tuple(average(features, cells) for cells in (1, 2, 3, 6, 16))
+        return *averages, resize(features, (8, 9)), crop(features, size)
+
+    compiled = torch.compile(layers, fullgraph=True, dynamic=True, backend=remember)
+    for height, width in ((21, 40), (8, 9), (35, 16)):
+        features = torch.randn(2, 3, height, width)
+        for actual, expected in zip(
+            compiled(features, (height - 1, width - 3)), layers(features, (height - 1, width - 3)), strict=True
+        ):
+            torch.testing.assert_close(actual, expected)
+    assert len(graphs) == 1

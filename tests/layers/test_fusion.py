@@ -7,9 +7,11 @@ import typing
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.ops import deform_conv2d
 
 from ddsm_zoo.config import DDSMConfig, Fusion
 from ddsm_zoo.layers import ChannelAffinity, SpatialAffinity, build_fusion
+from ddsm_zoo.layers.fusion import FullDeformConv2d
 
 CONFIG = DDSMConfig(width=16, pool=3, positions=5)
 FUSIONS = typing.get_args(Fusion)
@@ -63,6 +65,22 @@ def test_dcn_in_half_precision_stays_near(autocast: bool) -> None:
     assert all(parameter.grad.isfinite().all() for parameter in module.parameters())
 
 
+def test_dcn_is_torchvisions_deformable_convolution() -> None:
+    conv = FullDeformConv2d(8, 6, 3, padding=1, bias=False)
+    features = torch.randn(2, 8, 6, 7, requires_grad=True)
+    offset = (2 * torch.randn(2, 18, 6, 7)).requires_grad_()  # many taps lie outside
+    tensors = (features, offset, conv.weight)
+    out, expected = conv(features, offset), deform_conv2d(features, offset, conv.weight, padding=1)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    probe = torch.randn_like(out)
+    for own, theirs in zip(
+        torch.autograd.grad((out * probe).sum(), tensors),
+        torch.autograd.grad((expected * probe).sum(), tensors),
+        strict=True,
+    ):
+        torch.testing.assert_close(own, theirs, atol=1e-4, rtol=1e-4)
+
+
 def test_dcn_starts_as_a_convolution_and_learns_its_offsets() -> None:
     module = build_fusion("dcn", 8, CONFIG)
     low, high = torch.randn(2, 8, 6, 7), torch.randn(2, 8, 3, 4)
@@ -72,3 +90,19 @@ def test_dcn_starts_as_a_convolution_and_learns_its_offsets() -> None:
     torch.testing.assert_close(out, expected)
     (out * torch.randn_like(out)).sum().backward()
     assert module.offset.weight.grad.flatten(1).abs().sum(1).gt(0).all()
+
+
+def test_dcn_is_traced_to_the_same_sum() -> None:
+    module = build_fusion("dcn", 8, CONFIG).eval()
+    torch.nn.init.normal_(module.offset.weight)
+    low, high = torch.randn(2, 8, 6, 7), torch.randn(2, 8, 3, 4)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def remember(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    out = torch.compile(module, fullgraph=True, backend=remember)(low, high)
+    torch.testing.assert_close(out, module(low, high), atol=1e-5, rtol=0)
+    (graph,) = graphs
+    assert "deform_conv2d" not in graph.code

@@ -178,3 +178,16 @@ def test_addresses_of_imagenet_weights() -> None:
 def test_networks_without_imagenet_weights(name: str) -> None:
     with pytest.raises(BackboneError, match=f"'?{name}"):
         hub_address(name)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 10), (32, 33)])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (3, 1), (1, 2)])
+def test_tensorflows_padding_is_timms(size: tuple[int, int], stride: int, dilation: int) -> None:
+    arguments = {"in_channels": 2, "out_channels": 3, "kernel_size": 3, "stride": stride, "dilation": dilation}
+    ours, theirs = backbone_module.Conv2dSame(**arguments), timm.layers.Conv2dSame(**arguments)
+    theirs.load_state_dict(ours.state_dict())
+    image = torch.randn(2, 2, *size)
+    torch.testing.assert_close(ours(image), theirs(image), rtol=0, atol=0)
+    pool = {"kernel_size": 2, "stride": stride, "ceil_mode": True, "count_include_pad": False}
+    expected = timm.layers.AvgPool2dSame(**pool)(image)
+    torch.testing.assert_close(backbone_module.AvgPool2dSame(**pool)(image), expected, rtol=0, atol=0)

@@ -1,0 +1,72 @@
+"""How models agree with themselves, compiled and exported for images of any size: the figures of docs/export.md.
+
+    python benchmarks/export.py                             every family, on a tiny backbone
+    python benchmarks/export.py uper_ddsm_r50 uper_ddsm_r101
+
+The models are freshly made, but no weight keeps its initial value. Each is compiled by ``torch.compile(fullgraph=True,
+dynamic=True)`` and, once for all sizes, exported by ``torch.export`` (strict) and written as ONNX.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from ddsm_zoo.engine.export import Run, compare, open_torch, trace, write_torch
+from ddsm_zoo.engine.onnx_file import open_onnx, write_onnx
+from ddsm_zoo.exporting import CHECKED_SIZES, TRACED
+from ddsm_zoo.factory import create_model
+from ddsm_zoo.models import Segmenter
+from ddsm_zoo.zoo import list_models
+
+
+def trained(name: str) -> Segmenter:
+    torch.manual_seed(0)
+    model = create_model(name, num_classes=19)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+        model.train()(torch.randn(2, 3, 128, 128))  # statistics of what the layers see
+    return model.fuse()
+
+
+def compiled(model: Segmenter) -> Run:
+    """Graphs without breaks, of which no code is made: that is the compiler's own affair."""
+    run: Run = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
+    return run
+
+
+def report(name: str, kind: str, model: Segmenter, run: Run) -> None:
+    rows = []
+    for size in CHECKED_SIZES:
+        with torch.inference_mode():
+            image = torch.randn(1, 3, *size)
+            rows.append(compare(size, [(model(image), run(image))]))
+    worst = max(row.difference or 0.0 for row in rows)
+    print(f"{name} {kind}: {worst:.2g}, {100 * min(row.argmax for row in rows):.3f} %", flush=True)
+
+
+def main(names: list[str]) -> None:
+    for name in names:
+        model = trained(name)
+        report(name, "compiled", model, compiled(model))
+        start = time.perf_counter()
+        program = trace(model, torch.rand(1, 3, *TRACED), {2: "height", 3: "width"})
+        print(f"{name}: traced in {time.perf_counter() - start:.0f} s", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            write_torch(program, Path(folder) / "model.pt2", {})
+            report(name, "torch", model, open_torch(Path(folder) / "model.pt2"))
+            write_onnx(program, Path(folder) / "model.onnx", "logits", {})
+            report(name, "onnx", model, open_onnx(Path(folder) / "model.onnx"))
+        del model, program
+        torch._dynamo.reset()
+        gc.collect()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or list_models("*_tiny"))

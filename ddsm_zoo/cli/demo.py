@@ -1,0 +1,55 @@
+"""``demo``: a page to try models on."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddsm_zoo.cli.app import DeviceOption, app
+from ddsm_zoo.console import print_lines
+
+
+@app.command()
+def demo(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Offer this one first: a name of `ddsm-zoo list`, hf-hub:ORG/REPO or local-dir:PATH. May be repeated.",
+            metavar="NAME",
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes any that is free.", min=0, max=65535)] = 7860,
+    device: DeviceOption = None,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+) -> None:
+    """Serve a page to try models on: drop a picture, see its classes, click a pixel to see what DDSM samples there.
+
+    ddsm-zoo demo --open
+
+    ddsm-zoo demo --model local-dir:runs/first/best --port 8000
+    """
+    from ddsm_zoo import demo as page
+    from ddsm_zoo.predictor import Predictor
+
+    # What cannot be is told before a model is loaded, and a model that cannot be to who starts the page
+    with page.listen(host, port) as listener, tempfile.TemporaryDirectory(prefix="ddsm-zoo-demo-") as folder:
+        given = model or []
+        names = page.offered(given)
+        page.find_gradio()
+        load = functools.cache(lambda name: Predictor(name, device))
+        for name in given or names[:1]:
+            load(name)
+        blocks = page.build_page(names, (given or names)[0], load, Path(folder))
+        address = page.address(listener)
+        print_lines([f"{address} shows the demo, Ctrl-C ends it"])
+        if open_browser:
+            webbrowser.open(address)
+        page.serve(blocks, listener)

@@ -1,0 +1,100 @@
+"""``export``: a model as a file that runs without this package."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ddsm_zoo.cli.app import JsonOption, app
+from ddsm_zoo.console import check_output, percent, print_lines, print_table, progress_bar, report
+
+
+class Format(str, Enum):
+    onnx = "onnx"
+    torch = "torch"
+
+
+SUFFIX = {Format.onnx: ".onnx", Format.torch: ".pt2"}
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A model with weights: a name, hf-hub:ORG/REPO or local-dir:PATH.")],
+    format: Annotated[Format, typer.Option(help="For ONNX Runtime, or for torch.export.load.")] = Format.onnx,
+    size: Annotated[
+        tuple[int, int] | None, typer.Option(help="The one size of its images.", metavar="H W", show_default=False)
+    ] = None,
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="Images of any size; so unless --size is given.")] = False,
+    with_preprocess: Annotated[
+        bool, typer.Option("--with-preprocess", help="Take 8-bit RGB images (1, H, W, 3), normalise inside.")
+    ] = False,
+    argmax: Annotated[
+        bool, typer.Option("--argmax", help="Give the class of each pixel in 8 bits, no logits.")
+    ] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="ONNX: convolutions in 8 bits.")] = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(help="With --int8: images like those to come, in place of rendered scenes.", metavar="DIR"),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", "-d", help="Score model and file on camvid:ROOT, folder:ROOT ...", metavar="SPEC"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The file; MODEL.onnx or MODEL.pt2 unless given.", metavar="FILE"),
+    ] = None,
+    json: JsonOption = None,
+) -> None:
+    """Write a model as ONNX or as a torch.export program, tried against the model itself before the file is kept.
+
+    ONNX needs ddsm-zoo[export]; docs/export.md serves the file with onnxruntime alone.
+
+    ddsm-zoo export uper_ddsm_lite0_camvid --with-preprocess --argmax -o street.onnx
+
+    ddsm-zoo export local-dir:runs/mine/best --int8 --calibrate mydata/images/train --data folder:mydata -o mine.onnx
+    """
+    if dynamic and size is not None:
+        raise ValueError(f"got --dynamic and --size {size[0]} {size[1]}, expected one of them")
+    from ddsm_zoo.exporting import ExportOptions
+
+    options = ExportOptions(
+        format="onnx" if format is Format.onnx else "torch",
+        size=size,
+        preprocess=with_preprocess,
+        argmax=argmax,
+        int8=int8,
+        calibrate=calibrate,
+        data=data,
+    )
+    from ddsm_zoo.exporting import export as export_model
+    from ddsm_zoo.factory import look_up
+
+    path = out or Path(f"{look_up(model).name}{SUFFIX[format]}")
+    check_output(str(path))
+    check_output(json)
+    with progress_bar() as bar:
+        task = bar.add_task("loading", total=None)
+        figures = export_model(model, path, options, lambda doing: bar.update(task, description=doing))
+    report(figures, json)
+    if json != "-":
+        show_export(figures)
+
+
+def show_export(figures: dict[str, Any]) -> None:
+    rows = [
+        (
+            " x ".join(map(str, row["size"])),
+            "-" if row["difference"] is None else f"{row['difference']:.2g}",
+            percent(row["argmax"]),
+        )
+        for row in figures["agreement"]
+    ]
+    print_table("the file beside the model", ("H x W", "largest difference of logits", "same class %"), rows)
+    if "miou" in figures:
+        scores = figures["miou"]
+        print_lines([f"mIoU: {percent(scores['model'])} % the model, {percent(scores['file'])} % the file"])
+    print_lines([f"{figures['file']}: {figures['bytes'] / 1e6:.1f} MB"])
