@@ -6,9 +6,11 @@ import os
 import tempfile
 
 # huggingface_hub and torch.hub read these when they are imported: no test sees, fills or empties the caches
-# of the person who runs it, and none sends that person's token anywhere.
+# of the person who runs it, and none sends that person's token anywhere. Unless told not to, the Hub's client also asks
+# its makers' server what to add to the header of every request, whichever server that goes to.
 _caches = tempfile.TemporaryDirectory(prefix="ddsm-zoo-tests-")
 os.environ.update(HF_HOME=f"{_caches.name}/huggingface", TORCH_HOME=f"{_caches.name}/torch")
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 for _name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
     os.environ.pop(_name, None)
 

@@ -27,7 +27,7 @@ def test_a_port_that_is_taken() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--host", "nowhere.invalid"], "cannot listen on nowhere.invalid:0: "),
+        (["--host", "fe80::1%nowhere"], "cannot listen on fe80::1%nowhere:0: "),  # needs no name server to be refused
         (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1:0: "),  # an address of no machine
         (["--model", "uper_dsm_r50"], "unknown model 'uper_dsm_r50'; did you mean"),
     ],

@@ -22,7 +22,7 @@ VERSIONS = st.from_regex(r"[0-9]{1,2}(\.[0-9]{1,3}){0,2}", fullmatch=True)
 
 @given(NAMES, VERSIONS, st.sampled_from(["", "[extra]", "[a,b]"]), st.sampled_from(["", ",<9"]))
 def test_a_bound_becomes_a_pin(name: str, version: str, extra: str, upper: str) -> None:
-    project = {"name": "ours", "dependencies": [f"{name}{extra}>={version}{upper}"]}
+    project = {"name": "none-of-those-names", "dependencies": [f"{name}{extra}>={version}{upper}"]}
     assert lowest_versions(project) == [f"{name}=={version}"]
 
 
@@ -47,7 +47,7 @@ def test_a_dependency_without_a_bound_is_refused(requirement: str) -> None:
 
 
 def test_a_version_that_the_changelog_does_not_have_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckFailed, match=r"says 99\.9, expected 0\.\d+\.\d+ as"):
+    with pytest.raises(CheckFailed, match=r"says 99\.9, expected \d+\.\d+\.\d+ as"):
         check_version(Release(tmp_path, "99.9"))
 
 
