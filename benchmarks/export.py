@@ -4,7 +4,8 @@
     python benchmarks/export.py uper_ddsm_r50 uper_ddsm_r101
 
 The models are freshly made, but no weight keeps its initial value. Each is compiled by ``torch.compile(fullgraph=True,
-dynamic=True)`` and, once for all sizes, exported by ``torch.export`` (strict) and written as ONNX.
+dynamic=True)`` and, once for all sizes, exported by ``torch.export`` (strict) and written as ONNX. Ends with status 1
+where one does not agree as exported files must.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 
 from ddsm_zoo.engine.export import Run, compare, open_torch, trace, write_torch
 from ddsm_zoo.engine.onnx_file import open_onnx, write_onnx
-from ddsm_zoo.exporting import CHECKED_SIZES, TRACED
+from ddsm_zoo.exporting import CHECKED_SIZES, SAME_CLASS, TOLERANCE, TRACED
 from ddsm_zoo.factory import create_model
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.zoo import list_models
@@ -41,31 +42,36 @@ def compiled(model: Segmenter) -> Run:
     return run
 
 
-def report(name: str, kind: str, model: Segmenter, run: Run) -> None:
+def agrees(name: str, kind: str, model: Segmenter, run: Run) -> bool:
+    """Print the largest difference of two logits and the least share of pixels with the same class."""
     rows = []
     for size in CHECKED_SIZES:
         with torch.inference_mode():
             image = torch.randn(1, 3, *size)
             rows.append(compare(size, [(model(image), run(image))]))
-    worst = max(row.difference or 0.0 for row in rows)
-    print(f"{name} {kind}: {worst:.2g}, {100 * min(row.argmax for row in rows):.3f} %", flush=True)
+    worst, same = max(row.difference or 0.0 for row in rows), min(row.argmax for row in rows)
+    print(f"{name} {kind}: {worst:.2g}, {100 * same:.3f} %", flush=True)
+    return all((row.difference or 0.0) <= TOLERANCE and row.argmax >= SAME_CLASS for row in rows)
 
 
 def main(names: list[str]) -> None:
+    agreed = []
     for name in names:
         model = trained(name)
-        report(name, "compiled", model, compiled(model))
+        agreed.append(agrees(name, "compiled", model, compiled(model)))
         start = time.perf_counter()
         program = trace(model, torch.rand(1, 3, *TRACED), {2: "height", 3: "width"})
         print(f"{name}: traced in {time.perf_counter() - start:.0f} s", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             write_torch(program, Path(folder) / "model.pt2", {})
-            report(name, "torch", model, open_torch(Path(folder) / "model.pt2"))
+            agreed.append(agrees(name, "torch", model, open_torch(Path(folder) / "model.pt2")))
             write_onnx(program, Path(folder) / "model.onnx", "logits", {})
-            report(name, "onnx", model, open_onnx(Path(folder) / "model.onnx"))
+            agreed.append(agrees(name, "onnx", model, open_onnx(Path(folder) / "model.onnx")))
         del model, program
         torch._dynamo.reset()
         gc.collect()
+    if not all(agreed):
+        sys.exit("not all agree")
 
 
 if __name__ == "__main__":

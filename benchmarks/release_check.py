@@ -47,6 +47,7 @@ QUICK = (
     *("test_bundled.py", "test_cli.py", "test_factory.py", "test_hub.py", "test_hubconf.py", "test_predictor.py"),
     *("test_push.py", "test_training.py", "test_visualize.py", "test_zoo.py"),
     *("data/test_transforms.py", "engine/test_train.py", "engine/test_resume.py"),
+    *("engine/test_export.py", "test_explanation.py", "test_video.py"),
 )
 # As `sitecustomize` it is imported before anything else.
 GUARD = """

@@ -36,12 +36,14 @@ from ddsm_zoo.engine.export import (
     write_torch,
 )
 from ddsm_zoo.engine.inference import Predict, whole
+from ddsm_zoo.engine.memory import enough_memory
 from ddsm_zoo.evaluation import evaluate
 from ddsm_zoo.factory import resolve_data_config
 from ddsm_zoo.files import atomic_path
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.predictor import model_labels, prepare
 
+SUFFIX = {"onnx": ".onnx", "torch": ".pt2"}  # by which those who open the files know them
 # What a file for any size is tried on (H, W): a square, odd sides, a street, a strip
 CHECKED_SIZES = ((64, 64), (65, 97), (360, 480), (33, 500))
 TOLERANCE = 1e-4
@@ -51,6 +53,7 @@ SAME_CLASS_INT8 = 0.9
 # Fractions of a pixel and small differences between scores decide in them, and 8 bits have neither
 EXACT_IN_INT8 = ("affinities", "classifier")
 CALIBRATION_IMAGES = 32
+COMPARED_IMAGES = 3
 CALIBRATION_SIZE = (360, 480)
 # Of no special size: what is traced for any must not fit one alone
 TRACED = (96, 160)
@@ -64,10 +67,10 @@ class ExportOptions:
 
     It takes one image, of the ``size`` (H, W) where that is given, else of any with sides from 33 pixels. With
     ``preprocess`` it normalises 8-bit RGB images (1, H, W, 3) itself, with ``argmax`` it gives classes (1, H, W) in 8
-    bits instead of logits. ``int8`` computes convolutions, but not those of the affinities, in 8 bits, with ranges seen
-    on images of the folder ``calibrate`` or on rendered scenes. ``data`` names a data set, as `evaluate` takes it, on
-    which file and model are scored. Raises ValueError for a size that cannot be and for options that exclude each
-    other.
+    bits instead of logits. ``int8`` computes convolutions, but not those of the affinities, in 8 bits. ``images`` is a
+    folder with images like those to come, to compare file and model on and to see the ranges of 8 bits on, in place of
+    rendered ones. ``data`` names a data set, as `evaluate` takes it, on which file and model are scored. Raises
+    ValueError for a size that cannot be and for options that exclude each other.
     """
 
     format: Literal["onnx", "torch"] = "onnx"
@@ -75,7 +78,7 @@ class ExportOptions:
     preprocess: bool = False
     argmax: bool = False
     int8: bool = False
-    calibrate: Path | None = None
+    images: Path | None = None
     data: str | None = None
 
     def __post_init__(self) -> None:
@@ -85,8 +88,6 @@ class ExportOptions:
             raise ValueError(f"got a size and the data {self.data}, expected one: images have sizes of their own")
         if self.int8 and self.format != "onnx":
             raise ValueError(f"got int8 with format {self.format!r}, expected 'onnx': only ONNX files have 8 bits here")
-        if self.calibrate is not None and not self.int8:
-            raise ValueError("got a folder to calibrate on without int8, expected both: ranges are for 8 bits alone")
 
 
 def export(
@@ -97,22 +98,26 @@ def export(
 ) -> dict[str, Any]:
     """Write a model, or the pretrained one of that name, to ``path``, in place of what is there.
 
-    A model that is given is moved to the CPU. Before the file takes its place it is opened and tried on the sample
-    picture and on rendered scenes. Returns plain data: ``file``, ``bytes``, the ``metadata`` in the file, in
-    ``agreement`` for each ``size`` the largest ``difference`` of two logits and in ``argmax`` the share of pixels that
-    get the same class, and, where data were given, in ``miou`` what ``model`` and ``file`` score. ``progress`` is told
-    what begins. Raises ExportError, and leaves no file, for a model that cannot be traced and for a file that
-    disagrees; LookupError where a package is missing, OutputError, and what `Predictor` and `evaluate` raise.
+    A model that is given is moved to the CPU. Before the file takes its place it is opened and tried on three images.
+    Returns plain data: ``file``, ``bytes``, the ``metadata`` in the file, in ``agreement`` for each ``size`` the
+    largest ``difference`` of two logits and in ``argmax`` the share of pixels that get the same class, and, where data
+    were given, in ``miou`` what ``model`` and ``file`` score. ``progress`` is told what begins. Raises ExportError, and
+    leaves no file, for a model that cannot be traced and for a file that disagrees; ValueError for a ``path`` without
+    the suffix of the format and for a size that memory does not suffice for; LookupError where a package is missing,
+    OutputError, and what `Predictor` and `evaluate` raise.
     """
     options = options or ExportOptions()
+    if Path(path).suffix != SUFFIX[options.format]:
+        raise ValueError(f"the file is called {os.fspath(path)}, expected a name ending in {SUFFIX[options.format]}")
     say = progress or (lambda _: None)
     onnx = _onnx_door() if options.format == "onnx" else None
     eager = prepare(model, "cpu")
     preprocess = resolve_data_config(eager)
-    pictures = list(_calibration_pictures(options, preprocess)) if options.int8 else []
+    pictures = _compared_pictures(options)
+    calibration = list(_calibration_pictures(options, preprocess)) if options.int8 else []
     metadata = _metadata(eager, options)
     take = _taking(preprocess, options)
-    with atomic_path(path) as temporary:
+    with atomic_path(path) as temporary, enough_memory("exporting for this size", "choose a smaller one"):
         say("tracing")
         program = trace(_deployed(eager, options), *_example(options))
         say("writing")
@@ -126,12 +131,12 @@ def export(
                 onnx.write_onnx(program, exact, output, metadata)
                 if options.int8:
                     say("calibrating")
-                    onnx.quantise(exact, temporary, map(take, pictures), EXACT_IN_INT8)
+                    onnx.quantise(exact, temporary, map(take, calibration), EXACT_IN_INT8)
             run = onnx.open_onnx(temporary)
         say("comparing")
         predict, normalise = whole(eager), _taking(preprocess, ExportOptions())
         agreement = [
-            compare(size, ((predict(normalise(picture)), run(take(picture))) for picture in _pictures(size)))
+            compare(size, ((predict(normalise(each)), run(take(each))) for each in _resized(pictures, size)))
             for size in _checked_sizes(options)
         ]
         _refuse(agreement, options)
@@ -225,24 +230,36 @@ def _checked_sizes(options: ExportOptions) -> Sequence[tuple[int, int]]:
     return [CALIBRATION_SIZE] if options.int8 else CHECKED_SIZES
 
 
-def _pictures(size: tuple[int, int]) -> Iterator[Image.Image]:
-    """The picture in the package and two rendered scenes at ``size`` (H, W)."""
-    height, width = size
+def _compared_pictures(options: ExportOptions) -> list[Image.Image]:
+    """Those of the folder, or else the picture in the package and rendered scenes."""
+    if options.images is not None:
+        return list(_spread(options.images, COMPARED_IMAGES))
     with as_file(files("ddsm_zoo") / "data" / "sample" / "street.png") as path:
-        yield read_image(path).resize((width, height))
-    for seed in (0, 1):
-        yield Image.fromarray(render_scene(seed)[0]).resize((width, height))
+        sample = read_image(path)
+    return [sample, *(Image.fromarray(render_scene(seed)[0]) for seed in range(COMPARED_IMAGES - 1))]
+
+
+def _resized(pictures: list[Image.Image], size: tuple[int, int]) -> Iterator[Image.Image]:
+    """``pictures`` at ``size`` (H, W)."""
+    height, width = size
+    return (picture.resize((width, height)) for picture in pictures)
+
+
+def _spread(folder: Path, count: int) -> Iterator[Image.Image]:
+    """At most ``count`` images, spread evenly over the folder's names."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise ValueError(f"no images in the folder {folder}, expected {', '.join(sorted(SUFFIXES))}")
+    return (read_image(path) for path in paths[:: -(-len(paths) // count)])
 
 
 def _calibration_pictures(options: ExportOptions, preprocess: Preprocess) -> Iterator[Image.Image]:
-    """At most CALIBRATION_IMAGES, spread evenly over the folder's names; rendered ones where there is no folder."""
-    if options.calibrate is None:
+    """At the size that the model sees them in; rendered ones where there is no folder."""
+    pictures: Iterator[Image.Image]
+    if options.images is None:
         pictures = (Image.fromarray(render_scene(seed, CALIBRATION_SIZE)[0]) for seed in range(CALIBRATION_IMAGES))
     else:
-        paths = sorted(path for path in options.calibrate.rglob("*") if path.suffix.lower() in SUFFIXES)
-        if not paths:
-            raise ValueError(f"no images in the folder {options.calibrate}, expected {', '.join(sorted(SUFFIXES))}")
-        pictures = (read_image(path) for path in paths[:: -(-len(paths) // CALIBRATION_IMAGES)])
+        pictures = _spread(options.images, CALIBRATION_IMAGES)
     for picture in pictures:
         factor = preprocess.enlargement(picture.height, picture.width)
         height, width = options.size or (round(factor * picture.height), round(factor * picture.width))

@@ -20,7 +20,7 @@ from ddsm_zoo.config import from_dict
 from ddsm_zoo.data.images import read_image, to_rgb
 from ddsm_zoo.data.transforms import ImageTransform
 from ddsm_zoo.engine.inference import Precision, resize, whole
-from ddsm_zoo.engine.memory import working_memory
+from ddsm_zoo.engine.memory import enough_memory, working_memory
 from ddsm_zoo.engine.tiling import MIN_SIDE, Progress, Tiling, largest_side, predict_bands
 from ddsm_zoo.factory import create_trained, resolve_data_config
 from ddsm_zoo.files import atomic_path
@@ -121,8 +121,10 @@ class Predictor:
             image = self.read(image)
         elif isinstance(image, Image.Image):
             image = to_rgb(image)
-        scores = self._scores(image, progress)
-        mask = np.concatenate([_classes(band) for band in scores])
+        height, width = _size(image)
+        advice = "cut it by tile='auto' (--tile auto), with less memory (--memory) than is free"
+        with enough_memory(f"labelling a picture of {width} x {height} pixels", advice):
+            mask = np.concatenate([_classes(band) for band in self._scores(image, progress)])
         if not isinstance(image, Image.Image):
             image = Image.fromarray(image)
         return Segmentation(mask=mask, labels=self.labels, image=to_rgb(image))
@@ -136,7 +138,7 @@ class Predictor:
 
     def _scores(self, image: Image.Image | npt.NDArray[np.uint8], progress: Progress | None) -> Iterable[Tensor]:
         """The scores (1, K, h, W) of one band of rows after the other."""
-        height, width, *_ = (image.height, image.width) if isinstance(image, Image.Image) else (*image.shape, 0)
+        height, width = _size(image)
         side = self._side((height, width))
         if side is None or max(height, width) <= side or self.preprocess.enlargement(height, width) > 1:
             return [resize(self.predict(self.transform(image)[None]), (height, width))]
@@ -160,6 +162,12 @@ class Predictor:
         """The bytes that the model works in, with what its convolutions and the allocator need besides."""
         example = torch.zeros(1, 3, MIN_SIDE, MIN_SIDE)
         return 2 * working_memory(lambda: self.predict(example)) / example[0, 0].numel()
+
+
+def _size(image: Image.Image | npt.NDArray[np.uint8]) -> tuple[int, int]:
+    """Height and width; of an array with too few dimensions something that its reader will refuse."""
+    height, width, *_ = (image.height, image.width) if isinstance(image, Image.Image) else (*image.shape, 0)
+    return height, width
 
 
 def _classes(scores: Tensor) -> npt.NDArray[np.uint8]:

@@ -121,6 +121,9 @@ class _Reader:
         with container:
             if not container.streams.video:
                 raise VideoError(f"{source.name} has no pictures, expected a video")
+            size = (container.streams.video[0].width, container.streams.video[0].height)
+            if 1 in size:  # which the colour planes of the clip to come could not halve
+                raise VideoError(f"{source.name} has frames of {size[0]} x {size[1]} pixels, expected at least 2 x 2")
             yield cls(container, source)
 
     def frames(self, stop: threading.Event) -> Iterator[Any]:

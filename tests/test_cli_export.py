@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -122,6 +123,22 @@ def test_torch_format(empty: Path, tiny: str) -> None:
         module(torch.randn(1, 3, 50, 71))
 
 
+def test_eight_bits_with_ranges_of_a_folder(empty: Path, tiny: str) -> None:
+    (empty / "images").mkdir()
+    for seed in range(3):
+        Image.fromarray(render_scene(seed, (64, 96))[0]).save(f"images/{seed}.png")
+    options = ["--int8", "--images", "images", "--size", "64", "96", "--json", "-"]
+    figures = json.loads(run_command("export", tiny, *options).stdout)
+    (row,) = figures["agreement"]
+    assert row["size"] == [64, 96]
+    assert row["argmax"] >= 0.9
+    assert row["difference"] > 0
+    kinds = {node.op_type for node in onnx.load(empty / "uper_tiny.onnx").graph.node}
+    assert "DequantizeLinear" in kinds
+    before = sum(parameter.numel() for parameter in ddsm_zoo.create_model(tiny).parameters()) * 4
+    assert figures["bytes"] == (empty / "uper_tiny.onnx").stat().st_size < before
+
+
 class OtherwiseWhenTraced(nn.Module):
     """What must not happen: a program that does not do what the model does."""
 
@@ -147,9 +164,11 @@ def test_a_file_that_disagrees_is_not_kept(tmp_path: Path) -> None:
         (["--size", "0", "56"], "size is 0 x 56"),
         (["--size", "40", "56", "--data", "scenes:1"], "images have sizes of their own"),
         (["--format", "torch", "--int8"], "only ONNX files have 8 bits"),
-        (["--calibrate", "."], "without int8"),
-        (["--int8", "--calibrate", "."], "no images in the folder"),
+        (["--images", "."], "no images in the folder"),
+        (["--size", str(2**22), str(2**22)], "takes more memory than there is; choose a smaller one"),
         (["-o", "."], "cannot write"),
+        (["-o", "model.pt2"], "the file is called model.pt2, expected a name ending in .onnx"),
+        (["--format", "torch", "-o", "model"], "the file is called model, expected a name ending in .pt2"),
         (["--json", "."], "cannot write"),
     ],
 )
@@ -158,14 +177,22 @@ def test_what_cannot_be(empty: Path, tiny: str, options: list[str], message: str
     assert not list(empty.iterdir())
 
 
+def test_images_that_cannot_be_read_are_refused_before_tracing(empty: Path, tiny: str) -> None:
+    (empty / "broken.png").write_bytes(b"no picture")
+    assert "broken.png" in run_command("export", tiny, "--images", ".", fails=True).stderr
+    assert [path.name for path in empty.iterdir()] == ["broken.png"]
+
+
 def test_models_that_cannot_be(empty: Path) -> None:
     assert "without task weights" in run_command("export", "uper_tiny", fails=True).stderr
     assert "did you mean uper_tiny" in run_command("export", "uper_tinny", fails=True).stderr
     assert not list(empty.iterdir())
 
 
-def test_without_onnx_runtime(tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
+def test_without_a_package_of_the_extra(package: str, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "ddsm_zoo.engine.onnx_file", raising=False)
     monkeypatch.delattr("ddsm_zoo.engine.onnx_file", raising=False)
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert "pip install 'ddsm-zoo[export]'" in run_command("export", tiny, fails=True).stderr
+    monkeypatch.setitem(sys.modules, package, None)
+    expected = f"error: ONNX files need the package {package}: pip install 'ddsm-zoo[export]'"
+    assert expected in run_command("export", tiny, fails=True).stderr

@@ -184,6 +184,17 @@ def test_memory_says_how_many_pixels_a_file_may_have(model: Segmenter, scene: Im
     assert Predictor(model, memory=1).read(tmp_path / "scene.png").size == scene.size
 
 
+def test_a_picture_that_the_machine_cannot_hold(model: Segmenter, scene: Image.Image) -> None:
+    """No machine has the addresses for what stands for the network."""
+    predictor = Predictor(model)
+    predictor.predict = lambda image: torch.empty(2**58)
+    with pytest.raises(ValueError, match="a picture of 120 x 90 pixels takes more memory than there is; cut it"):
+        predictor(scene)
+    predictor.predict = lambda image: image @ image  # whose sides do not fit: a bug stays one
+    with pytest.raises(RuntimeError, match="Expected size"):
+        predictor(scene)
+
+
 def test_bfloat16_gives_nearly_the_same_classes(model: Segmenter, scene: Image.Image) -> None:
     expected = Predictor(model)(scene).mask
     mask = Predictor(model, precision="bf16")(scene).mask

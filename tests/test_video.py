@@ -80,6 +80,20 @@ def test_an_odd_size_loses_its_last_row_and_column(predictor: Predictor, tmp_pat
     assert {(frame.height, frame.width) for frame in frames_of(tmp_path / "out.mp4")} == {(32, 46)}
 
 
+def test_frames_that_are_too_small_for_the_clip_to_come(predictor: Predictor, tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "line.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=5)
+        stream.height, stream.width, stream.pix_fmt = 1, 64, "gray"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((1, 64), np.uint8), format="gray")))
+        container.mux(stream.encode(None))
+    with pytest.raises(VideoError, match=r"line\.mkv has frames of 64 x 1 pixels, expected at least 2 x 2"):
+        label_video(predictor, Source(name=str(tmp_path / "line.mkv")), tmp_path / "out" / "line.mp4")
+    assert not (tmp_path / "out").exists()
+    source = write_clip(tmp_path / "least.mkv", [250] * 2, (2, 3))
+    label_video(predictor, Source(name=str(source)), tmp_path / "out" / "least.mp4")
+    assert {(frame.height, frame.width) for frame in frames_of(tmp_path / "out" / "least.mp4")} == {(2, 2)}
+
+
 def test_no_more_frames_than_asked(predictor: Predictor, tmp_path: Path) -> None:
     source = write_clip(tmp_path / "clip.mp4", [250] * 9)
     assert label_video(predictor, Source(name=str(source)), tmp_path / "out.mp4", frames=4).frames == 4

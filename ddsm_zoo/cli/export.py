@@ -17,9 +17,6 @@ class Format(str, Enum):
     torch = "torch"
 
 
-SUFFIX = {Format.onnx: ".onnx", Format.torch: ".pt2"}
-
-
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(help="A model with weights: a name, hf-hub:ORG/REPO or local-dir:PATH.")],
@@ -35,9 +32,9 @@ def export(
         bool, typer.Option("--argmax", help="Give the class of each pixel in 8 bits, no logits.")
     ] = False,
     int8: Annotated[bool, typer.Option("--int8", help="ONNX: convolutions in 8 bits.")] = False,
-    calibrate: Annotated[
+    images: Annotated[
         Path | None,
-        typer.Option(help="With --int8: images like those to come, in place of rendered scenes.", metavar="DIR"),
+        typer.Option(help="Images like those to come, to compare and calibrate on; else rendered ones.", metavar="DIR"),
     ] = None,
     data: Annotated[
         str | None,
@@ -55,11 +52,11 @@ def export(
 
     ddsm-zoo export uper_ddsm_lite0_camvid --with-preprocess --argmax -o street.onnx
 
-    ddsm-zoo export local-dir:runs/mine/best --int8 --calibrate mydata/images/train --data folder:mydata -o mine.onnx
+    ddsm-zoo export local-dir:runs/mine/best --int8 --images mydata/images/train --data folder:mydata -o mine.onnx
     """
     if dynamic and size is not None:
         raise ValueError(f"got --dynamic and --size {size[0]} {size[1]}, expected one of them")
-    from ddsm_zoo.exporting import ExportOptions
+    from ddsm_zoo.exporting import SUFFIX, ExportOptions
 
     options = ExportOptions(
         format="onnx" if format is Format.onnx else "torch",
@@ -67,13 +64,13 @@ def export(
         preprocess=with_preprocess,
         argmax=argmax,
         int8=int8,
-        calibrate=calibrate,
+        images=images,
         data=data,
     )
     from ddsm_zoo.exporting import export as export_model
     from ddsm_zoo.factory import look_up
 
-    path = out or Path(f"{look_up(model).name}{SUFFIX[format]}")
+    path = out or Path(f"{look_up(model).name}{SUFFIX[options.format]}")
     check_output(str(path))
     check_output(json)
     with progress_bar() as bar:

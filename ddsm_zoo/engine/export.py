@@ -105,4 +105,6 @@ def compare(size: tuple[int, int], answers: Iterable[tuple[Tensor, Tensor]]) -> 
             answer = answer.argmax(dim=1)
         hits = answer == logits.argmax(dim=1)
         same, pixels = same + int(hits.sum()), pixels + hits.numel()
-    return Agreement(size=size, difference=max(differences, default=None), argmax=same / pixels)
+    # not Python's `max`, which passes over NaN
+    difference = torch.tensor(differences).max().item() if differences else None
+    return Agreement(size=size, difference=difference, argmax=same / pixels)

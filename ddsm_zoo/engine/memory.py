@@ -1,9 +1,10 @@
-"""How much memory a network works in."""
+"""How much memory a network works in, and what to say where there is less."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +19,18 @@ def working_memory(call: Callable[[], object]) -> int:
         call()
     peak: int = living.peak
     return peak
+
+
+@contextmanager
+def enough_memory(work: str, advice: str) -> Iterator[None]:
+    """Raise a ValueError that names the ``work`` and ends with the ``advice`` where memory does not suffice for it."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # torch has a class of its own for this on GPUs alone
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise ValueError(f"{work} takes more memory than there is; {advice}") from error
 
 
 class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch

@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx
 import onnxruntime
+import onnxscript  # noqa: F401 - torch's exporter needs it, and would miss it only after minutes
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process

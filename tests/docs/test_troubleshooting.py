@@ -16,6 +16,8 @@ from PIL import Image
 
 import ddsm_zoo
 from ddsm_zoo import Predictor, create_model
+from ddsm_zoo.demo import listen
+from ddsm_zoo.explanation import explain
 from ddsm_zoo.foreign import load_foreign
 from ddsm_zoo.labels import CAMVID
 from tests.command_line import run_command
@@ -67,6 +69,17 @@ def broken() -> str:
     return message_of(lambda: Predictor(model)("street.jpg"))
 
 
+def out_of_memory() -> str:
+    predictor = Predictor(create_model("uper_tiny"))
+    predictor.predict = lambda image: torch.empty(2**58)  # no machine has the addresses
+    return message_of(lambda: predictor("street.jpg"))
+
+
+def taken() -> str:
+    with listen("127.0.0.1", 0) as listener:
+        return line_of("demo", "--port", str(listener.getsockname()[1]))
+
+
 def begun() -> str:
     run_command("train", "-r", "recipes/tiny_scenes.toml", "-d", "folder:mydata", "-o", "runs/new", "--no-pretrained")
     return train("--no-pretrained")
@@ -112,10 +125,15 @@ SAID_WHEN: dict[str, Callable[[], str]] = {
     "no image file": lambda: line_of("predict", "nowhere.jpg", "--model", "local-dir:runs/trained/best"),
     "... is no image": a_page_of_text,
     "... is too large": too_large,
+    "labelling a picture": out_of_memory,
     "the model needs": lambda: predict("--tile", "auto", "--memory", "1MB"),
     "the model takes": lambda: message_of(lambda: Predictor(create_model("uper_tiny", in_chans=4))),
     "device": lambda: predict("--device", "cuda:99"),
     "the model gives NaN": broken,
+    "the pixel": lambda: line_of("explain", "street.jpg", "--at", "80,0", "--model", "local-dir:runs/trained/best"),
+    "... has the fusion": lambda: message_of(lambda: explain(create_model("uper_tiny"), "street.jpg", (0, 0))),
+    "the file is called": lambda: line_of("export", "local-dir:runs/trained/best", "-o", "model"),
+    "cannot listen": taken,
     "data set ... is unknown": lambda: evaluate("mydata"),
     "data set folder": lambda: evaluate("folder:nowhere"),
     "... is missing": without_labels,
@@ -129,11 +147,14 @@ SAID_WHEN: dict[str, Callable[[], str]] = {
     "... was made with another": other_recipe,
     "frozen_norms": lambda: train("--no-pretrained", "--set", "frozen_norms=all"),
 }
-# These need a machine without an extra, with too little memory or several processes, a server that is down, or luck
+# These need a machine without an extra, with too little memory or several processes, a server that is down, an exporter
+# that errs, or luck
 ONLY_READ = (
     "cannot fetch ...: the Hub cannot be reached",
     "... is another file",
     "videos need",
+    "the exported model gives",
+    "the exported model's logits",
     "training needs",
     "training on one crop",
     "batch_size",

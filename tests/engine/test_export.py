@@ -5,6 +5,7 @@ Tracing takes many seconds a model; benchmarks/export.py goes through all of the
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,8 @@ def test_agreement_counts_pixels_and_finds_the_largest_difference() -> None:
     other = logits + torch.tensor([0.0, 0.25, 0.0, 2.0]).view(1, 1, 1, 4) * torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)
     both = compare((1, 4), [(logits, logits), (logits, other)])
     assert (both.difference, both.argmax) == (2.0, 7 / 8)
+    damaged = logits.where(logits != 5, torch.nan)
+    assert math.isnan(compare((1, 4), [(logits, logits), (logits, damaged), (logits, logits)]).difference)
     classes = compare((1, 4), [(logits, other.argmax(1).to(torch.uint8))])
     assert (classes.difference, classes.argmax) == (None, 3 / 4)
 
