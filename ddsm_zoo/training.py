@@ -22,6 +22,7 @@ from ddsm_zoo.data.holdout import open_training_sets, training_splits
 from ddsm_zoo.data.transforms import EvalTransform, TrainTransform
 from ddsm_zoo.engine.batch_size import settle_batch_size
 from ddsm_zoo.engine.checkpoint import has_state, load_last_state
+from ddsm_zoo.engine.memory import enough_memory
 from ddsm_zoo.engine.recipe import Recipe
 from ddsm_zoo.engine.sampling import epoch_order, median_frequency, rarity
 from ddsm_zoo.engine.train import Hooks, ProgressEvent, train
@@ -87,16 +88,17 @@ def run_recipe(
 
     summary: dict[str, Any] = {}
     try:
-        summary = train(
-            model,
-            settled,
-            train_set,
-            val_set,
-            out_dir,
-            ignore_index=labels.ignore_index,
-            resume=resume,
-            hooks=Hooks(order=_order(recipe, counts), progress=begin, observe=monitor),
-        )
+        with enough_memory("training", "choose a smaller batch_size (0 finds one that fits) or crop_size"):
+            summary = train(
+                model,
+                settled,
+                train_set,
+                val_set,
+                out_dir,
+                ignore_index=labels.ignore_index,
+                resume=resume,
+                hooks=Hooks(order=_order(recipe, counts), progress=begin, observe=monitor),
+            )
     finally:
         monitor.close()
         if begun and best.exists():

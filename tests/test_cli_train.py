@@ -57,6 +57,12 @@ def test_a_change_that_cannot_be_is_one_line_and_nothing_is_written(change: str,
     assert not Path("run").exists()
 
 
+def test_too_little_memory_is_one_line() -> None:
+    error = run_command(*TRAIN, "--set", f"crop_size=[{2**24}, {2**24}]", fails=True).stderr
+    assert "error: training takes more memory than there is; choose a smaller batch_size" in " ".join(error.split())
+    assert "Traceback" not in error
+
+
 def test_the_end_says_why_a_run_ended_early_and_where_the_model_is() -> None:
     done = run_command(*TRAIN, "--set", "patience=1", "--tensorboard")
     best = max(epochs_of(Path("run")), key=lambda line: line["miou"])["epoch"]

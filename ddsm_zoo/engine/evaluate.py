@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ddsm_zoo.engine.inference import Predict, resize
+from ddsm_zoo.engine.memory import enough_memory
 from ddsm_zoo.engine.processes import share, summed
 from ddsm_zoo.metrics import BoundaryFScore, BoundaryIoU, ConfusionMatrix
 from ddsm_zoo.metrics.boundary import f_scores_of
@@ -176,7 +177,10 @@ def predict_set(
     for start in range(0, len(indices), batch_size):
         samples = [(index, *dataset[index]) for index in indices[start : start + batch_size]]
         for group in _of_one_size(samples):
-            scores = predict(torch.stack([image for _, image, _ in group]))
+            height, width = group[0][1].shape[-2:]
+            work = f"labelling {len(group)} images of {width} x {height} pixels at once"
+            with enough_memory(work, "choose a smaller batch size or smaller images"):
+                scores = predict(torch.stack([image for _, image, _ in group]))
             _check_scores(scores, num_classes, [index for index, _, _ in group])
             dtype = str(scores.dtype).removeprefix("torch.")
             for score, (index, _, mask) in zip(scores, group, strict=True):

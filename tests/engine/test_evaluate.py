@@ -117,6 +117,11 @@ def test_other_number_of_classes() -> None:
         evaluate_model(one_hot, [labelled(np.zeros((2, 2)))], 5, 255)
 
 
+def test_too_little_memory_names_the_size() -> None:
+    with pytest.raises(ValueError, match="labelling 1 images of 3 x 2 pixels at once takes more memory than there is"):
+        evaluate_model(lambda x: x.new_empty(2**50), [labelled(np.zeros((2, 3)))], CLASSES, 255)
+
+
 def test_label_outside_the_classes() -> None:
     with pytest.raises(ValueError, match="target holds class id 7"):
         evaluate_model(one_hot, [labelled(np.array([[7, 0]]))], CLASSES, 255)
