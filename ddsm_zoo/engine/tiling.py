@@ -109,7 +109,8 @@ def predict_bands(
         done = band.shape[2] - (2 * half if rows.last < rows.whole else 0)
         carry = band[:, :, done:].clone()
         for top in range(0, done, BAND):
-            yield band[:, :, top : min(top + BAND, done)]
+            # a copy, since whoever looks at a part of the band would keep all of it beside the next one
+            yield band[:, :, top : min(top + BAND, done)].clone()
 
 
 def largest_side(size: tuple[int, int], per_pixel: float, num_classes: int, memory: int) -> int:

@@ -58,6 +58,7 @@ def test_tiles_of_a_pointwise_function_make_the_whole(size: tuple[int, int]) -> 
     bands = list(predict_bands(pointwise, read, tiling, progress=lambda done, total: seen.append((done, total))))
     torch.testing.assert_close(torch.cat(bands, 2), pointwise(image))
     assert max(band.shape[2] for band in bands) <= 128
+    assert all(band.untyped_storage().nbytes() == 4 * band.numel() for band in bands)  # none holds more than itself
     assert seen == [(done, 2 * len(tiling)) for done in range(1, 2 * len(tiling) + 1)]
 
 
