@@ -43,7 +43,7 @@ def test_the_front_matter_comes_back(
     manifest = described(tuple(names), dataset=dataset, license=license, recipe=recipe, metrics=metrics)
     text = render_card(manifest, "hf-hub:someone/model")
     card = ModelCard(text).data
-    assert (card.license, card.library_name) == (license, "ddsm-zoo")
+    assert (card["license"], card["library_name"]) == (license, "ddsm-zoo")
     assert f"Trained on: {dataset}." in text
     found = {result.metric_name: result.metric_value for result in card.eval_results or []}
     assert found == pytest.approx(metrics, abs=6e-5)
