@@ -124,7 +124,13 @@ class Predictor:
         height, width = _size(image)
         advice = "cut it by tile='auto' (--tile auto), with less memory (--memory) than is free"
         with enough_memory(f"labelling a picture of {width} x {height} pixels", advice):
-            mask = np.concatenate([_classes(band) for band in self._scores(image, progress)])
+            # whole from the start: parts of it among what the tiles free would keep that from being given back
+            mask = np.empty((height, width), np.uint8)
+            top = 0
+            for band in self._scores(image, progress):
+                rows = band.shape[2]
+                mask[top : top + rows] = _classes(band)
+                top += rows
         if not isinstance(image, Image.Image):
             image = Image.fromarray(image)
         return Segmentation(mask=mask, labels=self.labels, image=to_rgb(image))

@@ -57,6 +57,8 @@ def export(
     if dynamic and size is not None:
         raise ValueError(f"got --dynamic and --size {size[0]} {size[1]}, expected one of them")
     from ddsm_zoo.exporting import SUFFIX, ExportOptions
+    from ddsm_zoo.exporting import export as export_model
+    from ddsm_zoo.factory import look_up
 
     options = ExportOptions(
         format="onnx" if format is Format.onnx else "torch",
@@ -67,9 +69,6 @@ def export(
         images=images,
         data=data,
     )
-    from ddsm_zoo.exporting import export as export_model
-    from ddsm_zoo.factory import look_up
-
     path = out or Path(f"{look_up(model).name}{SUFFIX[options.format]}")
     check_output(str(path))
     check_output(json)
