@@ -13,7 +13,7 @@ import argparse
 import dataclasses
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,13 @@ from ddsm_zoo import evaluate, model_config
 from ddsm_zoo.console import progress_bar, training_bar
 from ddsm_zoo.engine.recipe import Recipe
 from ddsm_zoo.files import write_text
-from ddsm_zoo.models import complexity
+from ddsm_zoo.models import Segmenter, complexity
 from ddsm_zoo.training import run_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 LOGS = ROOT / "docs" / "results"
 PAGE = ROOT / "docs" / "results.md"
 RECIPE = ROOT / "recipes" / "evidence_camvid.toml"
-BEGIN = "<!-- results:begin -->"
-END = "<!-- results:end -->"
 
 # The rows of the paper's Table 1: the plain decoder, deformable convolution, each half of the module, the module
 MODELS = ("uper_lite0", "uper_dcn_lite0", "uper_ddsm_s_lite0", "uper_ddsm_c_lite0", "uper_ddsm_lite0")
@@ -72,15 +70,20 @@ def run(data: str, recipe: Recipe, folder: Path) -> None:
         summary = run_recipe(recipe, data, out, resume=True, source=RECIPE.name, progress=show)
     if summary["interrupted"]:
         raise SystemExit(f"{name} was interrupted and its state saved: the same command goes on with it")
+    write_log(log, out, f"local-dir:{out / 'best'}", data, {"model": recipe.model})
+
+
+def write_log(log: Path, out: Path, model: str | Segmenter, data: str, about: Mapping[str, Any]) -> None:
+    """The log of the run in ``out`` with a last line of what the model scores."""
     with progress_bar() as bar:
         task = bar.add_task("scoring", total=None)
         figures = evaluate(
-            f"local-dir:{out / 'best'}",
+            model,
             data,
             boundary=True,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    score = {"event": "score", **{key: figures[key] for key in SCORED}, "model": recipe.model}
+    score = {"event": "score", **{key: figures[key] for key in SCORED}, **about}
     write_text(log, (out / "log.jsonl").read_text(encoding="utf-8") + json.dumps(score) + "\n")
 
 
@@ -122,14 +125,20 @@ def cells(values: Iterable[str]) -> str:
 
 
 def page() -> None:
-    """Put the table of all logs between the markers of the page."""
+    """Put the table of all logs into the page."""
     runs = [Run.load(path) for path in sorted(LOGS.glob("*.jsonl"))]
     if not runs:
         raise SystemExit(f"no logs in {LOGS}: python benchmarks/evidence.py run camvid:ROOT makes them")
-    head, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
-    tail = rest.partition(END)[2]
-    write_text(PAGE, "\n".join([head + BEGIN, "", *table(runs), "", END + tail]))
+    write_between("results", table(runs))
     print(f"wrote the table of {len(runs)} runs in {PAGE}")
+
+
+def write_between(name: str, lines: Sequence[str]) -> None:
+    """Put the lines between the page's two markers of that name."""
+    begin, end = (f"<!-- {name}:{edge} -->" for edge in ("begin", "end"))
+    head, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
+    tail = rest.partition(end)[2]
+    write_text(PAGE, "\n".join([head + begin, "", *lines, "", end + tail]))
 
 
 def main() -> None:

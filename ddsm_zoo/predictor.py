@@ -33,6 +33,7 @@ Picture = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
 
 MEMORY = 4 * 2**30
 BYTES_PER_PIXEL = 8  # of a picture: 4 as Pillow holds it, 1 of its mask, and some to draw bands of it
+PROCESS = 960 * 2**20  # Python and torch with the libraries of its CUDA build, before the first tile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +82,10 @@ class Predictor:
     given. ``precision`` "bf16" computes in 16 bits.
 
     An image goes through the model as a whole, unless ``tile`` cuts larger ones into tiles of that many pixels a side,
-    each of which is labelled as if the model saw all of it; "auto" takes the largest with which everything stays within
-    ``memory`` bytes, half of them for the model's work and half for the picture. Then files may hold as many pixels as
-    fit there, otherwise as many as Pillow decodes unasked. An image below the ``min_size`` of the weights is enlarged
-    to it, and is never cut; its mask has the size of the image all the same.
+    each of which is labelled as if the model saw all of it; "auto" takes the largest with which the process stays
+    within ``memory`` bytes: at most half of them for the model's work, and half for the picture. Then files may hold as
+    many pixels as fit there, otherwise as many as Pillow decodes unasked. An image below the ``min_size`` of the
+    weights is enlarged to it, and is never cut; its mask has the size of the image all the same.
 
     Raises what `create_model` raises, and ValueError for a model that takes other than 3 channels or has more than 256
     classes, for tiles that are too small and for another precision.
@@ -161,7 +162,8 @@ class Predictor:
     def _side(self, size: tuple[int, int]) -> int | None:
         if self.tile != "auto":
             return self.tile
-        return largest_side(size, self._memory_per_pixel, self.model.num_classes, self.memory // 2)
+        left = self.memory - PROCESS - BYTES_PER_PIXEL * size[0] * size[1]
+        return largest_side(size, self._memory_per_pixel, self.model.num_classes, min(self.memory // 2, left))
 
     @functools.cached_property
     def _memory_per_pixel(self) -> float:

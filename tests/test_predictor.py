@@ -19,7 +19,7 @@ from ddsm_zoo.engine.tiling import MIN_SIDE
 from ddsm_zoo.files import OutputError
 from ddsm_zoo.labels import CAMVID, CITYSCAPES
 from ddsm_zoo.models import Segmenter
-from ddsm_zoo.predictor import model_labels
+from ddsm_zoo.predictor import PROCESS, model_labels
 from ddsm_zoo.zoo import UnknownModelError
 
 
@@ -164,7 +164,7 @@ def test_less_memory_makes_smaller_tiles(model: Segmenter) -> None:
         return torch.zeros(1, 11, *image.shape[-2:])
 
     largest = []
-    for memory in (2**28, 2**27 + 2**25):
+    for memory in (PROCESS + 2**28, PROCESS + 2**27):
         predictor = Predictor(model, tile="auto", memory=memory)
         predictor.predict = predict
         heights.clear()

@@ -125,8 +125,8 @@ def largest_side(size: tuple[int, int], per_pixel: float, num_classes: int, memo
             return side
     least = tiled_memory(MIN_SIDE, size[1], per_pixel, num_classes)
     raise ValueError(
-        f"the model needs {least / 2**30:.2f} GiB for tiles of {MIN_SIDE} pixels, half of the memory given is "
-        f"{memory / 2**30:.2f} GiB; raise it"
+        f"the model needs {least / 2**30:.2f} GiB for tiles of {MIN_SIDE} pixels, of the memory given it may use "
+        f"{max(memory, 0) / 2**30:.2f} GiB; raise it"
     )
 
 

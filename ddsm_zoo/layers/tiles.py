@@ -117,7 +117,7 @@ def average(features: Tensor, cells: int, rows: Span, columns: Span) -> Tensor:
     The cells of the map that it alone stands for, over the number of all.
     """
     kind = features.device.type
-    rounds = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    rounds = kind != "meta" and torch.is_autocast_enabled(kind)
     with torch.autocast(kind, enabled=False) if rounds else nullcontext():  # rounded weights would not add up to one
         features = features.float()
         # four dimensions: with two, `matmul` folds the others and tracers conclude that some sizes cannot be

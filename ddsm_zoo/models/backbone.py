@@ -126,6 +126,10 @@ class Backbone(nn.Module):
         """
         if not hasattr(self.body, "set_grad_checkpointing"):
             raise BackboneError(f"{type(self.body).__name__} has no gradient checkpointing; leave it off")
+        for part in self.body.children():
+            # timm before 1.0.31 checkpoints a stem's activation by itself: its input is kept and may not be overwritten
+            if getattr(part, "inplace", False):
+                part.inplace = False
         self.body.set_grad_checkpointing(enable)
 
 
