@@ -199,7 +199,7 @@ def run(data: str, name: str, recipe: Recipe, folder: Path) -> None:
         )
     if summary["interrupted"]:
         raise SystemExit(f"{title} was interrupted and its state saved: the same command goes on with it")
-    load_weights(model, read_tensors(summary["best"]), str(summary["best"]))
+    load_weights(model, read_tensors(Path(summary["best"])), summary["best"])
     parameters = sum(parameter.numel() for parameter in model.parameters())
     write_log(log, out, model, data, {"factor": name, "parameters": parameters, "model": recipe.model})
 

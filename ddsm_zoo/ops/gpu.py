@@ -247,10 +247,16 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ..
 sampled_attention.register_autograd(_differentiate, setup_context=_save)
 
 
+def channel_block(channels: int) -> int:
+    """The width of the tile that holds so many channels: a power of 2, and 4 at least, since Triton 3.6 fails at 1."""
+    block: int = triton.next_power_of_2(max(channels, 4))
+    return block
+
+
 def _launch(kernel: Any, tensors: tuple[Tensor, ...], value: Tensor, key_channels: int, kernel_size: int) -> None:
     batch, height, width = map_shape(value)
     positions, value_channels = batch * height * width, value.shape[1]
-    key_block, value_block = triton.next_power_of_2(key_channels), triton.next_power_of_2(value_channels)
+    key_block, value_block = channel_block(key_channels), channel_block(value_channels)
     block = max(4, min(64, BLOCK // max(key_block, value_block)))
     with torch.cuda.device_of(value):  # Triton launches on the current device, wherever the tensors are
         kernel[(triton.cdiv(positions, block),)](

@@ -30,7 +30,8 @@ from ddsm_zoo.ops import gpu
 
 usual = {"kernel_size": 3, "block": 16, "key_block": 64, "value_block": 64}
 # one channel and one column, which a launch takes for constants
-narrow = {"kernel_size": 1, "block": 64, "key_block": 1, "value_block": 4, "key_channels": 1, "width": 1}
+blocks = {"key_block": gpu.channel_block(1), "value_block": gpu.channel_block(3)}
+narrow = {"kernel_size": 1, "block": 64, **blocks, "key_channels": 1, "width": 1}
 float32 = {"log_sum", "grad_key", "grad_value"}
 scalars = {"positions", "height", "width", "key_channels", "value_channels"}
 launches = (("*fp32", 80, usual), ("*bf16", 90, usual), ("*fp16", 90, narrow))
