@@ -106,6 +106,11 @@ def smooth_too(model: Segmenter) -> None:
     decoder.smoothings = nn.ModuleList(ConvNormAct(width, width, 3, separable=separable) for _ in decoder.smoothings)
 
 
+def leave_rough(model: Segmenter) -> None:
+    (decoder,) = parts(model, UPerNet)
+    decoder.smoothings = nn.ModuleList(nn.Identity() for _ in decoder.smoothings)
+
+
 def upsample_and_smooth(model: Segmenter) -> None:
     upsample_too(model)
     smooth_too(model)
@@ -170,6 +175,7 @@ FACTORS = {
     "positions": Factor(title="no positional embeddings", change=forget_positions),
     "open": Factor(title="modulations begin at 0.98, not 0.5", change=start_open),
     "grid": Factor(title="no offsets: a fixed grid", change=partial(scale_offsets, factor=0.0)),
+    "plain-rough": Factor(title="the plain decoder without smoothing convolutions", change=leave_rough, model=PLAIN),
     "upsample-smooth": Factor(title="up(high) and the smoothing convolutions", change=upsample_and_smooth),
 }
 

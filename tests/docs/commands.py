@@ -7,6 +7,7 @@ import runpy
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
@@ -58,6 +59,7 @@ def _carry_out(words: Sequence[str], known: Mapping[str, Command]) -> None:
 def run_script(words: Sequence[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", list(words))
+        patch.syspath_prepend(str(Path(words[0]).parent.resolve()))  # as for a script
         runpy.run_path(words[0], run_name="__main__")
 
 

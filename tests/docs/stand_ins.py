@@ -81,7 +81,12 @@ SETTINGS = {
             "_PUBLICATIONS = {": "from ddsm_zoo.zoo import Publication\n_PUBLICATIONS = {",
         },
     ),
-    "docs/results.md": Setting(swaps={"run camvid:ROOT": "run camvid:ROOT --models uper_ddsm_tiny --seeds 0"}),
+    "docs/results.md": Setting(
+        swaps={
+            "evidence.py run camvid:ROOT": "evidence.py run camvid:ROOT --models uper_lite0 uper_ddsm_lite0 --seeds 0",
+            "factors.py run camvid:ROOT": "factors.py run camvid:ROOT --factors pool",
+        }
+    ),
     "docs/scaling.md": Setting(
         swaps={
             "camvid_lite0.toml camvid:ROOT": "camvid_lite0.toml camvid:ROOT --workers 0 --steps 1",
