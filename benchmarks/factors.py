@@ -213,20 +213,28 @@ def run(data: str, name: str, recipe: Recipe, folder: Path) -> None:
 def table(runs: Mapping[str, Sequence[Run]], plain: Sequence[Run]) -> list[str]:
     """A row for each factor: its scores, and what they gain over those of the module and of the plain decoder.
 
-    ``runs`` has the runs of the module by "", beside those of the factors. Gains are over the same seeds.
+    ``runs`` has the runs of the module by "", beside those of the factors.
     """
     heads = ["mIoU", "F mean"]
-    gains = [f"{head} over `{model}`" for model in (MODEL, PLAIN) for head in heads]
-    lines = [cells(["Changed", "Seeds", *heads, *gains]), cells(["---", *["---:"] * (1 + len(heads) + len(gains))])]
+    over = [f"{head} over `{model}`" for model in (MODEL, PLAIN) for head in heads]
+    lines = [cells(["Changed", "Seeds", *heads, *over]), cells(["---", *["---:"] * (1 + len(heads) + len(over))])]
     for name in ("", *(name for name in FACTORS if name in runs)):
         scores = [spread(values) for values in zip(*(both(run) for run in runs[name]), strict=True)]
-        for base in (runs[""] if name else (), plain):
-            seeds = {run.seed: run for run in base}
-            pairs = [(both(run), both(seeds[run.seed])) for run in runs[name] if run.seed in seeds]
-            differences = zip(*([a - b for a, b in zip(*pair, strict=True)] for pair in pairs), strict=True)
-            scores += [spread(values, sign="+") for values in differences] or ["-"] * len(heads)
+        scores += [*gains(runs[name], runs[""] if name else ()), *gains(runs[name], plain)]
         lines.append(cells([FACTORS[name].title if name else "nothing", str(len(runs[name])), *scores]))
+    lines += ["", cells(["Smoothing convolutions", *(f"{head}, module over plain" for head in heads)])]
+    lines.append(cells(["---", *["---:"] * len(heads)]))
+    lines.append(cells(["in neither", *gains(runs[""], runs.get("plain-rough", ()))]))
+    lines.append(cells(["in both", *gains(runs.get("smooth", ()), plain)]))
     return lines
+
+
+def gains(runs: Sequence[Run], base: Sequence[Run]) -> list[str]:
+    """What mIoU and the mean boundary F-score gain, over the seeds that both have."""
+    seeds = {run.seed: both(run) for run in base}
+    pairs = [(both(run), seeds[run.seed]) for run in runs if run.seed in seeds]
+    differences = [[a - b for a, b in zip(*pair, strict=True)] for pair in pairs]
+    return [spread(values, sign="+") for values in zip(*differences, strict=True)] or ["-", "-"]
 
 
 def both(run: Run) -> tuple[float, float]:
