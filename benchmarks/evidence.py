@@ -136,7 +136,10 @@ def page() -> None:
 def write_between(name: str, lines: Sequence[str]) -> None:
     """Put the lines between the page's two markers of that name."""
     begin, end = (f"<!-- {name}:{edge} -->" for edge in ("begin", "end"))
-    head, _, rest = PAGE.read_text(encoding="utf-8").partition(begin)
+    text = PAGE.read_text(encoding="utf-8")
+    head, rest = text.split(begin) if text.count(begin) == 1 else (text, "")
+    if rest.count(end) != 1:
+        raise SystemExit(f"{PAGE} has not one {begin} with one {end} after it, expected both to write between")
     tail = rest.partition(end)[2]
     write_text(PAGE, "\n".join([head + begin, "", *lines, "", end + tail]))
 

@@ -28,7 +28,6 @@ from ddsm_zoo.data.datasets import open_dataset
 from ddsm_zoo.data.holdout import open_training_sets
 from ddsm_zoo.data.transforms import EvalTransform, TrainTransform
 from ddsm_zoo.engine.recipe import Recipe
-from ddsm_zoo.engine.sampling import epoch_order
 from ddsm_zoo.engine.train import Hooks, train
 from ddsm_zoo.fitting import load_weights
 from ddsm_zoo.layers import ChannelAffinity, ConvNormAct, DynamicSampler, SpatialAffinity, resize
@@ -155,12 +154,11 @@ def keep(model: Segmenter) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Factor:
-    """``change`` is made to the built model, ``config`` changes what it is built from, ``recipe`` how it is trained."""
+    """``change`` is made to the built model, ``config`` changes what it is built from."""
 
     title: str
     change: Callable[[Segmenter], None] = keep
     config: Mapping[str, Any] = field(default_factory=dict)
-    recipe: Mapping[str, Any] = field(default_factory=dict)
     model: str = MODEL
 
 
@@ -187,21 +185,27 @@ def run(data: str, name: str, recipe: Recipe, folder: Path) -> None:
     if log.exists():
         return
     print(title, flush=True)
-    recipe = dataclasses.replace(recipe, model=factor.model, overrides=dict(factor.config), **factor.recipe)
+    recipe = dataclasses.replace(recipe, model=factor.model, overrides=dict(factor.config))
     labels = open_dataset(data, "train").labels
     torch.manual_seed(recipe.seed)
     model = create_model(recipe.model, labels=labels, pretrained_backbone=True, **factor.config)
     factor.change(model)
-    preprocess = dataclasses.replace(resolve_data_config(model), size=None)
+    preprocess = dataclasses.replace(resolve_data_config(model), size=None, min_size=recipe.min_size)
     transform = TrainTransform(
         preprocess, recipe.crop_size, labels.ignore_index, recipe.scale, recipe.flip, recipe.jitter
     )
     train_set, val_set, _ = open_training_sets(data, recipe.holdout, transform, EvalTransform(preprocess), recipe.seed)
     out = folder / title
     with training_bar() as show:
-        hooks = Hooks(order=partial(epoch_order, images=0, weights=None), progress=show)
         summary = train(
-            model, recipe, train_set, val_set, out, ignore_index=labels.ignore_index, resume=True, hooks=hooks
+            model,
+            recipe,
+            train_set,
+            val_set,
+            out,
+            ignore_index=labels.ignore_index,
+            resume=True,
+            hooks=Hooks(progress=show),
         )
     if summary["interrupted"]:
         raise SystemExit(f"{title} was interrupted and its state saved: the same command goes on with it")
@@ -222,10 +226,14 @@ def table(runs: Mapping[str, Sequence[Run]], plain: Sequence[Run]) -> list[str]:
         scores = [spread(values) for values in zip(*(both(run) for run in runs[name]), strict=True)]
         scores += [*gains(runs[name], runs[""] if name else ()), *gains(runs[name], plain)]
         lines.append(cells([FACTORS[name].title if name else "nothing", str(len(runs[name])), *scores]))
-    lines += ["", cells(["Smoothing convolutions", *(f"{head}, module over plain" for head in heads)])]
-    lines.append(cells(["---", *["---:"] * len(heads)]))
-    lines.append(cells(["in neither", *gains(runs[""], runs.get("plain-rough", ()))]))
-    lines.append(cells(["in both", *gains(runs.get("smooth", ()), plain)]))
+    lines += ["", cells(["Smoothing convolutions", "Seeds", *(f"{head}, module over plain" for head in heads)])]
+    lines.append(cells(["---", *["---:"] * (1 + len(heads))]))
+    for title, ours, base in (
+        ("in neither", runs[""], runs.get("plain-rough", ())),
+        ("in both", runs.get("smooth", ()), plain),
+    ):
+        seeds = {run.seed for run in ours} & {run.seed for run in base}
+        lines.append(cells([title, str(len(seeds)), *gains(ours, base)]))
     return lines
 
 
@@ -245,6 +253,9 @@ def both(run: Run) -> tuple[float, float]:
 def page() -> None:
     runs = {name: [Run.load(path) for path in sorted(FOLDER.glob(f"{name}_seed*.jsonl"))] for name in FACTORS}
     equal = {model: [Run.load(path) for path in sorted(LOGS.glob(f"{model}_seed*.jsonl"))] for model in (MODEL, PLAIN)}
+    missing = [model for model, each in equal.items() if not each]
+    if missing:
+        raise SystemExit(f"no logs of {' and '.join(missing)} in {LOGS}: evidence.py makes them")
     done = {name: each for name, each in runs.items() if each}
     write_between("factors", table({"": equal[MODEL], **done}, equal[PLAIN]))
     print(f"wrote the table of {sum(map(len, done.values()))} runs in {PAGE}")

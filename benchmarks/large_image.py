@@ -49,8 +49,10 @@ def main() -> None:
         began = time.perf_counter()
         subprocess.run([*command, "--tile", "auto", "--memory", options.memory], check=True)  # noqa: S603 - our own
         seconds = time.perf_counter() - began
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    # not below what this process held when it began the other one, 0.8 GiB for the picture of 20,000 x 10,000
     most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(f"{most / 2**30:.2f} GiB at most, {seconds / 60:.1f} minutes, {os.cpu_count()} cores")
+    print(f"{most / 2**30:.2f} GiB at most, {seconds / 60:.1f} minutes, {cores} cores")
 
 
 if __name__ == "__main__":

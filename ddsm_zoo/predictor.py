@@ -162,8 +162,8 @@ class Predictor:
     def _side(self, size: tuple[int, int]) -> int | None:
         if self.tile != "auto":
             return self.tile
-        left = self.memory - PROCESS - BYTES_PER_PIXEL * size[0] * size[1]
-        return largest_side(size, self._memory_per_pixel, self.model.num_classes, min(self.memory // 2, left))
+        taken = PROCESS + BYTES_PER_PIXEL * size[0] * size[1]
+        return largest_side(size, self._memory_per_pixel, self.model.num_classes, self.memory, taken)
 
     @functools.cached_property
     def _memory_per_pixel(self) -> float:

@@ -113,11 +113,11 @@ def parse_tile(text: str | None) -> int | Literal["auto"] | None:
 
 
 def parse_memory(text: str) -> int:
-    """``4GiB``, ``500 MB`` or a number of bytes as bytes. Raises ValueError."""
+    """``4GiB``, ``2500 MB`` or a number of bytes as bytes. Raises ValueError."""
     match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([kmg]i?b)?", text, flags=re.ASCII | re.IGNORECASE)
     amount = Fraction(match[1]) * UNITS[(match[2] or "").lower()] if match else 0
     if amount < 1:
-        raise ValueError(f"--memory is {text!r}, expected an amount such as 4GiB or 500MB")
+        raise ValueError(f"--memory is {text!r}, expected an amount such as 4GiB or 2500MB")
     return int(amount)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -113,20 +114,23 @@ def predict_bands(
             yield band[:, :, top : min(top + BAND, done)].clone()
 
 
-def largest_side(size: tuple[int, int], per_pixel: float, num_classes: int, memory: int) -> int:
-    """The side of the largest tiles for which ``memory`` bytes suffice, of a picture of ``size`` (H, W).
+def largest_side(size: tuple[int, int], per_pixel: float, num_classes: int, memory: int, taken: int) -> int:
+    """The side of the largest tiles with which ``memory`` bytes suffice for a picture of ``size`` (H, W).
 
-    The network works in ``per_pixel`` bytes for each pixel of a tile. Raises ValueError for too little memory.
+    The network works in ``per_pixel`` bytes for each pixel of a tile. It gets what is not ``taken``, and half of the
+    memory at most. Raises ValueError for too little memory.
     """
-    if per_pixel * size[0] * size[1] <= memory:
+    free = min(memory // 2, memory - taken)
+    if per_pixel * size[0] * size[1] <= free:
         return max(size)
     for side in range(4096, MIN_SIDE - 1, -STRIDE):
-        if tiled_memory(side, size[1], per_pixel, num_classes) <= memory:
+        if tiled_memory(side, size[1], per_pixel, num_classes) <= free:
             return side
     least = tiled_memory(MIN_SIDE, size[1], per_pixel, num_classes)
+    needed = math.ceil(max(2 * least, least + taken) / 2**20)
     raise ValueError(
-        f"the model needs {least / 2**30:.2f} GiB for tiles of {MIN_SIDE} pixels, of the memory given it may use "
-        f"{max(memory, 0) / 2**30:.2f} GiB; raise it"
+        f"the memory (--memory) is {memory // 2**20} MiB, but with this picture and tiles of {MIN_SIDE} pixels "
+        f"the process needs {needed} MiB; raise it"
     )
 
 

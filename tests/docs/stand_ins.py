@@ -84,7 +84,8 @@ SETTINGS = {
     "docs/results.md": Setting(
         swaps={
             "evidence.py run camvid:ROOT": "evidence.py run camvid:ROOT --models uper_lite0 uper_ddsm_lite0 --seeds 0",
-            "factors.py run camvid:ROOT": "factors.py run camvid:ROOT --factors pool",
+            "factors.py run camvid:ROOT\n": "factors.py run camvid:ROOT --factors separate\n",
+            "smooth plain-rough offset-rate silent --seeds 1 2": "plain-rough --seeds 1",
         }
     ),
     "docs/scaling.md": Setting(

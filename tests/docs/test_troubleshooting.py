@@ -126,7 +126,7 @@ SAID_WHEN: dict[str, Callable[[], str]] = {
     "... is no image": a_page_of_text,
     "... is too large": too_large,
     "labelling a picture": out_of_memory,
-    "the model needs": lambda: predict("--tile", "auto", "--memory", "1MB"),
+    "the memory": lambda: predict("--tile", "auto", "--memory", "1MB"),
     "the model takes": lambda: message_of(lambda: Predictor(create_model("uper_tiny", in_chans=4))),
     "device": lambda: predict("--device", "cuda:99"),
     "the model gives NaN": broken,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -117,23 +118,29 @@ def test_tiles_too_small_for_their_margins() -> None:
     st.floats(1, 20_000),
     st.integers(1, 256),
     st.integers(0, 2**36),
+    st.integers(0, 2**34),
 )
 def test_the_largest_tiles_fit_and_larger_ones_do_not(
-    size: tuple[int, int], per_pixel: float, num_classes: int, memory: int
+    size: tuple[int, int], per_pixel: float, num_classes: int, memory: int, taken: int
 ) -> None:
+    free = min(memory // 2, memory - taken)
+
     def needed(side: int) -> float:
         return tiled_memory(side, size[1], per_pixel, num_classes)
 
-    if per_pixel * size[0] * size[1] > memory < needed(MIN_SIDE):
-        with pytest.raises(ValueError, match="raise it"):
-            largest_side(size, per_pixel, num_classes, memory)
+    if per_pixel * size[0] * size[1] > free < needed(MIN_SIDE):
+        with pytest.raises(ValueError, match=r"needs (\d+) MiB; raise it") as refused:
+            largest_side(size, per_pixel, num_classes, memory, taken)
+        advised = int(re.findall(r"needs (\d+) MiB", str(refused.value))[0]) * 2**20
+        assert memory < advised
+        assert largest_side(size, per_pixel, num_classes, advised, taken) > 0
         return
-    side = largest_side(size, per_pixel, num_classes, memory)
-    if per_pixel * size[0] * size[1] <= memory:
+    side = largest_side(size, per_pixel, num_classes, memory, taken)
+    if per_pixel * size[0] * size[1] <= free:
         assert side == max(size)
     else:
-        assert needed(side) <= memory
-        assert side == 4096 or needed(side + 32) > memory
+        assert needed(side) <= free
+        assert side == 4096 or needed(side + 32) > free
 
 
 def test_working_memory_counts_what_lives_at_once() -> None:
