@@ -87,7 +87,7 @@ SETTINGS = {
             "uper_ddsm_lite0 --seeds 3 4": "uper_ddsm_lite0 --seeds 0",
             "factors.py run camvid:ROOT\n": "factors.py run camvid:ROOT --factors separate\n",
             "smooth plain-rough offset-rate silent --seeds 1 2": "plain-rough --seeds 1",
-            "plain-rough --seeds 3 4": "plain-rough --seeds 1",
+            "smooth plain-rough --seeds 3 4": "plain-rough --seeds 1",
         }
     ),
     "docs/scaling.md": Setting(
