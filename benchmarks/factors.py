@@ -90,6 +90,15 @@ class SeparateSampling(SpatialAffinity):
         return projected
 
 
+class BareValues(SpatialAffinity):
+    """Eq. 2 with the positional embeddings in query and key alone: they choose, and are not carried along."""
+
+    def project(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, _ = super().project(low, high)
+        projected = resize(self.high_projection(high), (low.shape[-2], low.shape[-1])).to(key.dtype)
+        return query, key, projected.chunk(2, dim=1)[1]
+
+
 def parts(model: Segmenter, *kinds: type[nn.Module]) -> list[Any]:
     return [module for module in model.decoder.modules() if isinstance(module, kinds)]
 
@@ -148,6 +157,11 @@ def forget_positions(model: Segmenter) -> None:
             nn.init.zeros_(table).requires_grad_(False)
 
 
+def bare_values(model: Segmenter) -> None:
+    for affinity in parts(model, SpatialAffinity):
+        affinity.__class__ = BareValues
+
+
 def keep(model: Segmenter) -> None:
     pass
 
@@ -171,6 +185,7 @@ FACTORS = {
     "pool": Factor(title="`a` = 8, not 16", config={"pool": 8}),
     "separate": Factor(title="in S, the value is sampled by offsets of its own", change=sample_separately),
     "positions": Factor(title="no positional embeddings", change=forget_positions),
+    "bare-values": Factor(title="positional embeddings in query and key, not in the value", change=bare_values),
     "open": Factor(title="modulations begin at 0.98, not 0.5", change=start_open),
     "grid": Factor(title="no offsets: a fixed grid", change=partial(scale_offsets, factor=0.0)),
     "plain-rough": Factor(title="the plain decoder without smoothing convolutions", change=leave_rough, model=PLAIN),
