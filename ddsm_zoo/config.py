@@ -14,8 +14,12 @@ from typing import Any, Literal, TypeVar
 from ddsm_zoo.labels import LabelSpace
 
 Decoder = Literal["uper", "deeplabv3plus"]
-Fusion = Literal["none", "dcn", "ddsm_s", "ddsm_c", "ddsm"]
+Fusion = Literal["none", "laterals", "dcn", "fam", "ddsm_s", "ddsm_c", "ddsm"]
+Smoothing = Literal["plain", "all", "none"]
 Norm = Literal["batch", "group"]
+
+# 1: version 0.1.0. 2: the sampler's input is scaled, e_ph is added before upsampling, the value of K is downsampled
+READING = 2
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -32,7 +36,8 @@ class DDSMConfig:
     ``pixels`` is N of Eq. 2 and ``channels`` is N_c of Eq. 3: both are squares of odd numbers, since the
     sampler starts from a k x k grid. ``width`` is c of Eq. 3, a square number, and also the width of the
     query, key and value of Eq. 2. ``pool`` is ``a``: low and high are pooled to a x a for the channel affinity.
-    ``positions`` is the length of the row and column tables of positional embeddings.
+    ``positions`` is the length of the row and column tables of positional embeddings. ``reading`` counts our readings
+    of the paper: weights of another one would compute something else and are refused (docs/method.md).
     """
 
     pixels: int = 9
@@ -40,8 +45,14 @@ class DDSMConfig:
     width: int = 64
     pool: int = 16
     positions: int = 32
+    reading: int = READING
 
     def __post_init__(self) -> None:
+        if self.reading != READING:
+            raise ConfigError(
+                f"ddsm.reading is {self.reading}, expected {READING}: the weights are from ddsm-zoo 0.1.0, which "
+                "built the module differently (CHANGELOG.md); train them again, or use ddsm-zoo==0.1.0"
+            )
         for name in ("pixels", "channels"):
             value = getattr(self, name)
             side = math.isqrt(max(value, 0))
@@ -60,10 +71,11 @@ class ModelConfig:
     """The architecture of a segmenter; two equal configs build models with the same parameters.
 
     ``backbone`` is a timm name. ``fused_stages`` are the stages s whose x~s is formed by the fusion module
-    (UPerNet: any of 2, 3, 4; DeepLabV3+ always forms x~2 alone). ``separable`` replaces the decoder's dense 3 x 3
-    convolutions by depthwise-separable ones, for light backbones. ``norm`` "group" has group normalisation in the
-    place of all batch normalisation, for training on batches of one or two images. ``auxiliary`` adds the FCN head on
-    x4 that is used in training only.
+    (UPerNet: any of 2, 3, 4; DeepLabV3+ always forms x~2 alone). ``smoothing`` says which levels of UPerNet keep their
+    3 x 3 convolution: the plain ones, which have no fusion module, all of them or none. ``separable`` replaces the
+    decoder's dense 3 x 3 convolutions by depthwise-separable ones, for light backbones. ``norm`` "group" has group
+    normalisation in the place of all batch normalisation, for training on batches of one or two images. ``auxiliary``
+    adds the FCN head on x4 that is used in training only.
     """
 
     decoder: Decoder
@@ -74,13 +86,14 @@ class ModelConfig:
     width: int = 256
     fused_stages: tuple[int, ...] = (2, 3, 4)
     ddsm: DDSMConfig = field(default_factory=DDSMConfig)
+    smoothing: Smoothing = "plain"
     separable: bool = False
     norm: Norm = "batch"
     dropout: float = 0.1
     auxiliary: bool = False
 
     def __post_init__(self) -> None:
-        for name, choices in (("decoder", Decoder), ("fusion", Fusion), ("norm", Norm)):
+        for name, choices in (("decoder", Decoder), ("fusion", Fusion), ("smoothing", Smoothing), ("norm", Norm)):
             if getattr(self, name) not in typing.get_args(choices):
                 raise ConfigError(
                     f"{name} is {getattr(self, name)!r}, expected one of {', '.join(typing.get_args(choices))}"
@@ -93,6 +106,10 @@ class ModelConfig:
         # timm would follow the address in a name such as hf-hub:org/model
         if not re.fullmatch(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_-]{1,100})?", self.backbone):
             raise ConfigError(f"backbone is {self.backbone[:80]!r}, expected the name of a timm model")
+        if self.decoder == "deeplabv3plus" and self.fusion == "laterals":
+            raise ConfigError("fusion is laterals, which leaves nothing of DeepLabV3+'s context; expected decoder uper")
+        if self.decoder == "deeplabv3plus" and self.smoothing != "plain":
+            raise ConfigError(f"smoothing is {self.smoothing}, expected plain: only UPerNet has levels to smooth")
         if len(set(self.fused_stages)) != len(self.fused_stages) or not set(self.fused_stages) <= {2, 3, 4}:
             raise ConfigError(f"fused_stages is {self.fused_stages}, expected different stages out of 2, 3 and 4")
 
@@ -135,7 +152,8 @@ class WeightsSpec:
     """One published set of weights: where it is, how to check it, what it was trained on and what it scores.
 
     ``metrics`` are percentages keyed by metric and protocol, ``published`` marks figures that the paper
-    reports, as against ones measured on the file itself.
+    reports, as against ones measured on the file itself. ``taps_on_map`` is, by sampler, the share of its taps that
+    read the map on images of the data set: 0 to 1, near 0 for a sampler that does nothing.
     """
 
     uri: str
@@ -147,6 +165,7 @@ class WeightsSpec:
     recipe: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     published: Mapping[str, float] = field(default_factory=dict)
+    taps_on_map: Mapping[str, float] = field(default_factory=dict)
 
 
 def _check_range(name: str, value: float, low: int, high: int) -> None:

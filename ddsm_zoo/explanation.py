@@ -22,6 +22,7 @@ from ddsm_zoo.data.masks import MaskDecoder, identity
 from ddsm_zoo.files import atomic_path
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.layers import DDSM, SpatialAffinity
+from ddsm_zoo.layers.sampler import watch_taps
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.ops.probe import probe
 from ddsm_zoo.predictor import Picture, Predictor, Segmentation
@@ -62,13 +63,15 @@ class Level:
 class Explanation:
     """What DDSM does at the pixel ``at`` (x, y) of an image: ``levels``, its modules from coarse to fine.
 
-    ``size`` (H, W) is that of the image as the model extends it, over which the features stretch.
+    ``size`` (H, W) is that of the image as the model extends it, over which the features stretch. ``taps_on_map`` is,
+    by sampler, the share of its taps, at all positions, that read the map and not the zeros around it.
     """
 
     result: Segmentation
     at: tuple[int, int]
     size: tuple[float, float]
     levels: tuple[Level, ...]
+    taps_on_map: Mapping[str, float]
 
     @property
     def label(self) -> str:
@@ -88,7 +91,7 @@ class Explanation:
             }
             for level in self.levels
         ]
-        return {"at": list(self.at), "class": self.label, "levels": levels}
+        return {"at": list(self.at), "class": self.label, "levels": levels, "taps_on_map": dict(self.taps_on_map)}
 
     def figure(self) -> Figure:
         """The paper's Fig. 4, a row for each module: what it looks at, what goes in and what comes out.
@@ -128,7 +131,7 @@ def explain(model: str | Segmenter | Predictor, image: Picture, at: tuple[int, i
     """
     predictor = model if isinstance(model, Predictor) else Predictor(model)
     network = predictor.model
-    modules = [module for module in network.modules() if isinstance(module, DDSM) and _spatial(module)]
+    modules = [module for module in network.modules() if isinstance(module, DDSM) and module.spatial]
     if not modules:
         name, fusion = network.pretrained_cfg.get("name", "the model"), network.config.fusion
         raise ValueError(
@@ -139,7 +142,7 @@ def explain(model: str | Segmenter | Predictor, image: Picture, at: tuple[int, i
         raise ValueError(
             f"the pixel {x},{y} lies outside the image, expected 0,0 to {picture.width - 1},{picture.height - 1}"
         )
-    with _recording(modules) as records:
+    with _recording(modules) as records, watch_taps(network) as counts:
         result = predictor(picture)
     if len(records) != len(modules):
         raise ValueError("an image that is cut into tiles cannot be explained; take a part of it, or no tiles")
@@ -148,7 +151,8 @@ def explain(model: str | Segmenter | Predictor, image: Picture, at: tuple[int, i
     rows, columns = (-(-side // network.backbone.multiple) * network.backbone.multiple for side in (height, width))
     size = picture.height * rows / height, picture.width * columns / width
     levels = tuple(_level(record, size, rows, (y, x)) for record in records)
-    return Explanation(result=result, at=at, size=size, levels=levels)
+    shares = {name: count.on_map for name, count in counts.items()}
+    return Explanation(result=result, at=at, size=size, levels=levels, taps_on_map=shares)
 
 
 def compare(models: Mapping[str, str | Segmenter | Predictor], image: Picture, target: Mask) -> Comparison:
@@ -198,10 +202,6 @@ def _opened(predictor: Predictor, image: Picture) -> Image.Image:
     return image if isinstance(image, Image.Image) else Image.fromarray(image)
 
 
-def _spatial(module: DDSM) -> SpatialAffinity | None:
-    return next((half for half in module.affinities if isinstance(half, SpatialAffinity)), None)
-
-
 @dataclass
 class _Record:
     """What went through one module: its inputs, what its sampler chose, and what came out of each half."""
@@ -225,7 +225,7 @@ def _recording(modules: Sequence[DDSM]) -> Iterator[list[_Record]]:
 
 
 def _watch(module: DDSM, records: list[_Record]) -> list[RemovableHandle]:
-    spatial = _spatial(module)
+    spatial = module.spatial
     assert spatial is not None
     record = _Record(spatial)
 
@@ -246,7 +246,7 @@ def _watch(module: DDSM, records: list[_Record]) -> list[RemovableHandle]:
         module.register_forward_pre_hook(keep_inputs),
         spatial.sampler.register_forward_hook(keep_sampled),
         spatial.register_forward_hook(keep_spatial),
-        *(half.register_forward_hook(keep_channel) for half in module.affinities if half is not spatial),
+        *([module.channel.register_forward_hook(keep_channel)] if module.channel else []),
     ]
 
 

@@ -51,7 +51,7 @@ SAME_CLASS = 0.9999
 # 8 bits round: some pixels change sides, and how many is for the user to judge
 SAME_CLASS_INT8 = 0.9
 # Fractions of a pixel and small differences between scores decide in them, and 8 bits have neither
-EXACT_IN_INT8 = ("affinities", "classifier")
+EXACT_IN_INT8 = (".spatial.", ".channel.", "classifier")
 CALIBRATION_IMAGES = 32
 COMPARED_IMAGES = 3
 CALIBRATION_SIZE = (360, 480)

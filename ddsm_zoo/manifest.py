@@ -63,6 +63,8 @@ def read_manifest(path: Path) -> Manifest:
         data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from error
+    if isinstance(data, Mapping) and isinstance(data.get("model_args"), Mapping):
+        data = {**data, "model_args": _dated(data["model_args"])}
     if isinstance(data, Mapping) and isinstance(data.get("pretrained_cfg"), Mapping):
         data = {**data, "pretrained_cfg": _nest(data["pretrained_cfg"])}
     return from_dict(Manifest, data, where=str(path))
@@ -93,6 +95,14 @@ def preprocess_of(pretrained_cfg: Mapping[str, Any]) -> Preprocess:
 def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
     nested = {key: value for key, value in flat.items() if key not in _PREPROCESS_KEYS}
     return {**nested, "preprocess": {key: flat[key] for key in _PREPROCESS_KEYS if key in flat}}
+
+
+def _dated(model_args: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments with the reading of DDSM that they were written under: version 0.1.0 wrote none."""
+    ddsm, fusion = model_args.get("ddsm"), model_args.get("fusion")
+    if not isinstance(ddsm, Mapping) or "reading" in ddsm or not str(fusion).startswith("ddsm"):
+        return model_args  # other fusions are what they were
+    return {**model_args, "ddsm": {**ddsm, "reading": 1}}
 
 
 def _refuse_number(name: str) -> NoReturn:

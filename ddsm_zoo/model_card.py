@@ -66,6 +66,9 @@ def _body(manifest: Manifest) -> Iterator[str]:
     yield from _results("published in the paper, not measured on these weights", weights.published)
     if not weights.metrics and not weights.published:
         yield "None recorded."
+    if weights.taps_on_map:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in weights.taps_on_map.items())
+        yield f"\nTaps of the samplers that read the map, rather than zeros outside it: {shares}."
     yield f"\nRecipe: {f'`{weights.recipe}`' if weights.recipe else 'not recorded'}. Licence: {weights.license}."
 
 

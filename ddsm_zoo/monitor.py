@@ -90,6 +90,9 @@ class Monitor:
         for name in ("loss", "lr", "miou", "images_per_second"):
             if name in entry:
                 self._writer.add_scalar(name, entry[name], epoch)
+        for kind in ("taps_on_map", "blind"):
+            for name, value in entry.get(kind, {}).items():
+                self._writer.add_scalar(f"{kind}/{name}", value, epoch)
         for name, value in zip(self.val_set.labels.names, entry.get("iou", ()), strict="iou" in entry):
             if math.isfinite(value):  # a class that occurs
                 self._writer.add_scalar(f"iou/{name}", value, epoch)
@@ -135,7 +138,7 @@ def read_epochs(log: Path) -> list[dict[str, Any]]:
 
 
 def draw_curve(epochs: list[dict[str, Any]]) -> Image.Image:
-    """Loss and mIoU over the epochs. Raises ModuleNotFoundError without matplotlib."""
+    """Loss, mIoU and each sampler's taps on the map over the epochs. Raises ModuleNotFoundError without matplotlib."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -149,6 +152,12 @@ def draw_curve(epochs: list[dict[str, Any]]) -> Image.Image:
     score.plot([entry["epoch"] for entry in scored], [_number(entry["miou"]) for entry in scored], marker=".")
     best = max((_number(entry["miou"]) for entry in scored if entry["miou"] is not None), default=math.nan)
     score.set(ylabel="mIoU on val (blue)", ylim=(0, 1), title=f"best mIoU {best:.4f}")
+    sampled = [entry for entry in epochs if "taps_on_map" in entry]
+    for name in sampled[-1]["taps_on_map"] if sampled else ():
+        shares = [entry["taps_on_map"].get(name, math.nan) for entry in sampled]
+        score.plot([entry["epoch"] for entry in sampled], shares, linestyle=":", linewidth=1, label=name)
+    if sampled:
+        score.legend(title="taps on the map", loc="lower right", fontsize="x-small", title_fontsize="x-small")
     png = io.BytesIO()
     figure.savefig(png, format="png")
     return Image.open(png).convert("RGB")

@@ -29,6 +29,7 @@ from ddsm_zoo.engine.train import Hooks, ProgressEvent, train
 from ddsm_zoo.factory import create_model, describe_weights, resolve_data_config, save_pretrained
 from ddsm_zoo.fitting import load_weights
 from ddsm_zoo.labels import LabelSpace
+from ddsm_zoo.layers.sampler import watch_taps
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.monitor import Monitor
 from ddsm_zoo.tensors import read_tensors
@@ -102,7 +103,7 @@ def run_recipe(
     finally:
         monitor.close()
         if begun and best.exists():
-            _publish(model, best, labels, preprocess, data, source, summary)
+            _publish(model, best, val_set, data, preprocess, source, summary)
     return summary
 
 
@@ -197,12 +198,26 @@ def _check_overrides(overrides: Mapping[str, Any]) -> None:
             raise ConfigError(f"the recipe overrides {name!r}, which a recipe cannot; {hint}")
 
 
+@torch.inference_mode()
+def taps_on_map(model: Segmenter, samples: SegmentationDataset, images: int = 8) -> dict[str, float]:
+    """The share of each sampler's taps that read the map, over the first ``images`` of ``samples``, by its name.
+
+    ``samples`` gives images as the model takes them. Empty for a model that samples nothing.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    with watch_taps(model) as counts:
+        for index in range(min(images, len(samples))):
+            model(samples[index][0][None].to(device))
+    return {name: round(count.on_map, 4) for name, count in counts.items()}
+
+
 def _publish(
     model: Segmenter,
     weights: Path,
-    labels: LabelSpace,
-    preprocess: Preprocess,
+    val_set: SegmentationDataset,
     data: str,
+    preprocess: Preprocess,
     source: str | None,
     summary: dict[str, Any],
 ) -> None:
@@ -212,11 +227,12 @@ def _publish(
     spec = WeightsSpec(
         uri=f"file:{weights.name}",
         dataset=Path(root).resolve().name if kind == "folder" else kind,
-        labels=labels,
+        labels=val_set.labels,
         preprocess=preprocess,
         license="unknown",  # it follows the data's, which only the user knows
         recipe=source,
         metrics={"miou (val)": 100 * summary["best_miou"]} if summary else {},
+        taps_on_map=taps_on_map(model, val_set),
     )
     describe_weights(model, spec)
     save_pretrained(model, weights.parent)

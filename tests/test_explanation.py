@@ -49,7 +49,7 @@ def test_what_is_read_at_the_reported_places_makes_the_output_of_s(name: str, pi
     levels = iter(explain(model, scene, AT).levels)
     for module in (module for module in model.modules() if isinstance(module, DDSM)):
         level = next(levels)
-        affinity = next(half for half in module.affinities if isinstance(half, SpatialAffinity))
+        affinity = module.spatial
         stride = 2**level.stage
         assert level.positions.shape == (pixels, 2)
         assert level.affinities.sum() == pytest.approx(1)

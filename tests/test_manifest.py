@@ -52,6 +52,10 @@ BAD_CONFIGS = {
     "missing field": (b"{}", "lacks the field 'architecture'"),
     "unknown decoder": (changed(model_args={**ARGS, "decoder": "pspnet"}), "expected one of uper"),
     "wrong type": (changed(model_args={**ARGS, "width": "wide"}), "expected int"),
+    "version 0.1.0's reading of DDSM": (
+        changed(model_args={**ARGS, "fusion": "ddsm", "ddsm": {"width": 16}}),
+        "ddsm.reading is 1, expected 2",
+    ),
     "a million channels": (changed(model_args={**ARGS, "width": 10**6}), "expected 8 to 4096"),
     "a number beyond any float": (changed(model_args={**ARGS, "dropout": 10**400}), "at most 64 bits"),
     "a number of a thousand digits": (changed(model_args={**ARGS, "width": 10**1000}), "at most 64 bits"),
@@ -128,3 +132,10 @@ def test_pretrained_cfg_has_timms_keys_and_comes_back() -> None:
     assert data["mean"] == weights.preprocess.mean
     assert "preprocess" not in data
     assert unflatten(data) == weights
+
+
+def test_models_without_the_module_are_what_they_were_in_version_0_1_0(tmp_path: Path) -> None:
+    """Which wrote no reading of the module into any config."""
+    old = {name: value for name, value in ARGS["ddsm"].items() if name != "reading"}
+    (tmp_path / "config.json").write_bytes(changed(model_args={**ARGS, "ddsm": old}))
+    assert read_manifest(tmp_path / "config.json") == manifest()

@@ -36,6 +36,12 @@ def described(names: tuple[str, ...], **weights: object) -> Manifest:
     )
 
 
+def test_the_card_says_how_many_taps_of_each_sampler_read_the_map() -> None:
+    card = render_card(described(("a", "b"), taps_on_map={"decoder.fusions.0.channel": 0.034}), "uper_tiny")
+    assert "decoder.fusions.0.channel 3%" in card
+    assert "taps" not in render_card(described(("a", "b")), "uper_tiny").lower()
+
+
 @given(st.lists(TEXT, min_size=1, max_size=3, unique=True), TEXT, TEXT, TEXT, st.dictionaries(TEXT, FIGURE, max_size=3))
 def test_the_front_matter_comes_back(
     names: list[str], dataset: str, license: str, recipe: str, metrics: dict[str, float]

@@ -83,6 +83,12 @@ def test_the_curve_rises_with_the_score(tmp_path: Path) -> None:
     assert left > right + 20
 
 
+def test_the_curve_shows_the_taps_of_each_sampler(tmp_path: Path) -> None:
+    plain = write_log(tmp_path / "run", 6)
+    sampled = [{**entry, "taps_on_map": {"a.spatial": 0.9, "a.channel": 0.8}} for entry in plain]
+    assert draw_curve(sampled).tobytes() != draw_curve(plain).tobytes()
+
+
 def test_epochs_without_a_score_or_with_none_are_drawn_too() -> None:
     lines = [{"epoch": 1, "loss": None}, {"epoch": 2, "loss": 0.3, "miou": None}]
     assert draw_curve(lines).size == (800, 450)
@@ -117,13 +123,17 @@ def test_tensorboard_gets_the_figures_and_the_picture(tmp_path: Path, val_set: S
 
     write_log(tmp_path / "run", 2)
     monitor = Monitor(tmp_path / "run", val_set, tensorboard=True)
-    monitor({"epoch": 2, "loss": 1.0, "lr": 0.1}, ByBrightness())
+    taps = {"taps_on_map": {"a.spatial": 0.75}, "blind": {"a.spatial": 0.0}}
+    monitor({"epoch": 2, "loss": 1.0, "lr": 0.1, **taps}, ByBrightness())
     monitor(ENTRY, ByBrightness())
     monitor.close()
     events = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(2, 1.0), (3, 0.5)]
     assert [(event.step, event.value) for event in events.Scalars("miou")] == [(3, 0.25)]
-    assert set(events.Tags()["scalars"]) == {"loss", "lr", "miou", "iou/road", "iou/car"}
+    assert set(events.Tags()["scalars"]) == {
+        "loss", "lr", "miou", "iou/road", "iou/car", "taps_on_map/a.spatial", "blind/a.spatial",
+    }  # fmt: skip
+    assert [(event.step, event.value) for event in events.Scalars("taps_on_map/a.spatial")] == [(2, 0.75)]
     assert [(image.step, image.width) for image in events.Images("val")] == [(3, 1200)]
 
 

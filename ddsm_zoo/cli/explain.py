@@ -66,6 +66,7 @@ def explain(
         explanation.save_figure(found.figure(), out)
         report({"model": model, "image": str(image), **found.to_dict()}, json)
         lines = [f"the pixel {pixel[0]},{pixel[1]} is {found.label}"]
+        lines += [f"{name}: {share:.0%} of its taps read the map" for name, share in found.taps_on_map.items()]
     if json != "-":
         print_lines([*lines, str(out)])
 

@@ -137,8 +137,8 @@ def settle(out_dir: Path, path: Path | None) -> None:
 def check_continues(path: str | os.PathLike[str], state: Mapping[str, Any], recipe: Recipe, images: int) -> None:
     """Raise CheckpointError unless ``state`` is of a run with this recipe on this many training images."""
     wanted = recipe.to_plain()
-    # A field that did not exist when the run began had no effect, as it has by default.
-    saved = {**Recipe(model=recipe.model).to_plain(), **state["recipe"]}
+    # A field that did not exist when the run began had no effect, as it has by default; but for the samplers' own rate.
+    saved = {**Recipe(model=recipe.model).to_plain(), "sampler_lr_mult": 1.0, **state["recipe"]}
     changed = sorted(
         name
         for name in wanted.keys() | saved.keys()

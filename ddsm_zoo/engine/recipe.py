@@ -20,8 +20,8 @@ else:
 
 _COUNTS = ("epochs", "validate_every", "gradient_accumulation")
 _NOT_NEGATIVE = (
-    "batch_size", "images_per_epoch", "backbone_lr", "weight_decay", "power", "warmup_steps", "dice", "lovasz",
-    "auxiliary_weight", "clip_norm", "seed", "workers", "jitter", "patience", "save_every",
+    "batch_size", "images_per_epoch", "backbone_lr", "sampler_lr_mult", "weight_decay", "power", "warmup_steps", "dice",
+    "lovasz", "auxiliary_weight", "clip_norm", "seed", "workers", "jitter", "patience", "save_every",
 )  # fmt: skip
 _BELOW_ONE = ("momentum", "label_smoothing", "ema_decay", "ohem")
 _SHARES = ("holdout", "ohem_keep", "stage_decay")
@@ -56,7 +56,8 @@ class Recipe:
     trained weights are used, see `config.Preprocess`.
 
     Optimization: ``lr`` for everything, ``backbone_lr`` for the backbone where it differs, both times ``stage_decay``
-    for each stage after a weight's own, the last being decoder and classifier; ``momentum`` is for SGD only. The rate
+    for each stage after a weight's own, the last being decoder and classifier; ``sampler_lr_mult`` times the rate for
+    the convolutions that predict offsets and modulations, as in DCNv2; ``momentum`` is for SGD only. The rate
     falls as (1 - step / steps) ** ``power`` after a linear rise over ``warmup_steps`` optimizer steps. One optimizer
     step sees ``gradient_accumulation`` batches, with gradients clipped to ``clip_norm`` (0: not clipped).
 
@@ -96,6 +97,7 @@ class Recipe:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.01
     backbone_lr: float | None = None
+    sampler_lr_mult: float = 0.1
     stage_decay: float = 1.0
     momentum: float = 0.9
     weight_decay: float = 5e-4

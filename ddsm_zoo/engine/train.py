@@ -6,6 +6,7 @@ needs no random state to go on with the batches, crops and dropout masks it woul
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import itertools
 import logging
@@ -14,7 +15,7 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +38,7 @@ from ddsm_zoo.engine.optimizer import schedule
 from ddsm_zoo.engine.processes import rank, share
 from ddsm_zoo.engine.recipe import Recipe
 from ddsm_zoo.engine.trainee import Trainee
+from ddsm_zoo.layers.sampler import TapCounts
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +93,8 @@ class _Position:
     miou: float = math.nan
     best_miou: float = math.nan
     best_epoch: int = 0
+    taps: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Of the last step: `TapCounts` as plain data, by sampler."""
 
 
 def train(
@@ -109,6 +113,10 @@ def train(
     ``model`` maps (N, C, H, W) to logits (N, K, H, W) and has ``num_classes``; where its ``auxiliary`` is not None,
     ``forward_auxiliary`` gives a second set of logits for the loss. The weights written are the averaged ones if
     the recipe averages, and "best" means the highest mIoU on ``val_set``.
+
+    Where a model samples features, the log has for each epoch, by sampler, the share of taps that read the map in its
+    last step (``taps_on_map``) and of positions without such a tap (``blind``). A sampler that has lost more than half
+    of the plain grid's taps is warned of once: outside the map there are zeros, and no gradient leads back.
 
     The state is saved after every epoch and, with the recipe's ``save_every``, within it. With ``resume``, the run in
     ``out_dir`` goes on exactly where its state was saved, or starts if it has none; from the state before where the
@@ -140,6 +148,7 @@ class _Run:
         self.trainee, self.recipe, self.hooks = trainee, recipe, hooks
         self.train_set, self.val_set, self.out_dir = train_set, val_set, out_dir
         self.position = _Position()
+        self.warned: set[str] = set()  # samplers whose loss of taps was reported
         batches = self._batches(epoch=0)
         if recipe.batch_size % trainee.processes:
             raise ValueError(
@@ -223,7 +232,11 @@ class _Run:
         while position.step < self.steps_per_epoch and not stopped:
             torch.manual_seed(mix_seeds(recipe.seed, position.epoch, position.step, rank()))
             micro = list(itertools.islice(loader, recipe.gradient_accumulation))
-            loss, stopped = self.trainee.backward(micro, interrupted.is_set)
+            closing = position.step == self.steps_per_epoch - 1
+            with self.trainee.watch_taps() if closing else contextlib.nullcontext({}) as counts:
+                loss, stopped = self.trainee.backward(micro, interrupted.is_set)
+            if closing:
+                position.taps = {name: self.trainee.of_all(asdict(count)) for name, count in counts.items()}
             if not math.isfinite(loss):
                 raise self._diverged(f"the loss is {loss} in epoch {position.epoch + 1}, step {position.step + 1}")
             self.trainee.update(schedule(self.step, self.steps, recipe))
@@ -261,8 +274,12 @@ class _Run:
                 "best": better,
                 "validation_seconds": round(time.perf_counter() - began, 2),
             }
-        score = f", mIoU {entry['miou']:.4f}" if "miou" in entry else ""
-        logger.info("epoch %d of %d: loss %.4f%s", number, recipe.epochs, entry["loss"], score)
+        taps = {name: TapCounts(**counts) for name, counts in position.taps.items()}
+        if taps:
+            entry["taps_on_map"] = {name: round(counts.on_map, 4) for name, counts in taps.items()}
+            entry["blind"] = {name: round(counts.blind_share, 4) for name, counts in taps.items()}
+        logger.info("epoch %d of %d: %s", number, recipe.epochs, _in_words(entry))
+        self._warn_of_lost_taps(taps)
         if better:
             position.best_miou, position.best_epoch = position.miou, number
         model = self.trainee.evaluated()
@@ -273,6 +290,18 @@ class _Run:
             if self.hooks.observe:
                 self.hooks.observe(entry, model)
         position.epoch, position.step, position.loss_sum, position.seconds = number, 0, 0.0, 0.0
+
+    def _warn_of_lost_taps(self, taps: Mapping[str, TapCounts]) -> None:
+        lost = {name: counts for name, counts in taps.items() if counts.kept < 0.5 and name not in self.warned}
+        self.warned |= lost.keys()
+        if lost and self.trainee.is_main:
+            named = ", ".join(f"{name} (taps on the map {counts.on_map:.0%})" for name, counts in lost.items())
+            logger.warning(
+                "more than half of the taps left the map in %s: they read zeros and get no gradient; "
+                "lower sampler_lr_mult (it is %g) or lr",
+                named,
+                self.recipe.sampler_lr_mult,
+            )
 
     def _validate(self) -> dict[str, Any]:
         own = share(len(self.val_set))
@@ -345,6 +374,18 @@ class _Run:
             pin_memory=self.trainee.device.type == "cuda",
             **order,
         )
+
+
+def _in_words(entry: Mapping[str, Any]) -> str:
+    """The figures of an epoch in one line: loss, mIoU where it was validated, taps on the map where there are any."""
+    words = [f"loss {entry['loss']:.4f}"]
+    if "miou" in entry:
+        words.append(f"mIoU {entry['miou']:.4f}")
+    if shares := entry.get("taps_on_map"):
+        fewest = min(shares, key=shares.__getitem__)
+        mean = sum(shares.values()) / len(shares)
+        words.append(f"taps on the map {mean:.0%} (fewest {shares[fewest]:.0%}, {fewest})")
+    return ", ".join(words)
 
 
 def _versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ import contextlib
 import copy
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
@@ -27,6 +28,7 @@ from ddsm_zoo.engine.processes import summed
 from ddsm_zoo.engine.recipe import Recipe
 from ddsm_zoo.engine.stages import freeze, hold_frozen
 from ddsm_zoo.engine.sync_batch_norm import synchronise
+from ddsm_zoo.layers.sampler import TapCounts, watch_taps
 from ddsm_zoo.metrics import ConfusionMatrix
 
 Batch = tuple[Tensor, Tensor]
@@ -104,6 +106,15 @@ class Trainee:
         # One sum for both, so that all processes leave at the same step.
         mean, tolds = summed(torch.stack([loss_sum, loss_sum.new_tensor(float(told()))])).tolist()
         return mean, tolds > 0
+
+    def watch_taps(self) -> AbstractContextManager[dict[str, TapCounts]]:
+        """See `ddsm_zoo.layers.sampler.watch_taps`, for the batches of this process."""
+        return watch_taps(self._trained)
+
+    def of_all(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """The sums of the counts of all processes."""
+        sums = summed(torch.tensor(list(counts.values()))).tolist()
+        return dict(zip(counts, sums, strict=True))
 
     def update(self, factor: float) -> None:
         """One step of the optimizer at ``factor`` times the learning rates."""

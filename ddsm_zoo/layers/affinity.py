@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ddsm_zoo.layers.common import average, resize, stretch
+from ddsm_zoo.layers.common import average, downsample, resize, stretch
 from ddsm_zoo.layers.sampler import DynamicSampler
 from ddsm_zoo.ops import sampled_attention
 
@@ -62,10 +62,9 @@ class SpatialAffinity(nn.Module):
         """Query x_l^theta, key x_cat^phi and value x_h^g, each (N, width, H, W)."""
         size = (low.shape[-2], low.shape[-1])
         from_low = self.low_position.add_to(self.low_projection(low), _matrix(self.low_projection))
-        # 1 x 1 convolutions commute with the upsampling: high is projected while it is small. Autocast may upsample in
-        # float32
-        from_high = resize(self.high_projection(high), size).to(from_low.dtype)
-        from_high = self.high_position.add_to(from_high, _matrix(self.high_projection))
+        # 1 x 1 convolutions commute with the upsampling: high is projected while it is small
+        from_high = self.high_position.add_to(self.high_projection(high), _matrix(self.high_projection))
+        from_high = resize(from_high, size).to(from_low.dtype)  # autocast may upsample in float32
         query, low_key = from_low.chunk(2, dim=1)
         high_key, value = from_high.chunk(2, dim=1)
         return query, low_key + high_key, value
@@ -75,12 +74,15 @@ class ChannelAffinity(nn.Module):
     """Channel-wise dynamic affinity modelling (Eq. 3): each low channel gathers N_c sampled high channels.
 
     The ``width`` = c channels are laid out as a sqrt(c) x sqrt(c) image, whose pixels the dynamic sampler picks;
-    a channel's query and key are its ``pool`` x ``pool`` pooled responses and its value is the 16 x 16 map.
+    a channel's query and key are its ``pool`` x ``pool`` pooled responses and its value is its map, downsampled to
+    16 x 16. The sampler reads the key; the value is sampled at the same places (Fig. 3b). Offsets stay below
+    ``offset_bound`` cells, so that of 9 taps on 8 x 8 channels three quarters read some channel, whatever was learned.
     Deviation: the logits are divided by ``pool``, the square root of the features' length, since without it the
     softmax starts almost one-hot and its gradients drown all others (docs/method.md).
     """
 
     value_size = 16
+    offset_bound = 1.5
 
     def __init__(self, channels: int, *, samples: int, width: int, pool: int) -> None:
         super().__init__()
@@ -89,7 +91,7 @@ class ChannelAffinity(nn.Module):
         self.alpha = nn.Conv2d(channels, width, 1)
         self.beta = nn.Conv2d(2 * channels, width, 1)
         self.gamma = nn.Conv2d(channels, width, 1)
-        self.sampler = DynamicSampler(pool**2, samples)
+        self.sampler = DynamicSampler(pool**2, samples, bound=self.offset_bound)
         self.out = nn.Conv2d(width, channels, 1)
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
@@ -98,7 +100,7 @@ class ChannelAffinity(nn.Module):
         high_pooled = average(high, self.pool)
         query = _swap(self.alpha(low_pooled), self.grid) / self.pool  # (N, a*a, sqrt c, sqrt c)
         key = _swap(self.beta(torch.cat((low_pooled, high_pooled), dim=1)), self.grid)
-        value = _swap(self.gamma(average(high, self.value_size)), self.grid)  # (N, 256, sqrt c, sqrt c)
+        value = _swap(self.gamma(downsample(high, self.value_size)), self.grid)  # (N, 256, sqrt c, sqrt c)
         offset, modulation = self.sampler(key)
         out = sampled_attention(query, key, value, offset, modulation, kernel_size=self.sampler.kernel_size)
         maps = _swap(out, self.value_size)  # (N, c, 16, 16)

@@ -38,6 +38,12 @@ def average(features: Tensor, cells: int) -> Tensor:
     return F.adaptive_avg_pool2d(features, cells) if known is None else known
 
 
+def downsample(features: Tensor, cells: int) -> Tensor:
+    """(N, C, H, W) -> (N, C, cells, cells), the whole image interpolated at so many places a side."""
+    known = tile.downsample(features, cells) if (tile := tiles.current()) else None
+    return resize(features, (cells, cells)) if known is None else known
+
+
 def stretch(features: Tensor, size: tuple[int, int]) -> Tensor:
     """A map of the whole image, whatever its size (N, C, h, w), on the grid of a feature map (N, C, H, W)."""
     if tile := tiles.current():

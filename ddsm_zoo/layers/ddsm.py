@@ -11,24 +11,28 @@ from ddsm_zoo.layers.affinity import ChannelAffinity, SpatialAffinity
 class DDSM(nn.Module):
     """low + S(low, high) + K(low, high); Fig. 3, with either half left out for the ablation of Table 1.
 
-    The sum is made in what the affinities return: a hook that keeps such a map must copy it.
+    ``spatial`` is S and ``channel`` is K, None for a half that is left out. The sum is made in what the affinities
+    return: a hook that keeps such a map must copy it.
     """
 
     def __init__(self, channels: int, config: DDSMConfig, *, spatial: bool = True, channel: bool = True) -> None:
         super().__init__()
-        affinities: list[nn.Module] = []
-        if spatial:
-            affinities.append(
-                SpatialAffinity(channels, samples=config.pixels, width=config.width, positions=config.positions)
-            )
-        if channel:
-            affinities.append(ChannelAffinity(channels, samples=config.channels, width=config.width, pool=config.pool))
-        self.affinities = nn.ModuleList(affinities)
+        self.spatial = (
+            SpatialAffinity(channels, samples=config.pixels, width=config.width, positions=config.positions)
+            if spatial
+            else None
+        )
+        self.channel = (
+            ChannelAffinity(channels, samples=config.channels, width=config.width, pool=config.pool)
+            if channel
+            else None
+        )
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         """low (N, C, H, W), high (N, C, h, w) -> (N, C, H, W)."""
         out = low
-        for affinity in self.affinities:
-            # in place: what an affinity ends with is a map of its own that no gradient needs, and large maps are dear
-            out = affinity(low, high).add_(out)
+        for affinity in (self.spatial, self.channel):
+            if affinity is not None:
+                # in place: an affinity ends with a map of its own that no gradient needs, and memory is scarce here
+                out = affinity(low, high).add_(out)
         return out

@@ -1,29 +1,129 @@
-"""The dynamic sampler F of Eq. 1."""
+"""The dynamic sampler F of Eq. 1, and how many of its taps fall on the map."""
 
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 
+import torch
 from torch import Tensor, nn
+
+from ddsm_zoo.ops.grid import sampling_positions
+
+
+class OffsetConv2d(nn.Conv2d):
+    """A convolution that predicts where K = kernel**2 taps read a map: its first 2K channels are their offsets.
+
+    It starts at zero, the plain grid, as in DCN. Optimizers give it a rate of its own, see `engine.recipe.Recipe`.
+    ``bound`` keeps offsets below so many pixels, smoothly; None leaves them as they are.
+    """
+
+    def __init__(
+        self, in_channels: int, taps: int, *, modulated: bool, kernel_size: int = 1, bound: float | None = None
+    ) -> None:
+        super().__init__(in_channels, (3 if modulated else 2) * taps, kernel_size, padding=kernel_size // 2)
+        self.taps = taps
+        self.bound = bound
+        nn.init.zeros_(self.weight)
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, 2K, H, W) offsets in pixels, (dy, dx) per tap, and where modulated K logits more."""
+        out = super().forward(features)
+        if self.bound is None:
+            return out
+        offset, rest = out[:, : 2 * self.taps], out[:, 2 * self.taps :]
+        return torch.cat((self.bound * torch.tanh(offset / self.bound), rest), dim=1)
 
 
 class DynamicSampler(nn.Module):
     """Chooses, for each position of a feature map, where ``samples`` taps read it and how strongly (Eq. 1).
 
     A 1 x 1 convolution predicts an offset in pixels and a modulation per tap of the k x k grid. It starts at zero:
-    the plain grid, every tap at modulation 1/2, as in DCNv2.
+    the plain grid, every tap at modulation 1/2, as in DCNv2. It reads the features over the square root of their
+    number: Adam moves each weight by the learning rate, whatever the gradient, and so an offset by as much as the
+    features add up to. Taps that leave the map read zeros and have no gradient to bring them back (docs/method.md);
+    ``bound``, in pixels, keeps them near on small maps.
     """
 
-    def __init__(self, channels: int, samples: int) -> None:
+    def __init__(self, channels: int, samples: int, *, bound: float | None = None) -> None:
         super().__init__()
         self.samples = samples
         self.kernel_size = math.isqrt(samples)
-        self.predict = nn.Conv2d(channels, 3 * samples, 1)
-        nn.init.zeros_(self.predict.weight)
-        assert self.predict.bias is not None
-        nn.init.zeros_(self.predict.bias)
+        self.scale = 1 / math.sqrt(channels)
+        self.predict = OffsetConv2d(channels, samples, modulated=True, bound=bound)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> offset (N, 2K, H, W), (dy, dx) per tap, and modulation (N, K, H, W) in 0..1."""
-        offset, modulation = self.predict(features).split((2 * self.samples, self.samples), dim=1)
+        offset, modulation = self.predict(features * self.scale).split((2 * self.samples, self.samples), dim=1)
         return offset, modulation.sigmoid()
+
+
+@dataclass
+class TapCounts:
+    """Counts over all images that went through one sampler.
+
+    ``inside`` of ``taps`` read at least one pixel of the map, ``grid`` is how many of them would without offsets;
+    ``blind`` of ``positions`` have no such tap.
+    """
+
+    taps: int = 0
+    inside: int = 0
+    grid: int = 0
+    positions: int = 0
+    blind: int = 0
+
+    def add(self, offset: Tensor) -> None:
+        """Count the taps of offsets (N, 2K, H, W), (dy, dx) per tap, in pixels."""
+        inside = _inside(offset)
+        self.taps += inside.numel()
+        self.inside += int(inside.sum())
+        self.grid += len(offset) * int(_inside(torch.zeros_like(offset[:1])).sum())
+        self.positions += inside.numel() // inside.shape[1]
+        self.blind += int((~inside.any(dim=1)).sum())
+
+    @property
+    def on_map(self) -> float:
+        """Share of the taps that read the map."""
+        return self.inside / self.taps
+
+    @property
+    def blind_share(self) -> float:
+        """Share of the positions none of whose taps read the map."""
+        return self.blind / self.positions
+
+    @property
+    def kept(self) -> float:
+        """Taps on the map over those of the plain grid: below 1 where offsets lead off the map."""
+        return self.inside / self.grid
+
+
+@contextmanager
+def watch_taps(model: nn.Module) -> Iterator[dict[str, TapCounts]]:
+    """Count the taps of every sampler of ``model`` that runs meanwhile, by the name of the module that has it.
+
+    A model in which nothing samples gives an empty dict.
+    """
+    counts: dict[str, TapCounts] = {}
+
+    def count(name: str, module: OffsetConv2d, _inputs: object, output: Tensor) -> None:
+        counts.setdefault(name, TapCounts()).add(output.detach()[:, : 2 * module.taps])
+
+    with ExitStack() as handles:
+        for name, module in model.named_modules():
+            if isinstance(module, OffsetConv2d):
+                owner = re.sub(r"\.?(sampler)?\.?(predict|offset)$", "", name)
+                handles.callback(module.register_forward_hook(partial(count, owner)).remove)
+        yield counts
+
+
+def _inside(offset: Tensor) -> Tensor:
+    """Whether each tap reads at least one pixel of the map, (N, 2K, H, W) -> (N, K, H, W)."""
+    height, width = offset.shape[-2:]
+    y, x = sampling_positions(offset.float(), math.isqrt(offset.shape[1] // 2))
+    return (y > -1) & (y < height) & (x > -1) & (x < width)

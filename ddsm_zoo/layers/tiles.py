@@ -8,7 +8,7 @@ here for the tile that is being worked on.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
@@ -62,6 +62,11 @@ class Gathered(Exception):
     """A tile has given its share to every average, the rest of the network need not run."""
 
 
+# What a tile adds to a map of the whole, from (features, cells, rows, columns); the weights of one axis for it
+AddUp = Callable[[Tensor, int, Span, Span], Tensor]
+Weights = Callable[[Span, int, Tensor], Tensor]
+
+
 @dataclass
 class Tile:
     """The part of the picture at hand, in pixels, and the averages over the whole."""
@@ -74,10 +79,17 @@ class Tile:
 
     def average(self, features: Tensor, cells: int) -> Tensor | None:
         """The average over the whole in each of cells x cells parts (N, C, cells, cells), None while it is unknown."""
+        return self._of_whole(average, features, cells)
+
+    def downsample(self, features: Tensor, cells: int) -> Tensor | None:
+        """The whole, interpolated at cells x cells places (N, C, cells, cells), None while it is unknown."""
+        return self._of_whole(downsample, features, cells)
+
+    def _of_whole(self, add_up: AddUp, features: Tensor, cells: int) -> Tensor | None:
         call, averages = self.calls, self.averages
         self.calls += 1
         if self.gather:
-            share = average(features, cells, self.rows.at(features.shape[-2]), self.columns.at(features.shape[-1]))
+            share = add_up(features, cells, self.rows.at(features.shape[-2]), self.columns.at(features.shape[-1]))
             if call == len(averages.found):
                 averages.found.append(share)
             else:
@@ -116,12 +128,24 @@ def average(features: Tensor, cells: int, rows: Span, columns: Span) -> Tensor:
 
     The cells of the map that it alone stands for, over the number of all.
     """
+    return _weighted(_averaging, features, cells, rows, columns)
+
+
+def downsample(features: Tensor, cells: int, rows: Span, columns: Span) -> Tensor:
+    """What a tile adds to the map at cells x cells places, (N, C, H, W) -> (N, C, cells, cells), in float32.
+
+    Bilinear with ``align_corners=False``, of the cells of the map that the tile alone stands for.
+    """
+    return _weighted(_interpolating, features, cells, rows, columns)
+
+
+def _weighted(weights: Weights, features: Tensor, cells: int, rows: Span, columns: Span) -> Tensor:
     kind = features.device.type
     rounds = kind != "meta" and torch.is_autocast_enabled(kind)
     with torch.autocast(kind, enabled=False) if rounds else nullcontext():  # rounded weights would not add up to one
         features = features.float()
         # four dimensions: with two, `matmul` folds the others and tracers conclude that some sizes cannot be
-        by_rows, by_columns = (_averaging(span, cells, features)[None, None] for span in (rows, columns))
+        by_rows, by_columns = (weights(span, cells, features)[None, None] for span in (rows, columns))
         return by_rows @ features @ by_columns.mT
 
 
@@ -131,7 +155,18 @@ def _averaging(span: Span, cells: int, like: Tensor) -> Tensor:
     position = cells * torch.arange(span.whole, device=like.device)
     cell = span.whole * torch.arange(cells, device=like.device)[:, None]
     inside = ((position + cells > cell) & (position < cell + span.whole)).to(like.dtype)
-    weights = inside / inside.sum(dim=1, keepdim=True)
+    return _own(inside / inside.sum(dim=1, keepdim=True), span)
+
+
+def _interpolating(span: Span, cells: int, like: Tensor) -> Tensor:
+    """(cells, length): the weights of the tile's rows in a linear interpolation of the whole at ``cells`` places."""
+    place = (torch.arange(cells, device=like.device, dtype=like.dtype) + 0.5) * (span.whole / cells) - 0.5
+    distance = torch.arange(span.whole, device=like.device) - place.clamp(0, span.whole - 1)[:, None]
+    return _own((1 - distance.abs()).clamp(min=0), span)
+
+
+def _own(weights: Tensor, span: Span) -> Tensor:
+    """Of weights (cells, whole), those of the tile's rows, without the ones that another tile stands for."""
     if span.length == span.whole:
         return weights
     weights[:, : span.first] = weights[:, span.last :] = 0

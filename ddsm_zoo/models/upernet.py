@@ -16,8 +16,9 @@ TOP_DOWN = (4, 3, 2)
 class UPerNet(nn.Module):
     """x2 .. x5 -> one map at stride 4 (section 2.2, "Plugin into Two Architectures").
 
-    At the stages in ``config.fused_stages`` the fusion module takes the place of the upsampling and of the 3 x 3
-    smoothing convolution after it: that is what the published complexity tells (docs/method.md).
+    At the stages in ``config.fused_stages`` the fusion module takes the place of the upsampling and, unless
+    ``config.smoothing`` says otherwise, of the 3 x 3 smoothing convolution after it: that is what the published
+    complexity tells (docs/method.md).
     """
 
     output_stride = 32
@@ -29,8 +30,12 @@ class UPerNet(nn.Module):
         self.laterals = nn.ModuleList(ConvNormAct(channels[stage - 2], width) for stage in TOP_DOWN)
         fusions = [config.fusion if stage in config.fused_stages else "none" for stage in TOP_DOWN]
         self.fusions = nn.ModuleList(build_fusion(fusion, width, config.ddsm) for fusion in fusions)
+
+        def smooths(fusion: str) -> bool:
+            return config.smoothing == "all" or (config.smoothing == "plain" and fusion == "none")
+
         self.smoothings = nn.ModuleList(
-            ConvNormAct(width, width, 3, separable=config.separable) if fusion == "none" else nn.Identity()
+            ConvNormAct(width, width, 3, separable=config.separable) if smooths(fusion) else nn.Identity()
             for fusion in fusions
         )
         self.fuse = ConvNormAct(4 * width, width, 3, separable=config.separable)

@@ -42,14 +42,15 @@ def back_to_low(out: nn.Conv2d, aggregated: Tensor) -> Tensor:
 
 
 def spatial_affinity(module: SpatialAffinity, low: Tensor, high: Tensor) -> Tensor:
-    """Eq. 2: upsample, add position maps, concatenate, project, sample, aggregate, in this order."""
+    """Eq. 2: add position maps, upsample, concatenate, project, sample, aggregate, in this order."""
     size = (low.shape[2], low.shape[3])
 
-    def position_map(tables: nn.Module) -> Tensor:
-        return upsample((tables.rows[:, :, None] + tables.columns[:, None, :])[None], size)
+    def position_map(tables: nn.Module, like: Tensor) -> Tensor:
+        tables = (tables.rows[:, :, None] + tables.columns[:, None, :])[None]
+        return upsample(tables, (like.shape[2], like.shape[3]))
 
-    low = low + position_map(module.low_position)
-    high = upsample(high, size) + position_map(module.high_position)
+    low = low + position_map(module.low_position, low)
+    high = upsample(high + position_map(module.high_position, high), size)  # Fig. 3a adds e_ph before `up`
     w_theta, w_phi_low = module.low_projection.weight.chunk(2)
     b_theta, b_phi_low = module.low_projection.bias.chunk(2)
     w_phi_high, w_g = module.high_projection.weight.chunk(2)
@@ -57,7 +58,7 @@ def spatial_affinity(module: SpatialAffinity, low: Tensor, high: Tensor) -> Tens
     query = F.conv2d(low, w_theta, b_theta)
     key = F.conv2d(torch.cat((low, high), 1), torch.cat((w_phi_low, w_phi_high), 1), b_phi_low + b_phi_high)
     value = F.conv2d(high, w_g, b_g)
-    prediction = F.conv2d(key, module.sampler.predict.weight, module.sampler.predict.bias)
+    prediction = F.conv2d(key / math.sqrt(key.shape[1]), module.sampler.predict.weight, module.sampler.predict.bias)
     taps = prediction.shape[1] // 3
     offset, modulation = prediction[:, : 2 * taps], prediction[:, 2 * taps :].sigmoid()
     aggregated = brute_force.sampled_attention(query, key, value, offset, modulation, math.isqrt(taps))
@@ -84,7 +85,7 @@ def channel_affinity(module: ChannelAffinity, low: Tensor, high: Tensor) -> Tens
     high_pooled = F.adaptive_avg_pool2d(high, module.pool)
     alpha = F.conv2d(low_pooled, module.alpha.weight, module.alpha.bias).flatten(2).numpy()  # (N, c, a*a)
     beta = F.conv2d(torch.cat((low_pooled, high_pooled), 1), module.beta.weight, module.beta.bias).flatten(2).numpy()
-    small = F.adaptive_avg_pool2d(high, 16)
+    small = upsample(high, (16, 16))  # Fig. 3b: the value is downsampled, not pooled
     gamma = F.conv2d(small, module.gamma.weight, module.gamma.bias).flatten(2).numpy()  # (N, c, 256)
     weight = module.sampler.predict.weight.flatten(1).numpy()
     bias = module.sampler.predict.bias.numpy()
@@ -94,11 +95,11 @@ def channel_affinity(module: ChannelAffinity, low: Tensor, high: Tensor) -> Tens
     side = math.isqrt(channels)
     out = np.empty_like(gamma)
     for image, channel in itertools.product(range(len(alpha)), range(channels)):
-        prediction = weight @ beta[image, channel] + bias
+        prediction = weight @ beta[image, channel] / module.pool + bias
         logits, values = [], []
         for tap, (dy, dx) in enumerate(itertools.product(range(-radius, radius + 1), repeat=2)):
-            y = channel // side + dy + prediction[2 * tap]
-            x = channel % side + dx + prediction[2 * tap + 1]
+            y = channel // side + dy + 1.5 * math.tanh(prediction[2 * tap] / 1.5)
+            x = channel % side + dx + 1.5 * math.tanh(prediction[2 * tap + 1] / 1.5)
             strength = 1 / (1 + math.exp(-prediction[2 * taps + tap]))
             shares = [  # of each channel, where it stands in the image of channels
                 strength * max(0, 1 - abs(y - other // side)) * max(0, 1 - abs(x - other % side))

@@ -47,8 +47,8 @@ def test_is_low_plus_its_halves(spatial: bool, channel: bool, halves: set[type[n
 
 def test_sizes_come_from_the_config() -> None:
     module = DDSM(8, DDSMConfig(pixels=25, channels=9, width=16, pool=3, positions=5))
-    assert [part.sampler.kernel_size for part in module.affinities] == [5, 3]
-    spatial, channel = module.affinities
+    assert [part.sampler.kernel_size for part in (module.spatial, module.channel)] == [5, 3]
+    spatial, channel = module.spatial, module.channel
     assert spatial.out.weight.shape == (8, 16, 1, 1)
     assert channel.gamma.weight.shape == (16, 8, 1, 1)
     assert channel.pool == 3
@@ -81,6 +81,6 @@ def test_starts_to_learn_where_to_sample() -> None:
     """The samplers start at zero and must not stay there."""
     module = DDSM(8, CONFIG).double()
     (module(*draw()) * torch.randn(2, 8, 6, 8).double()).sum().backward()
-    for part in module.affinities:
+    for part in (module.spatial, module.channel):
         rows = part.sampler.predict.weight.grad.flatten(1).abs().sum(1)
         assert rows.gt(1e-12).all()

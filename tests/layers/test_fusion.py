@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import typing
 
 import pytest
@@ -12,6 +13,7 @@ from torchvision.ops import deform_conv2d
 from ddsm_zoo.config import DDSMConfig, Fusion
 from ddsm_zoo.layers import ChannelAffinity, SpatialAffinity, build_fusion
 from ddsm_zoo.layers.fusion import FullDeformConv2d
+from tests import brute_force
 
 CONFIG = DDSMConfig(width=16, pool=3, positions=5)
 FUSIONS = typing.get_args(Fusion)
@@ -106,3 +108,35 @@ def test_dcn_is_traced_to_the_same_sum() -> None:
     torch.testing.assert_close(out, module(low, high), atol=1e-5, rtol=0)
     (graph,) = graphs
     assert "deform_conv2d" not in graph.code
+
+
+def test_laterals_leave_high_out() -> None:
+    low = torch.randn(2, 8, 6, 7)
+    module = build_fusion("laterals", 8, CONFIG)
+    assert not list(module.parameters())
+    assert module(low, torch.randn(2, 8, 3, 4)).equal(low)
+
+
+def test_flow_alignment_reads_high_where_the_flow_leads() -> None:
+    """Position by position, the border going on outside."""
+    module = build_fusion("fam", 4, CONFIG).double().requires_grad_(False)
+    torch.nn.init.normal_(module.flow.weight, std=0.5)
+    low, high = torch.randn(1, 4, 6, 7).double(), torch.randn(1, 4, 3, 4).double()
+    out = module(low, high)
+    reduced = F.conv2d(low, module.reduce_low.weight), upsampled(F.conv2d(high, module.reduce_high.weight))
+    flow = F.conv2d(torch.cat(reduced, 1), module.flow.weight, padding=1)[0]
+    assert flow.abs().max() > 1
+    large = upsampled(high)[0]
+    for row, column in itertools.product(range(6), range(7)):
+        y = min(max(row + float(flow[0, row, column]), 0), 5)
+        x = min(max(column + float(flow[1, row, column]), 0), 6)
+        read = brute_force.bilinear(large.numpy(), y, x)
+        expected = low[0, :, row, column] + torch.from_numpy(read)
+        torch.testing.assert_close(out[0, :, row, column], expected)
+
+
+def test_flow_learns() -> None:
+    module = build_fusion("fam", 8, CONFIG)
+    out = module(torch.randn(2, 8, 6, 7), torch.randn(2, 8, 3, 4))
+    (out * torch.randn_like(out)).sum().backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in module.parameters())

@@ -53,7 +53,7 @@ def test_equation_1() -> None:
     sampled = sample(features, *sampler(features), 3).detach().numpy()
     for image, row, column in itertools.product(range(2), range(height), range(width)):
         pixels = features[image].numpy()
-        prediction = weight @ pixels[:, row, column] + bias
+        prediction = weight @ pixels[:, row, column] / np.sqrt(channels) + bias
         for tap, (dy, dx) in enumerate(itertools.product((-1, 0, 1), repeat=2)):
             strength = 1 / (1 + np.exp(-prediction[2 * taps + tap]))
             place = (row + dy + prediction[2 * tap], column + dx + prediction[2 * tap + 1])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from ddsm_zoo.engine.tiling import Tiling
-from ddsm_zoo.layers.common import average, stretch
+from ddsm_zoo.layers.common import average, downsample, stretch
 from ddsm_zoo.layers.tiles import Averages, Gathered, Span, Tile, current, working_on
 
 SIZES = st.tuples(st.integers(500, 1500), st.integers(500, 1500))
@@ -82,3 +82,20 @@ def test_a_tile_ends_when_it_has_given_all_that_is_expected() -> None:
             average(features, 2)
     assert len(averages.found) == 2
     assert current() is None
+
+
+@given(SIZES, STRIDES, st.sampled_from([1, 4, 16, 40]))
+def test_the_shares_of_all_tiles_are_the_whole_downsampled(size: tuple[int, int], stride: int, places: int) -> None:
+    features = torch.rand(1, 2, *cells(size, stride), generator=torch.Generator().manual_seed(0))
+    averages = Averages()
+    for tile in tiles(size, averages, gather=True):
+        rows, columns = part(tile, stride)
+        with working_on(tile):
+            downsample(features[..., rows, columns], places)
+    averages.renew()
+    expected = F.interpolate(features, size=(places, places), mode="bilinear", align_corners=False)
+    for tile in tiles(size, averages):
+        rows, columns = part(tile, stride)
+        with working_on(tile):
+            torch.testing.assert_close(downsample(features[..., rows, columns], places), expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(downsample(features, places), expected)
