@@ -107,7 +107,8 @@ def run_recipe(  # noqa: PLR0913 - each is a choice of its own
             )
     finally:
         monitor.close()
-        if begun and best.exists():
+        # A run that had ended before it was killed has no progress to report when it is resumed.
+        if (begun or summary) and best.exists():
             _publish(model, best, labels, preprocess, data, source, summary)
     return summary
 

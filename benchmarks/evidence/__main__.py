@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.evidence.matrix import ROOT, Matrix
+from benchmarks.evidence.page import write_page
 from benchmarks.evidence.runner import Request, run_cell, run_matrix
 
 LOGS = ROOT / "docs" / "results"
+PAGE = ROOT / "docs" / "results.md"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _carry_out(options: argparse.Namespace) -> int:
+    if options.command == "page":
+        _make_page(options.matrix, options.logs, options.page)
+        return 0
     request = Request(
         path=options.matrix,
         data=options.data,
@@ -40,7 +45,16 @@ def _carry_out(options: argparse.Namespace) -> int:
         for data, fold in request.folds(Matrix.load(request.path)).values():
             print(f"{data}: {len(fold.train)} images to train on, {len(fold.val)} held out")
         return 0
-    return run_matrix(request, lambda line: print(line, flush=True))
+    status = run_matrix(request, lambda line: print(line, flush=True))
+    if options.page is not None:
+        _make_page([request.path], request.logs, options.page)
+    return status
+
+
+def _make_page(paths: Sequence[Path], logs: Path, page: Path) -> None:
+    matrices = [Matrix.load(path) for path in paths]
+    missing = write_page([(matrix, logs / matrix.name) for matrix in matrices], page)
+    print(f"wrote {page}, {missing} cells have no log yet" if missing else f"wrote {page}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,6 +77,11 @@ def _parser() -> argparse.ArgumentParser:
         if name == "run":
             command.add_argument("-j", "--jobs", type=int, default=1, help="cells at a time, each with one thread")
             command.add_argument("--device", help="cpu, cuda or cuda:N; a GPU where there is one unless given")
+            command.add_argument("--page", type=Path, help="make this page at the end")
+    page = commands.add_parser("page", help="write the tables of finished logs into a page")
+    page.add_argument("matrix", type=Path, nargs="+", help="the matrix files, each with its markers in the page")
+    page.add_argument("--logs", type=Path, default=LOGS, help="folder of the finished logs (docs/results)")
+    page.add_argument("--page", type=Path, default=PAGE, help="docs/results.md unless given")
     return parser
 
 

@@ -20,13 +20,13 @@ from ddsm_zoo import evaluate, resolve_data_config
 from ddsm_zoo.data.datasets import open_dataset
 from ddsm_zoo.engine.recipe import Recipe
 from ddsm_zoo.engine.train import ProgressEvent
-from ddsm_zoo.files import write_json, write_text
+from ddsm_zoo.files import to_json, write_json, write_text
 from ddsm_zoo.models import Segmenter, complexity
 from ddsm_zoo.training import run_recipe
 
 BUSY, INTERRUPTED = 75, 130  # exit statuses
 _RECORD = "cell.json"
-_SCORED = ("miou", "boundary_f", "boundary_iou", "iou", "protocol", "count", "versions")
+_SCORED = ("miou", "boundary_f", "boundary_f_pixels", "boundary_iou", "iou", "protocol", "count", "versions")
 _FREE = ("workers", "save_every")  # fields of a recipe that change no number
 
 
@@ -113,9 +113,16 @@ def _train_locked(
     # The one validation was the last, so the saved model has the weights of the last step.
     assert summary["best_epoch"] == summary["epochs"] == recipe.epochs
     figures = evaluate(f"local-dir:{place.folder / 'best'}", data, boundary=True)
-    score = {"event": "score", **{key: figures[key] for key in _SCORED if key in figures}, **_cost(model, data)}
-    lines = [json.dumps(record), *(place.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    write_text(place.log, "\n".join([*lines, json.dumps(score)]) + "\n")
+    lines = (place.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    taps = json.loads(lines[-1]).get("taps_on_map", {})
+    score = {
+        "event": "score",
+        **{key: figures[key] for key in _SCORED},
+        "samplers": {name: type(model.get_submodule(name)).__name__ for name in taps},
+        **_cost(model, data),
+    }
+    plain = json.loads(to_json(score))  # nan, of a class that never occurs, becomes null
+    write_text(place.log, "\n".join([json.dumps(record), *lines, json.dumps(plain)]) + "\n")
     return 0
 
 

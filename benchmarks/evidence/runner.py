@@ -170,8 +170,8 @@ class _Pool:
 
 def _summary(log: Path) -> str:
     score = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
-    radius, smallest = next(iter(score["boundary_f"].items()))
-    return f"mIoU {100 * score['miou']:.2f}, F at {radius} px {100 * smallest:.2f}"
+    smallest = next(iter(score["boundary_f"].values()))
+    return f"mIoU {100 * score['miou']:.2f}, F at the smallest radius {100 * smallest:.2f}"
 
 
 def _duration(seconds: float) -> str:
