@@ -37,11 +37,12 @@ from ddsm_zoo.tensors import read_tensors
 logger = logging.getLogger(__name__)
 
 
-def run_recipe(
+def run_recipe(  # noqa: PLR0913 - each is a choice of its own
     recipe: Recipe,
     data: str,
     out_dir: str | Path,
     *,
+    model: Segmenter | None = None,
     pretrained: bool | None = None,
     resume: bool = False,
     source: str | None = None,
@@ -51,9 +52,11 @@ def run_recipe(
     """Train the recipe's model on the splits train and val of ``data``, which decides the number of classes.
 
     ``pretrained`` starts from the model's task weights, or from random numbers for False; None starts from the
-    ImageNet weights of its backbone. Without a split val, a part of train is held out. What the recipe leaves open, the
-    batch size and class weights, is settled first, and logged. ``source`` is recorded as the recipe's name.
-    `monitor.Monitor` shows how the run goes on, with ``tensorboard`` there too.
+    ImageNet weights of its backbone. ``model``, a built one with the classes of the data, is trained in place instead,
+    from the weights that it has; the recipe's model and overrides are then a record of what it was built from. Without
+    a split val, a part of train is held out. What the recipe leaves open, the batch size and class weights, is settled
+    first, and logged. ``source`` is recorded as the recipe's name. `monitor.Monitor` shows how the run goes on, with
+    ``tensorboard`` there too.
 
     Returns the summary of `engine.train.train`. However the run ends, ``out_dir/best`` is then a saved model with the
     data's labels, if a validation was reached. Raises what `train`, `create_model` and `open_dataset` raise, and
@@ -62,8 +65,11 @@ def run_recipe(
     out_dir = Path(out_dir)
     labels = open_dataset(data, "train").labels
     resumed = resume and has_state(out_dir)
-    _check_frozen(recipe, pretrained)
-    model = _create_trainee(recipe, labels, pretrained, resumed)
+    if model is None:
+        _check_frozen(recipe, pretrained)
+        model = _create_trainee(recipe, labels, pretrained, resumed)
+    else:
+        _check_model(model, pretrained, labels)
     report = _check(recipe, data, progress)
     preprocess = dataclasses.replace(resolve_data_config(model), size=None, min_size=recipe.min_size)
     transform = TrainTransform(
@@ -102,7 +108,8 @@ def run_recipe(
             )
     finally:
         monitor.close()
-        if begun and best.exists():
+        # A run that had ended before it was killed has no progress to report when it is resumed.
+        if (begun or summary) and best.exists():
             _publish(model, best, val_set, data, preprocess, source, summary)
     return summary
 
@@ -122,6 +129,13 @@ def _create_trainee(recipe: Recipe, labels: LabelSpace, pretrained: bool | None,
             pretrained_backbone=True if pretrained is None and not resumed else None,
             **recipe.overrides,
         )
+
+
+def _check_model(model: Segmenter, pretrained: bool | None, labels: LabelSpace) -> None:
+    if pretrained is not None:
+        raise ValueError(f"got a built model and pretrained={pretrained}, expected one source of weights; drop one")
+    if model.num_classes != len(labels):
+        raise ValueError(f"the model has {model.num_classes} classes, expected the {len(labels)} of the data")
 
 
 def _check(recipe: Recipe, data: str, progress: Callable[[ProgressEvent], None] | None) -> Report | None:

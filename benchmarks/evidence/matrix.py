@@ -1,0 +1,157 @@
+"""A matrix file: arms x folds x seeds, all trained by one recipe."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ddsm_zoo.config import ConfigError, from_dict
+from ddsm_zoo.engine.recipe import Recipe
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[2]
+_NAME = re.compile(r"[A-Za-z0-9_]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One model under comparison: a name of the zoo and changes to its config."""
+
+    model: str
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    title: str = ""  # what differs, for the page
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldPlan:
+    """How images are divided into folds. Each fold is validated on once, the rest is trained on.
+
+    Raises ConfigError for a plan without folds.
+    """
+
+    by: Literal["sequence", "block"]  # file name before the first underscore, or neighbours by name
+    names: tuple[str, ...] = ()  # the sequences to hold out, one fold each
+    count: int = 0  # the number of blocks
+    ids: Mapping[str, int] = field(default_factory=dict)  # stored mask value -> class id, where masks hold others
+
+    def __post_init__(self) -> None:
+        if self.by == "sequence" and not self.names:
+            raise ConfigError("names is empty, expected the sequences to hold out")
+        if self.by == "block" and self.count < 2:
+            raise ConfigError(f"count is {self.count}, expected at least 2 blocks")
+        _check_names("the sequence", self.names)
+        for value in self.ids:
+            if not (value.isascii() and value.isdigit() and int(value) < 65536):
+                raise ConfigError(f"ids has the mask value {value!r}, expected a whole number from 0 to 65535")
+
+    @property
+    def folds(self) -> tuple[str, ...]:
+        """The names of the folds."""
+        return self.names if self.by == "sequence" else tuple(f"block{number + 1}" for number in range(self.count))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One training of the matrix."""
+
+    arm: str
+    fold: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}-{self.fold}-{self.seed}"
+
+    def __str__(self) -> str:
+        return f"{self.arm} {self.fold} seed {self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """Arms x folds x seeds.
+
+    Raises ConfigError, naming the field, for values that cannot be.
+    """
+
+    name: str
+    recipe: str  # a file in recipes/
+    arms: Mapping[str, Arm]
+    folds: FoldPlan
+    changes: Mapping[str, Any] = field(default_factory=dict)  # fields of the recipe
+    baseline: str = "plain"  # the arm that all others are compared with
+    treatment: str = "ddsm"  # the arm that the question is about; its pairs with the baseline are trained first
+    seeds: tuple[int, ...] = ()  # every fold with every seed
+    pairs: tuple[tuple[str, int], ...] = ()  # or these folds with these seeds
+    backbone_weights: bool = True  # start from the backbone's ImageNet weights
+
+    def __post_init__(self) -> None:
+        _check_names("the name", (self.name, *self.arms))
+        for role in ("baseline", "treatment"):
+            if getattr(self, role) not in self.arms:
+                raise ConfigError(f"{role} is {getattr(self, role)!r}, expected one of the arms {', '.join(self.arms)}")
+        if bool(self.seeds) == bool(self.pairs):
+            raise ConfigError("expected either seeds or pairs of a fold and a seed")
+        runs = self.runs()
+        unknown = [fold for fold, _ in runs if fold not in self.folds.folds]
+        if unknown:
+            raise ConfigError(f"pairs has the fold {unknown[0]!r}, expected some of {', '.join(self.folds.folds)}")
+        if len(set(runs)) < len(runs) or min(seed for _, seed in runs) < 0:
+            raise ConfigError("seeds and pairs must differ from each other, with seeds of 0 or more")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Matrix:
+        """Read a TOML file.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ConfigError: the file is not a matrix, or its recipe cannot be.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no matrix at {path}, expected a TOML file such as benchmarks/evidence/quick.toml")
+        try:
+            data = tomllib.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:  # not TOML, or not UTF-8
+            raise ConfigError(f"{path} is not valid TOML: {error}") from error
+        matrix = from_dict(cls, data, where=str(path))
+        matrix.recipe_of(matrix.cells()[0])
+        return matrix
+
+    def runs(self) -> list[tuple[str, int]]:
+        """The fold and the seed of every training of an arm."""
+        return list(self.pairs) or [(fold, seed) for seed in self.seeds for fold in self.folds.folds]
+
+    def cells(self) -> list[Cell]:
+        """Every training, in the order in which they start.
+
+        Baseline and treatment come first, side by side. The other arms follow one after the other, so that an early
+        end leaves whole arms.
+        """
+        first = [name for name in self.arms if name in (self.baseline, self.treatment)]
+        cells = [Cell(arm=arm, fold=fold, seed=seed) for fold, seed in self.runs() for arm in first]
+        rest = [name for name in self.arms if name not in first]
+        return cells + [Cell(arm=arm, fold=fold, seed=seed) for arm in rest for fold, seed in self.runs()]
+
+    def recipe_of(self, cell: Cell) -> Recipe:
+        """The recipe of one training. It validates at the end alone, so nothing is selected on the held-out fold."""
+        arm = self.arms[cell.arm]
+        own = {"model": arm.model, "overrides": dict(arm.overrides), "seed": cell.seed}
+        recipe = Recipe.load(ROOT / "recipes" / self.recipe, {**self.changes, **own})
+        return dataclasses.replace(recipe, validate_every=recipe.epochs, patience=0)
+
+
+def _check_names(what: str, names: tuple[str, ...]) -> None:
+    """They become names of files."""
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{what} {name!r} cannot be, expected letters, digits and underscores")
