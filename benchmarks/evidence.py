@@ -33,8 +33,10 @@ RECIPE = ROOT / "recipes" / "evidence_camvid.toml"
 # The rows of the paper's Table 1: the plain decoder, deformable convolution, each half of the module, the module
 MODELS = ("uper_lite0", "uper_dcn_lite0", "uper_ddsm_s_lite0", "uper_ddsm_c_lite0", "uper_ddsm_lite0")
 SIZE = (360, 480)
-RADII = ("3", "5", "9", "12", "mean")
-SCORED = ("miou", "boundary_f", "boundary_iou", "iou", "model", "protocol", "count", "versions")
+# Pixels, as in all logs that the page shows: wider than the published shares of the diagonal, 1, 2, 3, 3 at this size
+PIXELS = (3, 5, 9, 12)
+RADII = (*map(str, PIXELS), "mean")
+SCORED = ("miou", "boundary_f", "boundary_f_pixels", "boundary_iou", "iou", "model", "protocol", "count", "versions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,13 @@ class Run:
         return cls(model=recipe["model"], seed=recipe["seed"], seconds=seconds, score=lines[-1])
 
     def figures(self) -> list[float]:
-        """mIoU and the boundary F-scores at `RADII`, in percent."""
+        """mIoU and the boundary F-scores at `RADII`, in percent. Raises SystemExit for a log with other radii."""
+        if not set(RADII) <= set(self.score["boundary_f"]):
+            radii = ", ".join(key for key in self.score["boundary_f"] if key not in ("mean", "present_only"))
+            raise SystemExit(
+                f"the log of {self.model}, seed {self.seed}, has the boundary F-score at {radii}, "
+                f"expected {', '.join(map(str, PIXELS))} px: scores at other radii do not compare"
+            )
         return [100 * self.score["miou"], *(100 * self.score["boundary_f"][radius] for radius in RADII)]
 
 
@@ -81,6 +89,7 @@ def write_log(log: Path, out: Path, model: str | Segmenter, data: str, about: Ma
             model,
             data,
             boundary=True,
+            boundary_radii=PIXELS,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     score = {"event": "score", **{key: figures[key] for key in SCORED}, **about}

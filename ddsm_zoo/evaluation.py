@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -44,8 +44,9 @@ from ddsm_zoo.engine.processes import share, summed
 from ddsm_zoo.engine.protocol import InferenceProtocol
 from ddsm_zoo.files import atomic_path
 from ddsm_zoo.labels import CITYSCAPES, LabelSpace
-from ddsm_zoo.metrics import BoundaryFScore, BoundaryIoU, InstanceIoU
+from ddsm_zoo.metrics import BoundaryIoU, InstanceIoU
 from ddsm_zoo.metrics.bootstrap import LEVEL, interval, resample
+from ddsm_zoo.metrics.boundary import DIAGONAL_SHARES, check_radii
 from ddsm_zoo.metrics.instances import category_iou
 from ddsm_zoo.subject import open_subject
 from ddsm_zoo.visualize import confusion_picture, error_sheet
@@ -58,17 +59,27 @@ class Request:
     """What to score on: a split of ``camvid:ROOT``, ``folder:ROOT``, ..., and how.
 
     ``protocol`` is a name of `engine.protocol.PROTOCOLS` or the path of a TOML file. ``boundary`` adds the boundary
-    F-score and Boundary IoU. The device is a GPU where there is one unless given, and ``preprocess``, how images become
-    the model's input, is what the model was trained with or, where it does not say, ImageNet's.
+    F-score and Boundary IoU. The F-score's radii are the published shares of each image's diagonal, or
+    ``boundary_radii`` in pixels for every image. The device is a GPU where there is one unless given, and
+    ``preprocess``, how images become the model's input, is what the model was trained with or, where it does not say,
+    ImageNet's. Raises ValueError for radii that cannot be, or without ``boundary``.
     """
 
     data: str
     split: str = "val"
     protocol: str | os.PathLike[str] = "whole"
     boundary: bool = False
+    boundary_radii: Sequence[int] | None = None
     batch_size: int = 1
     device: str | torch.device | None = None
     preprocess: Preprocess | None = None
+
+    def __post_init__(self) -> None:
+        if self.boundary_radii is None:
+            return
+        check_radii(self.boundary_radii)
+        if not self.boundary:
+            raise ValueError("boundary radii belong to the boundary F-score, expected boundary=True (--boundary) too")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +130,13 @@ class Evaluation:
     def gain_over(self, other: Evaluation, bootstrap: int) -> dict[str, Any]:
         """What this one scores more than ``other`` on the same images, with paired confidence intervals.
 
-        Raises ValueError unless both were counted on the same images.
+        Raises ValueError unless both were counted on the same images and with the same boundary measures.
         """
         if [pair.mask for pair in self.dataset.pairs] != [pair.mask for pair in other.dataset.pairs]:
             raise ValueError("the two evaluations are of different images, expected the same data set and split")
+        measures = [(set(each.tally.counts), each.tally.boundary_radii) for each in (self, other)]
+        if measures[0] != measures[1]:
+            raise ValueError("the two evaluations have different boundary measures, expected one Request for both")
         mine, theirs = (
             summed_scores({name: counts.sum(0) for name, counts in each.tally.counts.items()}) for each in (self, other)
         )
@@ -172,6 +186,7 @@ def evaluate(  # noqa: PLR0913 - each is a choice of its own, as in the command
     batch_size: int = 1,
     protocol: str | os.PathLike[str] = "whole",
     boundary: bool = False,
+    boundary_radii: Sequence[int] | None = None,
     bootstrap: int = 0,
     preprocess: Preprocess | None = None,
     progress: Progress | None = None,
@@ -182,9 +197,9 @@ def evaluate(  # noqa: PLR0913 - each is a choice of its own, as in the command
     (N, K, h, w) of the data's K classes in their order; a lower resolution than the image's does.
 
     Predictions are compared at each label's own resolution, where ignored pixels do not count. ``protocol``,
-    ``boundary``, ``preprocess`` and the device are as in `Request`, ``bootstrap`` as in `Evaluation.figures`;
-    ``progress(done, total)`` is called after each image. In processes that were launched together each takes its share
-    and gets the whole.
+    ``boundary``, ``boundary_radii``, ``preprocess`` and the device are as in `Request`, ``bootstrap`` as in
+    `Evaluation.figures`; ``progress(done, total)`` is called after each image. In processes that were launched together
+    each takes its share and gets the whole.
 
     Returns the figures that docs/evaluation.md defines. Raises DatasetError, what `create_model` raises, and ValueError
     for a model of other classes than the data's or one that gives NaN, and for labels that are all void.
@@ -194,6 +209,7 @@ def evaluate(  # noqa: PLR0913 - each is a choice of its own, as in the command
         split=split,
         protocol=protocol,
         boundary=boundary,
+        boundary_radii=boundary_radii,
         batch_size=batch_size,
         device=device,
         preprocess=preprocess,
@@ -226,6 +242,7 @@ def score_model(
         len(labels),
         labels.ignore_index,
         boundary=request.boundary,
+        boundary_radii=request.boundary_radii,
         batch_size=request.batch_size,
         progress=progress,
         observe=observe,
@@ -264,7 +281,13 @@ def score_predictions(
         return Prediction(index, ids, target, None)
 
     special = _Cityscapes(dataset)
-    tally = Tally(len(dataset), len(labels), labels.ignore_index, boundary=request.boundary)
+    tally = Tally(
+        len(dataset),
+        len(labels),
+        labels.ignore_index,
+        boundary=request.boundary,
+        boundary_radii=request.boundary_radii,
+    )
     predictions: Iterator[Prediction] = map(read, share(len(dataset)))
     count_predictions(tally, predictions, progress, special.add)
     _check_labelled(tally, request)
@@ -356,7 +379,9 @@ def _open(request: Request, transform: EvalTransform | None, submission: Path | 
 def _record(source: dict[str, Any], request: Request, protocol: dict[str, Any]) -> dict[str, Any]:
     """How figures came about; count, resolutions and dtype are counted along."""
     if request.boundary:
-        protocol |= {"radii": list(BoundaryFScore(1).radii), "boundary_iou_ratio": BoundaryIoU(1).ratio}
+        radii = request.boundary_radii
+        measured = {"diagonal_shares": list(DIAGONAL_SHARES)} if radii is None else {"radii": list(check_radii(radii))}
+        protocol |= {**measured, "boundary_iou_ratio": BoundaryIoU(1).ratio}
     return {**source, "data": request.data, "split": request.split, "protocol": protocol, "versions": versions()}
 
 

@@ -88,6 +88,16 @@ def test_a_second_set_of_offsets_moves_the_values_alone(factors: ModuleType) -> 
     torch.testing.assert_close(affinity(low, high), SpatialAffinity.forward(affinity, low, high))
 
 
+def test_scores_at_other_radii_are_not_mixed(factors: ModuleType) -> None:
+    """The logs that the page shows have radii in pixels; a share of the diagonal is another measure."""
+    scores = {"3": 0.5, "5": 0.6, "9": 0.7, "12": 0.8, "mean": 0.65}
+    run = factors.Run(model="uper_lite0", seed=1, seconds=1.0, score={"miou": 0.25, "boundary_f": scores})
+    assert run.figures() == [25.0, 50.0, 60.0, 70.0, 80.0, 65.0]
+    run.score["boundary_f"] = {"0.00088": 0.1, "mean": 0.1, "present_only": {}}
+    with pytest.raises(SystemExit, match="uper_lite0, seed 1, has .* at 0.00088, expected 3, 5, 9, 12 px"):
+        run.figures()
+
+
 def test_what_begins_at_zero_adds_nothing(factors: ModuleType) -> None:
     halves = of_kind(built(factors.FACTORS["silent"]), SpatialAffinity, ChannelAffinity)
     assert halves

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,6 +54,13 @@ def evaluate(
         ),
     ] = "whole",
     boundary: Annotated[bool, typer.Option("--boundary", help="Boundary F-score and Boundary IoU too.")] = False,
+    boundary_radii: Annotated[
+        str | None,
+        typer.Option(
+            help="Radii of the F-score in pixels, such as 1,2,3. Default: the published shares of the diagonal.",
+            metavar="PX,...",
+        ),
+    ] = None,
     bootstrap: Annotated[
         int, typer.Option(min=0, help="Draws for 95 % confidence intervals over images.", metavar="K")
     ] = 0,
@@ -96,7 +103,13 @@ def evaluate(
     from ddsm_zoo.evaluation import Request, score_model, score_predictions
 
     request = Request(
-        data=data, split=split, protocol=protocol, boundary=boundary, batch_size=batch_size, device=device
+        data=data,
+        split=split,
+        protocol=protocol,
+        boundary=boundary,
+        boundary_radii=_radii(boundary_radii),
+        batch_size=batch_size,
+        device=device,
     )
     scores: list[Callable[..., Evaluation]]
     if predictions:
@@ -118,6 +131,19 @@ def evaluate(
         _report_scores(f"{model or predictions} on {title}", evaluations[0], bootstrap, worst, out, json)
         if submission and json != "-":
             print_lines([f"label ids in {submission}"])
+
+
+def _radii(given: str | None) -> tuple[int, ...] | None:
+    """Whole numbers with commas between them."""
+    if given is None:
+        return None
+    words = [word.strip() for word in given.split(",")]
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise ValueError(
+            f"--boundary-radii is {given!r}, expected whole numbers of pixels such as 1,2,3; "
+            "without it, radii are the published shares of the image's diagonal"
+        )
+    return tuple(map(int, words))
 
 
 def _watched(score: Callable[..., Evaluation], visible: bool) -> Evaluation:
@@ -182,12 +208,18 @@ def _boundary_means(figures: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     if "boundary_f" not in figures:
         return []
     variants = {"boundary F": figures["boundary_f"], "boundary F, present only": figures["boundary_f"]["present_only"]}
+    radii = {at: f"at {_radius(at, pixels)}" for at, pixels in figures["boundary_f_pixels"].items()}
     return [
-        (f"{variant} {f'at {at} px' if at != 'mean' else 'mean'}", key if at == "mean" else "", scores[at])
+        (f"{variant} {radii.get(at, 'mean')}", key if at == "mean" else "", scores[at])
         for (variant, scores), key in zip(variants.items(), ("boundary_f", "boundary_f_present_only"), strict=True)
-        for at in scores
-        if at != "present_only"
+        for at in (*radii, "mean")
     ]
+
+
+def _radius(measure: float, pixels: Sequence[int]) -> str:
+    """Radius in pixels, from the smallest image's to the largest one's, and the share of the diagonal if it is one."""
+    span = " to ".join(str(radius) for radius in sorted({pixels[0], pixels[-1]}))
+    return f"{span} px" if isinstance(measure, int) else f"{span} px ({measure:g} diag.)"
 
 
 def _report_gain(title: str, first: Evaluation, second: Evaluation, draws: int, json: str | None) -> None:

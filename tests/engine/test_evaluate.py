@@ -178,6 +178,21 @@ def test_a_draw_scores_what_its_images_score() -> None:
         assert scores["boundary_iou"][row].item() == pytest.approx(figures["boundary_iou"])
 
 
+@pytest.mark.parametrize("radii", [None, (1, 4)])
+def test_radii_in_pixels_are_reported_beside_the_scores(radii: tuple[int, ...] | None) -> None:
+    predictions = random_predictions([(300, 400), (60, 80), (300, 400)])
+    tally = Tally(3, CLASSES, 255, boundary=True, boundary_radii=radii)
+    for prediction in predictions:
+        tally.add(prediction)
+    metric = BoundaryFScore(CLASSES, radii)
+    for prediction in predictions:
+        metric.update(prediction.ids, prediction.target)
+    figures = tally.figures()
+    assert figures["boundary_f"] == metric.compute()
+    shares = {0.00088: [1], 0.001875: [1], 0.00375: [1, 2], 0.005: [1, 3]}
+    assert figures["boundary_f_pixels"] == (shares if radii is None else {1: [1], 4: [4]})
+
+
 def test_the_interval_of_a_mean_is_the_textbooks() -> None:
     values = torch.randn(400, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     ((low, high),) = interval(resample(values, 4000) / 400)
