@@ -105,6 +105,40 @@ def test_radii_in_pixels(run: Run, models: list[str]) -> None:
     assert figures["protocol"]["radii"] == [2, 12]
 
 
+def rename_frames(names: list[str]) -> None:
+    """Name the four images of the data set."""
+    for folder in ("val", "valannot"):
+        for index, name in enumerate(names):
+            Path(f"data/{folder}/{index}.png").rename(f"data/{folder}/{name}.png")
+
+
+def test_intervals_over_sequences_and_blocks_of_video_frames(run: Run, models: list[str]) -> None:
+    rename_frames(["0001TP_006690", "0001TP_006720", "0016E5_07959", "0016E5_07961"])
+    data = ("--model", models[0], "--data", "camvid:data", "--bootstrap", "20", "--json", "scores.json")
+    notes = {
+        ("image", 4): "4 images are too narrow: by their names, 4 are frames of 2 sequences",
+        ("sequence", 2): "over 2 sequences: honest for video frames; only 2, so they are rough",
+        ("block:1", 4): "over 4 blocks of up to 1 consecutive images",
+    }
+    for (by, units), note in notes.items():
+        printed = run(*data, "--bootstrap-by", by).stdout
+        intervals = json.loads(Path("scores.json").read_text())["intervals"]
+        assert note in printed
+        assert note in intervals["note"]
+        assert (intervals["by"], intervals["units"], intervals["draws"]) == (by, units, 20)
+    compared = run("--compare", *models, "--data", "camvid:data", "--bootstrap", "9", "--bootstrap-by", "sequence")
+    assert notes["sequence", 2] in compared.stdout
+
+
+def test_one_sequence_cannot_be_resampled(run: Run) -> None:
+    """The data are looked at before the model: the error comes at once."""
+    data = ("--model", "not_a_model", "--data", "camvid:data", "--bootstrap", "20", "--bootstrap-by")
+    assert "no sequence in the name of 4 of 4 images, first '0'" in run(*data, "sequence", fails=1).stderr
+    rename_frames([f"0016E5_{index}" for index in range(4)])
+    assert "the 4 images are one sequence, expected at least two" in run(*data, "sequence", fails=1).stderr
+    assert "block:4 puts all 4 images into one block" in run(*data, "block:4", fails=1).stderr
+
+
 def test_compare_two_models(run: Run, models: list[str]) -> None:
     result = run(
         "--compare", *models, "--data", "camvid:data", "--boundary", "--bootstrap", "20", "--json", "gain.json"
@@ -258,6 +292,8 @@ def test_a_model_that_gives_nan(run: Run, tmp_path: Path) -> None:
         ([], "expected exactly one of --model NAME, --compare A B and --predictions DIR"),
         (["--model", "x", "--predictions", "y"], "expected exactly one of"),
         (["--model", "x", "--worst", "3"], "expected --out DIR"),
+        (["--model", "x", "--bootstrap-by", "sequence"], "expected --bootstrap K or --compare with it"),
+        (["--model", "x", "--bootstrap", "9", "--bootstrap-by", "clip"], "cannot draw by 'clip', expected image, seq"),
         (["--model", "x", "--class-ids"], "expected --predictions DIR"),
         (["--compare", "x", "y", "--out", "z"], "--out is for one evaluation"),
         (["--predictions", "x", "--submission", "z"], "--submission for one --model"),

@@ -177,6 +177,15 @@ def test_intervals_hold_the_score_and_repeat(two: tuple[Evaluation, Evaluation])
     assert two[0].figures(200)["intervals"] == intervals
 
 
+def test_intervals_say_what_they_are_over(two: tuple[Evaluation, Evaluation]) -> None:
+    by_image = two[0].figures(50)["intervals"]
+    assert (by_image["by"], by_image["units"]) == ("image", 3)
+    assert "each of a sequence of its own" in by_image["note"]
+    blocks = evaluate(competing_model(3), "scenes:3", boundary=True, bootstrap=50, bootstrap_by="block:1")["intervals"]
+    assert (blocks["by"], blocks["units"]) == ("block:1", 3)
+    assert blocks["iou"] == by_image["iou"]
+
+
 def test_the_gain_is_the_difference_and_is_paired(two: tuple[Evaluation, Evaluation]) -> None:
     first, second = two
     gain = second.gain_over(first, 200)

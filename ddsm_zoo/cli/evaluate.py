@@ -61,9 +61,14 @@ def evaluate(
             metavar="PX,...",
         ),
     ] = None,
-    bootstrap: Annotated[
-        int, typer.Option(min=0, help="Draws for 95 % confidence intervals over images.", metavar="K")
-    ] = 0,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Draws for 95 % confidence intervals.", metavar="K")] = 0,
+    bootstrap_by: Annotated[
+        str | None,
+        typer.Option(
+            help="What --bootstrap draws. For video frames: sequences, or blocks of N consecutive images.",
+            metavar="image|sequence|block:N",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for scores.json and pictures.", metavar="DIR")
     ] = None,
@@ -85,16 +90,28 @@ def evaluate(
 
     ddsm-zoo evaluate --model NAME --data cityscapes:data/cityscapes --split test --submission upload
     """
-    if sum(source is not None for source in (model, compare, predictions)) != 1:
-        raise ValueError("expected exactly one of --model NAME, --compare A B and --predictions DIR")
-    if worst and out is None:
-        raise ValueError("--worst draws pictures, expected --out DIR to put them in")
-    if class_ids and predictions is None:
-        raise ValueError("--class-ids says what files hold, expected --predictions DIR")
-    if predictions and protocol != "whole":
-        raise ValueError("--protocol says how a model is run, expected --predictions DIR without it")
-    if (compare and (out or submission)) or (predictions and submission):
-        raise ValueError("--out is for one evaluation and --submission for one --model, expected them without others")
+    for conflict, message in (
+        (
+            sum(source is not None for source in (model, compare, predictions)) != 1,
+            "expected exactly one of --model NAME, --compare A B and --predictions DIR",
+        ),
+        (worst and out is None, "--worst draws pictures, expected --out DIR to put them in"),
+        (
+            bootstrap_by and not (bootstrap or compare),
+            "--bootstrap-by says what --bootstrap draws, expected --bootstrap K or --compare with it",
+        ),
+        (class_ids and predictions is None, "--class-ids says what files hold, expected --predictions DIR"),
+        (
+            predictions and protocol != "whole",
+            "--protocol says how a model is run, expected --predictions DIR without it",
+        ),
+        (
+            (compare and (out or submission)) or (predictions and submission),
+            "--out is for one evaluation and --submission for one --model, expected them without others",
+        ),
+    ):
+        if conflict:
+            raise ValueError(message)
     check_output(json)
     for folder in (out, submission):
         if folder is not None:
@@ -108,6 +125,7 @@ def evaluate(
         protocol=protocol,
         boundary=boundary,
         boundary_radii=_radii(boundary_radii),
+        bootstrap_by=bootstrap_by or "image",
         batch_size=batch_size,
         device=device,
     )
@@ -201,6 +219,8 @@ def _print_scores(title: str, figures: Mapping[str, Any]) -> None:
     )
     if figures["never_occurs"]:
         print_lines([f"never occurred, left out of the mean: {', '.join(figures['never_occurs'])}"])
+    if intervals:
+        print_lines([intervals["note"]])
 
 
 def _boundary_means(figures: Mapping[str, Any]) -> list[tuple[str, str, float]]:
@@ -238,6 +258,7 @@ def _report_gain(title: str, first: Evaluation, second: Evaluation, draws: int, 
         if key in gain:
             rows.append((name, *(percent(means[side][key]) for side in "ab"), percent(gain[key]), _span(spans[key])))
     print_table(title, ("IoU", "A %", "B %", "B - A", "95 %"), rows)
+    print_lines([spans["note"]])
 
 
 def _means(figures: Mapping[str, Any]) -> dict[str, float]:
