@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +29,7 @@ from ddsm_zoo.data.cityscapes import (
 from ddsm_zoo.data.datasets import SegmentationDataset, open_dataset, open_layout
 from ddsm_zoo.data.masks import DatasetError, MaskDecoder, identity
 from ddsm_zoo.data.predictions import find_predictions, read_prediction
+from ddsm_zoo.data.sequences import sequences
 from ddsm_zoo.data.transforms import EvalTransform
 from ddsm_zoo.engine.evaluate import (
     Prediction,
@@ -44,8 +45,9 @@ from ddsm_zoo.engine.processes import share, summed
 from ddsm_zoo.engine.protocol import InferenceProtocol
 from ddsm_zoo.files import atomic_path
 from ddsm_zoo.labels import CITYSCAPES, LabelSpace
-from ddsm_zoo.metrics import BoundaryFScore, BoundaryIoU, InstanceIoU
-from ddsm_zoo.metrics.bootstrap import LEVEL, interval, resample
+from ddsm_zoo.metrics import BoundaryIoU, InstanceIoU
+from ddsm_zoo.metrics.bootstrap import LEVEL, Resampling, check_unit, interval, resample
+from ddsm_zoo.metrics.boundary import DIAGONAL_SHARES, check_radii
 from ddsm_zoo.metrics.instances import category_iou
 from ddsm_zoo.subject import open_subject
 from ddsm_zoo.visualize import confusion_picture, error_sheet
@@ -58,28 +60,43 @@ class Request:
     """What to score on: a split of ``camvid:ROOT``, ``folder:ROOT``, ..., and how.
 
     ``protocol`` is a name of `engine.protocol.PROTOCOLS` or the path of a TOML file. ``boundary`` adds the boundary
-    F-score and Boundary IoU. The device is a GPU where there is one unless given, and ``preprocess``, how images become
-    the model's input, is what the model was trained with or, where it does not say, ImageNet's.
+    F-score and Boundary IoU. The F-score's radii are the published shares of each image's diagonal, or
+    ``boundary_radii`` in pixels for every image. ``bootstrap_by`` is what the bootstrap draws: ``image``, ``sequence``
+    or ``block:N``, as in `metrics.bootstrap.Resampling.plan`. The device is a GPU where there is one unless given, and
+    ``preprocess``, how images become the model's input, is what the model was trained with or, where it does not say,
+    ImageNet's. Raises ValueError for radii that cannot be, or without ``boundary``, and for another ``bootstrap_by``.
     """
 
     data: str
     split: str = "val"
     protocol: str | os.PathLike[str] = "whole"
     boundary: bool = False
+    boundary_radii: Sequence[int] | None = None
+    bootstrap_by: str = "image"
     batch_size: int = 1
     device: str | torch.device | None = None
     preprocess: Preprocess | None = None
+
+    def __post_init__(self) -> None:
+        check_unit(self.bootstrap_by)
+        if self.boundary_radii is None:
+            return
+        check_radii(self.boundary_radii)
+        if not self.boundary:
+            raise ValueError("boundary radii belong to the boundary F-score, expected boundary=True (--boundary) too")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What was counted on a data set, image by image, and how it came about.
 
-    ``again(index)`` is the `Prediction` of one image once more. ``extra`` are scores that only this data set defines.
+    ``again(index)`` is the `Prediction` of one image once more. ``resampling`` has the units that the bootstrap draws.
+    ``extra`` are scores that only this data set defines.
     """
 
     dataset: SegmentationDataset
     tally: Tally
+    resampling: Resampling
     again: Callable[[int], Prediction]
     record: dict[str, Any]
     extra: dict[str, Any] = field(default_factory=dict)
@@ -102,8 +119,9 @@ class Evaluation:
         """All scores as fractions of 1, by class name where they are a class's, and the record of what they depend on.
 
         nan stands for a class that never occurs; the means leave it out, and ``never_occurs`` names it. ``bootstrap``
-        is the number of draws for ``intervals``, the 95 % confidence intervals [low, high] over images. Without labels
-        there is nothing but the record.
+        is the number of draws for ``intervals``, the 95 % confidence intervals [low, high] over images, sequences or
+        blocks (``by``, ``units``), with a ``note`` that says what they are worth for video frames. Without labels there
+        is nothing but the record.
         """
         if not self.labelled:
             return {**self.tally.facts(), **self.record}
@@ -112,29 +130,27 @@ class Evaluation:
         never = [name for name, iou in named["iou"].items() if math.isnan(iou)]
         figures = {**scores, **named, "never_occurs": never, **self.extra}
         if bootstrap:
-            draws = self._draws(bootstrap)
-            figures["intervals"] = {"draws": bootstrap, "level": LEVEL, **self._intervals(draws)}
+            figures["intervals"] = self._intervals(bootstrap, self._draws(bootstrap, self.resampling))
         return {**figures, "confusion": self.tally.confusion.matrix.tolist(), **self.record}
 
     def gain_over(self, other: Evaluation, bootstrap: int) -> dict[str, Any]:
         """What this one scores more than ``other`` on the same images, with paired confidence intervals.
 
-        Raises ValueError unless both were counted on the same images.
+        Raises ValueError unless both were counted on the same images and with the same boundary measures.
         """
         if [pair.mask for pair in self.dataset.pairs] != [pair.mask for pair in other.dataset.pairs]:
             raise ValueError("the two evaluations are of different images, expected the same data set and split")
+        measures = [(set(each.tally.counts), each.tally.boundary_radii) for each in (self, other)]
+        if measures[0] != measures[1]:
+            raise ValueError("the two evaluations have different boundary measures, expected one Request for both")
         mine, theirs = (
             summed_scores({name: counts.sum(0) for name, counts in each.tally.counts.items()}) for each in (self, other)
         )
         gain = {name: (mine[name] - theirs[name]).tolist() for name in mine}
         # One seed draws the same images for both
-        draws, others = self._draws(bootstrap), other._draws(bootstrap)
-        intervals = self._intervals({name: draws[name] - others[name] for name in draws})
-        return {
-            **gain,
-            "iou": self._by_class(gain["iou"]),
-            "intervals": {"draws": bootstrap, "level": LEVEL, **intervals},
-        }
+        draws, others = (each._draws(bootstrap, self.resampling) for each in (self, other))
+        intervals = self._intervals(bootstrap, {name: draws[name] - others[name] for name in draws})
+        return {**gain, "iou": self._by_class(gain["iou"]), "intervals": intervals}
 
     def worst(self, count: int) -> list[dict[str, Any]]:
         """The images of lowest mIoU, the worst first: name, index and ``miou``; those that are all void are none."""
@@ -152,12 +168,15 @@ class Evaluation:
             sheet = error_sheet(image, prediction.ids.cpu().numpy(), prediction.target.numpy(), self.labels)
             _save(sheet, folder / f"worst_{rank:02d}_{entry['name']}.png")
 
-    def _draws(self, bootstrap: int) -> dict[str, Tensor]:
-        return summed_scores({name: resample(counts, bootstrap) for name, counts in self.tally.counts.items()})
+    def _draws(self, bootstrap: int, resampling: Resampling) -> dict[str, Tensor]:
+        counts = self.tally.counts.items()
+        return summed_scores({name: resample(each, bootstrap, units=resampling.units) for name, each in counts})
 
-    def _intervals(self, draws: dict[str, Tensor]) -> dict[str, Any]:
+    def _intervals(self, bootstrap: int, draws: dict[str, Tensor]) -> dict[str, Any]:
+        drawn = {"by": self.resampling.by, "units": self.resampling.count, "note": self.resampling.note}
         means = {name: interval(values[:, None])[0] for name, values in draws.items() if name != "iou"}
-        return {**means, "iou": self._by_class(interval(draws["iou"]))}
+        scores = {**means, "iou": self._by_class(interval(draws["iou"]))}
+        return {"draws": bootstrap, "level": LEVEL, **drawn, **scores}
 
     def _by_class(self, values: list[Any]) -> dict[str, Any]:
         return dict(zip(self.labels.names, values, strict=True))
@@ -172,7 +191,9 @@ def evaluate(  # noqa: PLR0913 - each is a choice of its own, as in the command
     batch_size: int = 1,
     protocol: str | os.PathLike[str] = "whole",
     boundary: bool = False,
+    boundary_radii: Sequence[int] | None = None,
     bootstrap: int = 0,
+    bootstrap_by: str = "image",
     preprocess: Preprocess | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -182,9 +203,9 @@ def evaluate(  # noqa: PLR0913 - each is a choice of its own, as in the command
     (N, K, h, w) of the data's K classes in their order; a lower resolution than the image's does.
 
     Predictions are compared at each label's own resolution, where ignored pixels do not count. ``protocol``,
-    ``boundary``, ``preprocess`` and the device are as in `Request`, ``bootstrap`` as in `Evaluation.figures`;
-    ``progress(done, total)`` is called after each image. In processes that were launched together each takes its share
-    and gets the whole.
+    ``boundary``, ``boundary_radii``, ``bootstrap_by``, ``preprocess`` and the device are as in `Request`, ``bootstrap``
+    as in `Evaluation.figures`; ``progress(done, total)`` is called after each image. In processes that were launched
+    together each takes its share and gets the whole.
 
     Returns the figures that docs/evaluation.md defines. Raises DatasetError, what `create_model` raises, and ValueError
     for a model of other classes than the data's or one that gives NaN, and for labels that are all void.
@@ -194,6 +215,8 @@ def evaluate(  # noqa: PLR0913 - each is a choice of its own, as in the command
         split=split,
         protocol=protocol,
         boundary=boundary,
+        boundary_radii=boundary_radii,
+        bootstrap_by=bootstrap_by,
         batch_size=batch_size,
         device=device,
         preprocess=preprocess,
@@ -209,7 +232,8 @@ def score_model(
     ``submission`` is a folder for the predictions as Cityscapes' server takes them. A split need not be labelled then.
     """
     protocol = InferenceProtocol.load(request.protocol)
-    labels = _open(request, None, submission).labels  # the data first: it is checked sooner than a model is loaded
+    opened = _open(request, None, submission)  # the data first: it is checked sooner than a model is loaded
+    labels, resampling = opened.labels, _resampling(opened, request)
     subject = open_subject(model, labels, request.device, request.preprocess)
     dataset = _open(request, EvalTransform(subject.preprocess), submission)
     predict = protocol.apply(subject.predict)
@@ -226,6 +250,7 @@ def score_model(
         len(labels),
         labels.ignore_index,
         boundary=request.boundary,
+        boundary_radii=request.boundary_radii,
         batch_size=request.batch_size,
         progress=progress,
         observe=observe,
@@ -235,6 +260,7 @@ def score_model(
     return Evaluation(
         dataset=dataset,
         tally=tally,
+        resampling=resampling,
         again=lambda index: next(predict_set(predict, dataset, len(labels), [index])),
         record=_record(subject.record(), request, {"name": str(request.protocol), **to_dict(protocol)}),
         extra=special.figures(tally),
@@ -251,7 +277,7 @@ def score_predictions(
     ValueError for labels that are all void.
     """
     dataset = _open(request, None, None)
-    labels = dataset.labels
+    labels, resampling = dataset.labels, _resampling(dataset, request)
     files = find_predictions(folder, [pair.name for pair in dataset.pairs])
     plain = MaskDecoder(ids=identity(labels))
     decode = plain if class_ids else dataset.decode
@@ -264,7 +290,13 @@ def score_predictions(
         return Prediction(index, ids, target, None)
 
     special = _Cityscapes(dataset)
-    tally = Tally(len(dataset), len(labels), labels.ignore_index, boundary=request.boundary)
+    tally = Tally(
+        len(dataset),
+        len(labels),
+        labels.ignore_index,
+        boundary=request.boundary,
+        boundary_radii=request.boundary_radii,
+    )
     predictions: Iterator[Prediction] = map(read, share(len(dataset)))
     count_predictions(tally, predictions, progress, special.add)
     _check_labelled(tally, request)
@@ -276,6 +308,7 @@ def score_predictions(
     return Evaluation(
         dataset=dataset,
         tally=tally,
+        resampling=resampling,
         again=read,
         record=_record(source, request, {"name": "predictions as they are"}),
         extra=special.figures(tally),
@@ -353,10 +386,16 @@ def _open(request: Request, transform: EvalTransform | None, submission: Path | 
     return UnlabelledImages(layout, request.split, transform)
 
 
+def _resampling(dataset: SegmentationDataset, request: Request) -> Resampling:
+    return Resampling.plan(request.bootstrap_by, [pair.name for pair in dataset.pairs], sequences(dataset))
+
+
 def _record(source: dict[str, Any], request: Request, protocol: dict[str, Any]) -> dict[str, Any]:
     """How figures came about; count, resolutions and dtype are counted along."""
     if request.boundary:
-        protocol |= {"radii": list(BoundaryFScore(1).radii), "boundary_iou_ratio": BoundaryIoU(1).ratio}
+        radii = request.boundary_radii
+        measured = {"diagonal_shares": list(DIAGONAL_SHARES)} if radii is None else {"radii": list(check_radii(radii))}
+        protocol |= {**measured, "boundary_iou_ratio": BoundaryIoU(1).ratio}
     return {**source, "data": request.data, "split": request.split, "protocol": protocol, "versions": versions()}
 
 

@@ -71,9 +71,10 @@ def predict_perfectly(folder: Path) -> None:
 def test_json_has_all_that_was_asked_for(run: Run, models: list[str]) -> None:
     data = ("--data", "camvid:data", "--json", "-")
     figures = json.loads(run("--model", models[0], *data, "--boundary", "--bootstrap", "20").stdout)
-    keys = {"3", "5", "9", "12", "mean"}
-    assert set(figures["boundary_f"]) == keys | {"present_only"}
-    assert set(figures["boundary_f"]["present_only"]) == keys
+    keys = {"0.00088", "0.001875", "0.00375", "0.005"}
+    assert set(figures["boundary_f"]) == keys | {"mean", "present_only"}
+    assert set(figures["boundary_f"]["present_only"]) == keys | {"mean"}
+    assert figures["boundary_f_pixels"] == {key: [1] for key in keys}
     assert figures["protocol"]["name"] == "whole"
     assert 0 <= figures["boundary_iou"] <= 1
     assert figures["count"] == 4
@@ -85,14 +86,57 @@ def test_json_has_all_that_was_asked_for(run: Run, models: list[str]) -> None:
 
 def test_table_pictures_and_scores_in_a_folder(run: Run, models: list[str]) -> None:
     data = ("--data", "camvid:data", "--boundary", "--bootstrap", "9")
+    at = "boundary F at 1 px (0.005 diag.)"
     result = run("--model", models[0], *data, "--out", "report", "--worst", "2")
-    for word in (*CAMVID.names, "mIoU", "95 %", "boundary F at 12 px", "Boundary IoU", "pictures in report"):
+    for word in (*CAMVID.names, "mIoU", "95 %", at, "Boundary IoU", "pictures in report"):
         assert word in result.stdout
     assert re.search(r" on camvid:data val, 4 images in \d+\.\d s\n", result.stdout)
     figures = json.loads(Path("report/scores.json").read_text())
     worst = [f"worst_0{rank}_{entry['name']}.png" for rank, entry in enumerate(figures["worst"], start=1)]
     assert sorted(path.name for path in Path("report").iterdir()) == ["confusion.png", "scores.json", *worst]
     assert figures["worst"][0]["miou"] <= figures["worst"][1]["miou"]
+
+
+def test_radii_in_pixels(run: Run, models: list[str]) -> None:
+    options = ("--data", "camvid:data", "--boundary", "--boundary-radii", "2, 12", "--json", "scores.json")
+    assert "boundary F at 12 px " in run("--model", models[0], *options).stdout
+    figures = json.loads(Path("scores.json").read_text())
+    assert set(figures["boundary_f"]) == {"2", "12", "mean", "present_only"}
+    assert figures["protocol"]["radii"] == [2, 12]
+
+
+def rename_frames(names: list[str]) -> None:
+    """Name the four images of the data set."""
+    for folder in ("val", "valannot"):
+        for index, name in enumerate(names):
+            Path(f"data/{folder}/{index}.png").rename(f"data/{folder}/{name}.png")
+
+
+def test_intervals_over_sequences_and_blocks_of_video_frames(run: Run, models: list[str]) -> None:
+    rename_frames(["0001TP_006690", "0001TP_006720", "0016E5_07959", "0016E5_07961"])
+    data = ("--model", models[0], "--data", "camvid:data", "--bootstrap", "20", "--json", "scores.json")
+    notes = {
+        ("image", 4): "4 images are too narrow: by their names, 4 are frames of 2 sequences",
+        ("sequence", 2): "over 2 sequences: honest for video frames; only 2, so they are rough",
+        ("block:1", 4): "over 4 blocks of up to 1 consecutive images",
+    }
+    for (by, units), note in notes.items():
+        printed = run(*data, "--bootstrap-by", by).stdout
+        intervals = json.loads(Path("scores.json").read_text())["intervals"]
+        assert note in printed
+        assert note in intervals["note"]
+        assert (intervals["by"], intervals["units"], intervals["draws"]) == (by, units, 20)
+    compared = run("--compare", *models, "--data", "camvid:data", "--bootstrap", "9", "--bootstrap-by", "sequence")
+    assert notes["sequence", 2] in compared.stdout
+
+
+def test_one_sequence_cannot_be_resampled(run: Run) -> None:
+    """The data are looked at before the model: the error comes at once."""
+    data = ("--model", "not_a_model", "--data", "camvid:data", "--bootstrap", "20", "--bootstrap-by")
+    assert "no sequence in the name of 4 of 4 images, first '0'" in run(*data, "sequence", fails=1).stderr
+    rename_frames([f"0016E5_{index}" for index in range(4)])
+    assert "the 4 images are one sequence, expected at least two" in run(*data, "sequence", fails=1).stderr
+    assert "block:4 puts all 4 images into one block" in run(*data, "block:4", fails=1).stderr
 
 
 def test_compare_two_models(run: Run, models: list[str]) -> None:
@@ -248,9 +292,15 @@ def test_a_model_that_gives_nan(run: Run, tmp_path: Path) -> None:
         ([], "expected exactly one of --model NAME, --compare A B and --predictions DIR"),
         (["--model", "x", "--predictions", "y"], "expected exactly one of"),
         (["--model", "x", "--worst", "3"], "expected --out DIR"),
+        (["--model", "x", "--bootstrap-by", "sequence"], "expected --bootstrap K or --compare with it"),
+        (["--model", "x", "--bootstrap", "9", "--bootstrap-by", "clip"], "cannot draw by 'clip', expected image, seq"),
         (["--model", "x", "--class-ids"], "expected --predictions DIR"),
         (["--compare", "x", "y", "--out", "z"], "--out is for one evaluation"),
         (["--predictions", "x", "--submission", "z"], "--submission for one --model"),
+        (["--model", "x", "--boundary-radii", "1,2"], "expected boundary=True (--boundary) too"),
+        (["--model", "x", "--boundary", "--boundary-radii", "0.005"], "is '0.005', expected whole numbers of pixels"),
+        (["--model", "x", "--boundary", "--boundary-radii", "1,,2"], "expected whole numbers of pixels such as 1,2,3"),
+        (["--model", "x", "--boundary", "--boundary-radii", "2,2"], "expected each of them once"),
         (["--model", "x", "--protocol", "whale"], "no protocol 'whale', expected whole, flip"),
         (["--model", "x", "--split", "tset"], "no images for the split 'tset'"),
         (["--predictions", "nowhere"], "nowhere is no folder"),

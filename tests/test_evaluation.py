@@ -108,9 +108,10 @@ def test_all_figures_equal_predicting_one_by_one(model: Segmenter) -> None:
     confusion, f_score, boundary_iou = (metric.compute() for metric in metrics)
     assert result["miou"] == pytest.approx(confusion["miou"], rel=1e-4)
     np.testing.assert_allclose(list(result["iou"].values()), confusion["iou"], rtol=1e-3)
-    for key in (3, 5, 9, 12, "mean"):
+    for key in (0.00088, 0.001875, 0.00375, 0.005, "mean"):
         assert result["boundary_f"][key] == pytest.approx(f_score[key], rel=1e-3)
         assert result["boundary_f"]["present_only"][key] == pytest.approx(f_score["present_only"][key], rel=1e-3)
+    assert result["boundary_f_pixels"] == {0.00088: [1], 0.001875: [2], 0.00375: [3], 0.005: [3]}
     assert result["boundary_iou"] == pytest.approx(boundary_iou["boundary_iou"], rel=1e-3)
     assert seen == [(1, 2), (2, 2)]
     assert result["count"] == 2
@@ -131,11 +132,30 @@ def test_a_result_says_what_it_depends_on(tmp_path: Path, model: Segmenter) -> N
         "stride": None,
         "scales": (1.0,),
         "flip": True,
-        "radii": [3, 5, 9, 12],
+        "diagonal_shares": [0.00088, 0.001875, 0.00375, 0.005],
         "boundary_iou_ratio": 0.02,
     }
     assert result["versions"]["torch"] == torch.__version__
     assert result["versions"]["ddsm_zoo"] == ddsm_zoo.__version__
+
+
+def test_radii_in_pixels_on_request(model: Segmenter) -> None:
+    result = evaluate(model, "scenes:1", boundary=True, boundary_radii=(1, 12))
+    metric = BoundaryFScore(len(CAMVID), (1, 12))
+    image, mask = render_scene(1_000_000_000)
+    metric.update(torch.from_numpy(Predictor(model)(image).mask), torch.from_numpy(mask))
+    assert set(result["boundary_f"]) == {1, 12, "mean", "present_only"}
+    for key in (1, 12, "mean"):
+        assert result["boundary_f"][key] == pytest.approx(metric.compute()[key], rel=1e-3)
+    assert result["protocol"]["radii"] == [1, 12]
+    assert "diagonal_shares" not in result["protocol"]
+
+
+def test_radii_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match=r"radii are \(0.005,\), expected .* leave them out for the published shares"):
+        Request(data="scenes:1", boundary=True, boundary_radii=(0.005,))  # type: ignore[arg-type]  # what a user may give
+    with pytest.raises(ValueError, match="expected boundary=True"):
+        evaluate("not_a_model", "scenes:1", boundary_radii=(1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +177,15 @@ def test_intervals_hold_the_score_and_repeat(two: tuple[Evaluation, Evaluation])
     assert two[0].figures(200)["intervals"] == intervals
 
 
+def test_intervals_say_what_they_are_over(two: tuple[Evaluation, Evaluation]) -> None:
+    by_image = two[0].figures(50)["intervals"]
+    assert (by_image["by"], by_image["units"]) == ("image", 3)
+    assert "each of a sequence of its own" in by_image["note"]
+    blocks = evaluate(competing_model(3), "scenes:3", boundary=True, bootstrap=50, bootstrap_by="block:1")["intervals"]
+    assert (blocks["by"], blocks["units"]) == ("block:1", 3)
+    assert blocks["iou"] == by_image["iou"]
+
+
 def test_the_gain_is_the_difference_and_is_paired(two: tuple[Evaluation, Evaluation]) -> None:
     first, second = two
     gain = second.gain_over(first, 200)
@@ -173,6 +202,13 @@ def test_the_gain_is_the_difference_and_is_paired(two: tuple[Evaluation, Evaluat
 def test_a_gain_needs_the_same_images(two: tuple[Evaluation, Evaluation], model: Segmenter) -> None:
     with pytest.raises(ValueError, match="of different images"):
         two[0].gain_over(score_model(model, Request(data="scenes:2", boundary=True)), 10)
+
+
+def test_a_gain_needs_the_same_boundary_measures(two: tuple[Evaluation, Evaluation], model: Segmenter) -> None:
+    request = Request(data="scenes:3", boundary=True, boundary_radii=(3, 5, 9, 12))
+    for other in (score_model(model, request), score_model(model, Request(data="scenes:3"))):
+        with pytest.raises(ValueError, match="different boundary measures"):
+            two[0].gain_over(other, 10)
 
 
 def test_the_worst_images_and_their_pictures(two: tuple[Evaluation, Evaluation], tmp_path: Path) -> None:

@@ -90,6 +90,49 @@ def test_large_radii_reach_as_far_as_they_say() -> None:
     assert [result["present_only"][radius] for radius in (11, 12)] == [0.0, 1.0]
 
 
+@pytest.mark.parametrize(
+    ("size", "radii"),
+    [((1024, 2048), (3, 5, 9, 12)), ((360, 480), (1, 2, 3, 3)), ((720, 960), (2, 3, 5, 6)), ((1, 1), (1, 1, 1, 1))],
+)
+def test_the_published_radii_are_shares_of_the_diagonal(size: tuple[int, int], radii: tuple[int, ...]) -> None:
+    """Oracle: the radius as SFSegNets and DecoupleSegNets compute it, and the radii that the paper gives."""
+    metric = BoundaryFScore(CLASSES)
+    assert metric.pixels(*size) == radii
+    assert radii == tuple(int(np.ceil(share * np.linalg.norm(size))) for share in metric.measures)
+    assert BoundaryFScore(CLASSES, (2, 7)).pixels(*size) == (2, 7)
+
+
+def blocks(size: tuple[int, int], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Prediction and label of squares of 20 pixels, the prediction two pixels off."""
+    generator = np.random.default_rng(seed)
+    target = np.kron(generator.integers(0, CLASSES, (size[0] // 20, size[1] // 20)), np.ones((20, 20), int))
+    return np.roll(target, (1, 2), (0, 1)), target
+
+
+def test_each_image_has_radii_of_its_own_size() -> None:
+    pairs = [blocks((300, 400), 0), blocks((60, 80), 1), blocks((720, 960), 2)]
+    radii = [(1, 1, 2, 3), (1, 1, 1, 1), (2, 3, 5, 6)]
+    scores = np.stack([straightforward(*pair, CLASSES, each) for pair, each in zip(pairs, radii, strict=True)])
+    metric = BoundaryFScore(CLASSES)
+    for pair in pairs:
+        metric.update(*tensors(pair))
+    result = metric.compute()
+    shares = (0.00088, 0.001875, 0.00375, 0.005)
+    np.testing.assert_allclose([result[share] for share in shares], scores.mean((0, 2)), rtol=1e-12)
+    assert len(set(scores.mean((0, 2)).tolist())) == 4  # over the set, though not in each image
+    assert result["mean"] == pytest.approx(scores.mean())
+    assert set(result) == {*shares, "mean", "present_only"}
+
+
+def test_two_shares_of_one_radius_are_two_measures() -> None:
+    metric = BoundaryFScore(CLASSES)
+    pred, target = blocks((360, 480), 0)
+    metric.update(*tensors((np.roll(pred, 1, 1), target)))  # three pixels off
+    result = metric.compute()
+    assert result[0.00375] == result[0.005] > result[0.001875]
+    assert result["mean"] == pytest.approx((result[0.00088] + result[0.001875] + 2 * result[0.005]) / 4)
+
+
 def test_a_class_in_one_of_both_scores_zero_and_one_without_outlines_scores_one() -> None:
     everywhere = np.zeros((5, 5), int)
     spot = everywhere.copy()
@@ -162,14 +205,14 @@ def test_bad_input_counts_nothing(metric: BoundaryFScore | BoundaryIoU) -> None:
 
 
 def test_metrics_that_cannot_be() -> None:
-    for radii in ((), (-1,), (2.5,), (3, 3)):
-        with pytest.raises(ValueError, match="radii are"):
+    for radii in ((), (-1,), (2.5,), (0.00088,), (3, 3)):
+        with pytest.raises(ValueError, match="boundary radii are"):
             BoundaryFScore(CLASSES, radii)  # type: ignore[arg-type]  # 2.5 is what a user may give
     for ratio in (0.0, 1.0, -0.1):
         with pytest.raises(ValueError, match="ratio is"):
             BoundaryIoU(CLASSES, ratio)
     with pytest.raises(ValueError, match="cannot merge"):
-        BoundaryFScore(CLASSES).merge(BoundaryFScore(CLASSES, (3,)))
+        BoundaryFScore(CLASSES).merge(BoundaryFScore(CLASSES, (3, 5, 9, 12)))
     with pytest.raises(ValueError, match="cannot merge"):
         BoundaryIoU(CLASSES).merge(BoundaryIoU(CLASSES, 0.005))
     with pytest.raises(ValueError, match="num_classes is 0"):

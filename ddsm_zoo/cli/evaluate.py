@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -54,9 +54,21 @@ def evaluate(
         ),
     ] = "whole",
     boundary: Annotated[bool, typer.Option("--boundary", help="Boundary F-score and Boundary IoU too.")] = False,
-    bootstrap: Annotated[
-        int, typer.Option(min=0, help="Draws for 95 % confidence intervals over images.", metavar="K")
-    ] = 0,
+    boundary_radii: Annotated[
+        str | None,
+        typer.Option(
+            help="Radii of the F-score in pixels, such as 1,2,3. Default: the published shares of the diagonal.",
+            metavar="PX,...",
+        ),
+    ] = None,
+    bootstrap: Annotated[int, typer.Option(min=0, help="Draws for 95 % confidence intervals.", metavar="K")] = 0,
+    bootstrap_by: Annotated[
+        str | None,
+        typer.Option(
+            help="What --bootstrap draws. For video frames: sequences, or blocks of N consecutive images.",
+            metavar="image|sequence|block:N",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for scores.json and pictures.", metavar="DIR")
     ] = None,
@@ -78,16 +90,28 @@ def evaluate(
 
     ddsm-zoo evaluate --model NAME --data cityscapes:data/cityscapes --split test --submission upload
     """
-    if sum(source is not None for source in (model, compare, predictions)) != 1:
-        raise ValueError("expected exactly one of --model NAME, --compare A B and --predictions DIR")
-    if worst and out is None:
-        raise ValueError("--worst draws pictures, expected --out DIR to put them in")
-    if class_ids and predictions is None:
-        raise ValueError("--class-ids says what files hold, expected --predictions DIR")
-    if predictions and protocol != "whole":
-        raise ValueError("--protocol says how a model is run, expected --predictions DIR without it")
-    if (compare and (out or submission)) or (predictions and submission):
-        raise ValueError("--out is for one evaluation and --submission for one --model, expected them without others")
+    for conflict, message in (
+        (
+            sum(source is not None for source in (model, compare, predictions)) != 1,
+            "expected exactly one of --model NAME, --compare A B and --predictions DIR",
+        ),
+        (worst and out is None, "--worst draws pictures, expected --out DIR to put them in"),
+        (
+            bootstrap_by and not (bootstrap or compare),
+            "--bootstrap-by says what --bootstrap draws, expected --bootstrap K or --compare with it",
+        ),
+        (class_ids and predictions is None, "--class-ids says what files hold, expected --predictions DIR"),
+        (
+            predictions and protocol != "whole",
+            "--protocol says how a model is run, expected --predictions DIR without it",
+        ),
+        (
+            (compare and (out or submission)) or (predictions and submission),
+            "--out is for one evaluation and --submission for one --model, expected them without others",
+        ),
+    ):
+        if conflict:
+            raise ValueError(message)
     check_output(json)
     for folder in (out, submission):
         if folder is not None:
@@ -96,7 +120,14 @@ def evaluate(
     from ddsm_zoo.evaluation import Request, score_model, score_predictions
 
     request = Request(
-        data=data, split=split, protocol=protocol, boundary=boundary, batch_size=batch_size, device=device
+        data=data,
+        split=split,
+        protocol=protocol,
+        boundary=boundary,
+        boundary_radii=_radii(boundary_radii),
+        bootstrap_by=bootstrap_by or "image",
+        batch_size=batch_size,
+        device=device,
     )
     scores: list[Callable[..., Evaluation]]
     if predictions:
@@ -118,6 +149,19 @@ def evaluate(
         _report_scores(f"{model or predictions} on {title}", evaluations[0], bootstrap, worst, out, json)
         if submission and json != "-":
             print_lines([f"label ids in {submission}"])
+
+
+def _radii(given: str | None) -> tuple[int, ...] | None:
+    """Whole numbers with commas between them."""
+    if given is None:
+        return None
+    words = [word.strip() for word in given.split(",")]
+    if not all(word.isascii() and word.isdigit() for word in words):
+        raise ValueError(
+            f"--boundary-radii is {given!r}, expected whole numbers of pixels such as 1,2,3; "
+            "without it, radii are the published shares of the image's diagonal"
+        )
+    return tuple(map(int, words))
 
 
 def _watched(score: Callable[..., Evaluation], visible: bool) -> Evaluation:
@@ -175,6 +219,8 @@ def _print_scores(title: str, figures: Mapping[str, Any]) -> None:
     )
     if figures["never_occurs"]:
         print_lines([f"never occurred, left out of the mean: {', '.join(figures['never_occurs'])}"])
+    if intervals:
+        print_lines([intervals["note"]])
 
 
 def _boundary_means(figures: Mapping[str, Any]) -> list[tuple[str, str, float]]:
@@ -182,12 +228,18 @@ def _boundary_means(figures: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     if "boundary_f" not in figures:
         return []
     variants = {"boundary F": figures["boundary_f"], "boundary F, present only": figures["boundary_f"]["present_only"]}
+    radii = {at: f"at {_radius(at, pixels)}" for at, pixels in figures["boundary_f_pixels"].items()}
     return [
-        (f"{variant} {f'at {at} px' if at != 'mean' else 'mean'}", key if at == "mean" else "", scores[at])
+        (f"{variant} {radii.get(at, 'mean')}", key if at == "mean" else "", scores[at])
         for (variant, scores), key in zip(variants.items(), ("boundary_f", "boundary_f_present_only"), strict=True)
-        for at in scores
-        if at != "present_only"
+        for at in (*radii, "mean")
     ]
+
+
+def _radius(measure: float, pixels: Sequence[int]) -> str:
+    """Radius in pixels, from the smallest image's to the largest one's, and the share of the diagonal if it is one."""
+    span = " to ".join(str(radius) for radius in sorted({pixels[0], pixels[-1]}))
+    return f"{span} px" if isinstance(measure, int) else f"{span} px ({measure:g} diag.)"
 
 
 def _report_gain(title: str, first: Evaluation, second: Evaluation, draws: int, json: str | None) -> None:
@@ -206,6 +258,7 @@ def _report_gain(title: str, first: Evaluation, second: Evaluation, draws: int, 
         if key in gain:
             rows.append((name, *(percent(means[side][key]) for side in "ab"), percent(gain[key]), _span(spans[key])))
     print_table(title, ("IoU", "A %", "B %", "B - A", "95 %"), rows)
+    print_lines([spans["note"]])
 
 
 def _means(figures: Mapping[str, Any]) -> dict[str, float]:

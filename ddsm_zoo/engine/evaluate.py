@@ -13,7 +13,7 @@ from ddsm_zoo.engine.inference import Predict, resize
 from ddsm_zoo.engine.memory import enough_memory
 from ddsm_zoo.engine.processes import share, summed
 from ddsm_zoo.metrics import BoundaryFScore, BoundaryIoU, ConfusionMatrix
-from ddsm_zoo.metrics.boundary import f_scores_of
+from ddsm_zoo.metrics.boundary import check_radii, f_scores_of
 from ddsm_zoo.metrics.confusion import iou_of
 
 Progress = Callable[[int, int], None]
@@ -42,14 +42,24 @@ class Tally:
 
     Counts of different images and processes lie apart until they are summed, always in the same order: the scores
     are the same to the bit however the work was shared. ``counts`` holds, per image, what the metrics of these names
-    count: ``pixels`` (n, 3, K), and with ``boundary`` ``boundary_f`` (n, 6, K) and ``boundary_iou`` (n, 3, K).
+    count: ``pixels`` (n, 3, K), and with ``boundary`` ``boundary_f`` (n, 2 + R, K) of R radii, those of
+    `BoundaryFScore`, and ``boundary_iou`` (n, 3, K).
     """
 
-    def __init__(self, images: int, num_classes: int, ignore_index: int, *, boundary: bool = False) -> None:
+    def __init__(
+        self,
+        images: int,
+        num_classes: int,
+        ignore_index: int,
+        *,
+        boundary: bool = False,
+        boundary_radii: Sequence[int] | None = None,
+    ) -> None:
         if not images:
             raise ValueError("the data set is empty, expected at least one image to evaluate on")
         self.num_classes = num_classes
         self.ignore_index = ignore_index
+        self.boundary_radii = None if boundary_radii is None else check_radii(boundary_radii)
         self.confusion = ConfusionMatrix(num_classes, ignore_index)
         self.sizes = torch.zeros(images, 2, dtype=torch.int64)
         self.dtype: str | None = None
@@ -85,7 +95,8 @@ class Tally:
         """The scores of all images as fractions of 1, and the `facts`.
 
         ``miou``, ``pixel_accuracy``, ``mean_accuracy``, ``iou`` and ``accuracy`` as `ConfusionMatrix.compute` gives
-        them; with boundaries, ``boundary_f`` as `BoundaryFScore.compute` does, ``boundary_iou``, and of both the lists
+        them; with boundaries, ``boundary_f`` as `BoundaryFScore.compute` does, ``boundary_f_pixels`` (by the same keys
+        the radii in pixels that the images' sizes came to), ``boundary_iou``, and of both the lists
         ``boundary_f_by_class`` (mean over the radii where the class is present) and ``boundary_iou_by_class``.
         """
         figures = self.confusion.compute()
@@ -96,6 +107,7 @@ class Tally:
             iou = metrics["boundary_iou"].compute()
             figures |= {
                 "boundary_f": metrics["boundary_f"].compute(),
+                "boundary_f_pixels": self._boundary_pixels(metrics["boundary_f"]),
                 "boundary_f_by_class": f_scores_of(metrics["boundary_f"].counts, True).mean(-2).tolist(),
                 "boundary_iou": iou["boundary_iou"],
                 "boundary_iou_by_class": iou["iou"],
@@ -107,9 +119,15 @@ class Tally:
         resolutions = torch.unique(self.sizes, dim=0).tolist()
         return {"count": len(self.sizes), "resolutions": resolutions, "dtype": self.dtype}
 
+    def _boundary_pixels(self, metric: BoundaryFScore) -> dict[int | float, list[int]]:
+        """Distinct radii of each measure over the images, in ascending order; one entry if all are of one size."""
+        sizes: list[tuple[int, int]] = torch.unique(self.sizes, dim=0).tolist()
+        radii = zip(*(metric.pixels(height, width) for height, width in sizes), strict=True)
+        return {key: sorted(set(each)) for key, each in zip(metric.measures, radii, strict=True)}
+
     def _boundary_metrics(self) -> dict[str, Any]:
         return {
-            "boundary_f": BoundaryFScore(self.num_classes, ignore_index=self.ignore_index),
+            "boundary_f": BoundaryFScore(self.num_classes, self.boundary_radii, self.ignore_index),
             "boundary_iou": BoundaryIoU(self.num_classes, ignore_index=self.ignore_index),
         }
 
@@ -125,13 +143,14 @@ def summed_scores(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {**scores, "iou": iou}
 
 
-def evaluate_model(
+def evaluate_model(  # noqa: PLR0913 - each is a choice of its own, as in the command
     predict: Predict,
     dataset: LabelledImages,
     num_classes: int,
     ignore_index: int,
     *,
     boundary: bool = False,
+    boundary_radii: Sequence[int] | None = None,
     batch_size: int = 1,
     progress: Progress | None = None,
     observe: Callable[[Prediction], None] | None = None,
@@ -143,7 +162,7 @@ def evaluate_model(
     `progress` and `observe` are as for `count_predictions`. Raises ValueError for an empty set, another number of
     classes and NaN scores.
     """
-    tally = Tally(len(dataset), num_classes, ignore_index, boundary=boundary)
+    tally = Tally(len(dataset), num_classes, ignore_index, boundary=boundary, boundary_radii=boundary_radii)
     predictions = predict_set(predict, dataset, num_classes, share(len(dataset)), batch_size)
     return count_predictions(tally, predictions, progress, observe)
 

@@ -17,31 +17,49 @@ from torch import Tensor
 from ddsm_zoo.metrics.confusion import iou_of
 from ddsm_zoo.metrics.ids import check_num_classes, comparable_ids
 
+# The published radii as shares of an image's diagonal: 3, 5, 9, 12 pixels at 2048 x 1024, 1, 2, 3, 3 at 480 x 360
+DIAGONAL_SHARES = (0.00088, 0.001875, 0.00375, 0.005)
 _BITS = 31  # classes in the bits of an int32 that leave its sign alone
 
 
 class BoundaryFScore:
-    """F-score of the outline pixels of each class and image, matched within a disk of each of ``radii`` pixels.
+    """F-score of the outline pixels of each class and image, matched within a disk of each radius.
 
     The outline of a class are the pixels whose right, lower or lower right neighbour is on the other side of it; void
     pixels are on the other side for prediction and target alike. Precision is the share of predicted outline pixels
     with a target outline pixel of the class at most a radius away, recall the reverse. A class without an outline in
     both scores 1, one with an outline in one of them 0.
 
-    ``counts`` (2 + len(radii), num_classes) float64 on the CPU: images, images in which the class occurs in prediction
-    or target, and the sums of F over the latter for each radius.
+    ``counts`` (2 + len(measures), num_classes) float64 on the CPU: images, images in which the class occurs in
+    prediction or target, and the sums of F over the latter for each radius.
+
+    Args:
+        num_classes: Number of classes.
+        radii: Radii in pixels, the same for every image. None for the published ones, `DIAGONAL_SHARES`: each image's
+            own diagonal times the share, rounded up to whole pixels.
+        ignore_index: Class id of pixels that do not count.
+
+    Raises:
+        ValueError: For radii that are not whole numbers of pixels, and for one that is there twice.
     """
 
-    def __init__(self, num_classes: int, radii: Sequence[int] = (3, 5, 9, 12), ignore_index: int = 255) -> None:
+    def __init__(self, num_classes: int, radii: Sequence[int] | None = None, ignore_index: int = 255) -> None:
         check_num_classes(num_classes)
-        if not radii or any(radius < 0 or radius != int(radius) for radius in radii):
-            raise ValueError(f"radii are {tuple(radii)}, expected one or more whole numbers of pixels, 0 or more")
-        if len(set(radii)) < len(radii):
-            raise ValueError(f"radii are {tuple(radii)}, expected each of them once")
         self.num_classes = num_classes
-        self.radii = tuple(int(radius) for radius in radii)
+        self.radii = None if radii is None else check_radii(radii)
         self.ignore_index = ignore_index
-        self.counts = torch.zeros(2 + len(self.radii), num_classes, dtype=torch.float64)
+        self.counts = torch.zeros(2 + len(self.measures), num_classes, dtype=torch.float64)
+
+    @property
+    def measures(self) -> tuple[int | float, ...]:
+        """Key of each F-score: its radius in pixels as an int, or its share of the diagonal as a float below 1."""
+        return DIAGONAL_SHARES if self.radii is None else self.radii
+
+    def pixels(self, height: int, width: int) -> tuple[int, ...]:
+        """Radius of each measure in an image of this size. Two shares of a small image may come to the same radius."""
+        if self.radii is not None:
+            return self.radii
+        return tuple(math.ceil(share * math.hypot(height, width)) for share in DIAGONAL_SHARES)
 
     def update(self, pred: Tensor, target: Tensor) -> None:
         """Score the images of integer class ids ``pred`` and ``target``, both (N, H, W) or one image (H, W).
@@ -63,7 +81,7 @@ class BoundaryFScore:
         self.counts.zero_()
 
     def compute(self) -> dict[Any, Any]:
-        """The mean F over all images and classes at each radius, and under ``"mean"`` the mean over the radii.
+        """The mean F over all images and classes by `measures`, and under ``"mean"`` the mean over these.
 
         A class that is absent from an image counts as 1 there, as in the published protocol. ``"present_only"`` holds
         the same figures of the stricter variant: for each class the mean over the images in which it occurs in
@@ -73,13 +91,14 @@ class BoundaryFScore:
 
     def _summary(self, present_only: bool) -> dict[Any, float]:
         scores = f_scores_of(self.counts, present_only).nanmean(-1)
-        return {**dict(zip(self.radii, scores.tolist(), strict=True)), "mean": scores.mean().item()}
+        return {**dict(zip(self.measures, scores.tolist(), strict=True)), "mean": scores.mean().item()}
 
     def _score(self, pred: Tensor, target: Tensor) -> Tensor:
         """The counts of one image, (H, W) each with void as one more class."""
         present = torch.bincount(torch.cat([pred.flatten(), target.flatten()]), minlength=self.num_classes + 1)[:-1] > 0
-        sums = torch.zeros(len(self.radii), self.num_classes, dtype=torch.float64, device=pred.device)
-        canvas = _Canvas(pred.shape[0], pred.shape[1], self.radii)
+        radii = self.pixels(*pred.shape)
+        sums = torch.zeros(len(radii), self.num_classes, dtype=torch.float64, device=pred.device)
+        canvas = _Canvas(pred.shape[0], pred.shape[1], radii)
         outlines = [_mixed_blocks(ids) for ids in (pred, target)]
         found = present.nonzero().flatten()
         for start in range(0, len(found), _BITS):
@@ -93,7 +112,7 @@ class BoundaryFScore:
 class BoundaryIoU:
     """IoU of the pixels of each class that lie within ``ratio`` of the image's diagonal from its outline.
 
-    Distances are those of a king in chess, at least 1 pixel; an image's border is an outline too, and so is the edge of
+    Distances are Chebyshev (L-infinity), at least 1 pixel; an image's border is an outline too, and so is the edge of
     void pixels. Counts add up over the images before the ratio is taken, as for mIoU.
 
     ``counts`` (3, num_classes) int64 on the CPU: the pixels near the outline of each class in both, in the target and
@@ -139,8 +158,20 @@ class BoundaryIoU:
         return {"boundary_iou": iou.nanmean().item(), "iou": iou.tolist()}
 
 
+def check_radii(radii: Sequence[int]) -> tuple[int, ...]:
+    """Radii in pixels as ints. Raises ValueError as `BoundaryFScore` does."""
+    if not radii or any(radius < 0 or radius != int(radius) for radius in radii):
+        raise ValueError(
+            f"boundary radii are {tuple(radii)}, expected one or more whole numbers of pixels, 0 or more; "
+            "leave them out for the published shares of the image's diagonal"
+        )
+    if len(set(radii)) < len(radii):
+        raise ValueError(f"boundary radii are {tuple(radii)}, expected each of them once")
+    return tuple(int(radius) for radius in radii)
+
+
 def f_scores_of(counts: Tensor, present_only: bool) -> Tensor:
-    """Mean F over images (..., len(radii), K) from `BoundaryFScore.counts` (..., 2 + len(radii), K)."""
+    """Mean F over images (..., R, K) from `BoundaryFScore.counts` (..., 2 + R, K) of R measures."""
     images, present, sums = counts[..., :1, :], counts[..., 1:2, :], counts[..., 2:, :]
     return sums / present if present_only else (sums + images - present) / images
 

@@ -47,7 +47,11 @@ SETTINGS = {
     ),
     "recipes/README.md": Setting(swaps={"RECIPE": "camvid_480.toml", "MODEL": "uper_ddsm_tiny", "DATA": "camvid:ROOT"}),
     "docs/evaluation.md": Setting(
-        swaps={"--model NAME": "--model local-dir:runs/cs/best", "bootstrap 1000": "bootstrap 20"},
+        swaps={
+            "--model NAME": "--model local-dir:runs/cs/best",
+            "bootstrap 1000": "bootstrap 20",
+            "block:10": "block:1",  # of two images
+        },
         runs={"a": CAMVID, "b": CAMVID, "cs": CITYSCAPES},
     ),
     "docs/explain.md": Setting(

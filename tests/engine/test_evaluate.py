@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddsm_zoo.engine.evaluate import Prediction, Tally, evaluate_model, summed_scores
 from ddsm_zoo.metrics import BoundaryFScore, BoundaryIoU, ConfusionMatrix
-from ddsm_zoo.metrics.bootstrap import interval, resample
+from ddsm_zoo.metrics.bootstrap import Resampling, interval, resample
 
 CLASSES = 3
 
@@ -176,6 +176,65 @@ def test_a_draw_scores_what_its_images_score() -> None:
         strict = figures["boundary_f"]["present_only"]["mean"]
         assert scores["boundary_f_present_only"][row].item() == pytest.approx(strict)
         assert scores["boundary_iou"][row].item() == pytest.approx(figures["boundary_iou"])
+
+
+@pytest.mark.parametrize("radii", [None, (1, 4)])
+def test_radii_in_pixels_are_reported_beside_the_scores(radii: tuple[int, ...] | None) -> None:
+    predictions = random_predictions([(300, 400), (60, 80), (300, 400)])
+    tally = Tally(3, CLASSES, 255, boundary=True, boundary_radii=radii)
+    for prediction in predictions:
+        tally.add(prediction)
+    metric = BoundaryFScore(CLASSES, radii)
+    for prediction in predictions:
+        metric.update(prediction.ids, prediction.target)
+    figures = tally.figures()
+    assert figures["boundary_f"] == metric.compute()
+    shares = {0.00088: [1], 0.001875: [1], 0.00375: [1, 2], 0.005: [1, 3]}
+    assert figures["boundary_f_pixels"] == (shares if radii is None else {1: [1], 4: [4]})
+
+
+@pytest.mark.parametrize(("by", "units"), [("sequence", 3), ("block:2", 4)])
+def test_draws_of_sequences_and_blocks_are_the_scores_of_all_their_images(by: str, units: int) -> None:
+    """Brute force: the images of the drawn units, counted once for every time that their unit was drawn."""
+    predictions = random_predictions([*SIZES, (6, 6), (7, 8)])
+    names = ["a_1", "b_1", "a_2", "b_3", "a_3", "c_1"]
+    members = {
+        "sequence": [[0, 2, 4], [1, 3], [5]],
+        "block:2": [[0, 2], [1, 3], [4], [5]],
+    }[by]
+    resampling = Resampling.plan(by, names, [name[0] for name in names])
+    assert resampling.count == units
+    counts = tallied(predictions).counts
+    scores = summed_scores({name: resample(values, 4, 5, resampling.units) for name, values in counts.items()})
+    generator = torch.Generator().manual_seed(5)
+    sizes = set()
+    for row in range(4):
+        drawn = torch.randint(units, (units,), generator=generator).tolist()
+        chosen = [predictions[index] for unit in drawn for index in members[unit]]
+        sizes.add(len(chosen))
+        figures = tallied(
+            [Prediction(index, each.ids, each.target, None) for index, each in enumerate(chosen)]
+        ).figures()
+        assert scores["miou"][row].item() == pytest.approx(figures["miou"])
+        np.testing.assert_allclose(scores["iou"][row], figures["iou"], rtol=1e-12)
+        assert scores["boundary_f"][row].item() == pytest.approx(figures["boundary_f"]["mean"])
+        assert scores["boundary_iou"][row].item() == pytest.approx(figures["boundary_iou"])
+    assert len(sizes) > 1  # units of different lengths make draws of different lengths
+
+
+def test_frames_that_are_all_the_same_tell_no_more_than_one() -> None:
+    """Ten copies of each image narrow an interval by image threefold, and one by sequence not at all."""
+    images = torch.randn(40, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    frames = images.repeat_interleave(10, 0)
+    names = [f"s{clip:02}_{frame}" for clip in range(40) for frame in range(10)]
+    widths = {}
+    for by in ("image", "sequence", "block:10"):
+        units = Resampling.plan(by, names, [name[:3] for name in names]).units
+        ((low, high),) = interval(resample(frames, 2000, units=units) / 400)
+        widths[by] = high - low
+    ((low, high),) = interval(resample(images, 2000) / 40)
+    assert widths["sequence"] == widths["block:10"] == pytest.approx(high - low)
+    assert widths["image"] == pytest.approx(widths["sequence"] / math.sqrt(10), rel=0.1)
 
 
 def test_the_interval_of_a_mean_is_the_textbooks() -> None:
