@@ -73,16 +73,16 @@ docs: $(READY)
 	@echo "site/index.html is the first page"
 
 table: $(READY)
-	$(BIN)/python benchmarks/model_table.py
+	$(BIN)/python tools/model_table.py
 
 wheel: $(READY)
 	$(BIN)/python -m build --no-isolation
 
 release-check: $(READY)
-	$(BIN)/python benchmarks/release_check.py
+	$(BIN)/python tools/release_check.py
 
 test-lowest: $(READY)
-	$(BIN)/python benchmarks/release_check.py --lowest
+	$(BIN)/python tools/release_check.py --lowest
 
 clean:
 	rm -rf $(VENV) build demo dist site .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ddsm_zoo.version import __version__
+
 if TYPE_CHECKING:
     from ddsm_zoo.data.transforms import create_transform
-    from ddsm_zoo.evaluation import evaluate
-    from ddsm_zoo.factory import create_model, push_to_hub, resolve_data_config, save_pretrained
-    from ddsm_zoo.predictor import Predictor, Segmentation
-    from ddsm_zoo.zoo import is_model, list_models, list_pretrained, model_config, register_model
-
-__version__ = "0.1.0"
+    from ddsm_zoo.evaluation.evaluate import evaluate
+    from ddsm_zoo.inference.predictor import Predictor, Segmentation
+    from ddsm_zoo.zoo.factory import create_model, push_to_hub, resolve_data_config, save_pretrained
+    from ddsm_zoo.zoo.registry import is_model, list_models, list_pretrained, model_config, register_model
 
 __all__ = [
     "Predictor",
@@ -33,10 +33,10 @@ __all__ = [
 
 _MODULES = {
     "ddsm_zoo.data.transforms": ("create_transform",),
-    "ddsm_zoo.evaluation": ("evaluate",),
-    "ddsm_zoo.factory": ("create_model", "push_to_hub", "resolve_data_config", "save_pretrained"),
-    "ddsm_zoo.predictor": ("Predictor", "Segmentation"),
-    "ddsm_zoo.zoo": ("is_model", "list_models", "list_pretrained", "model_config", "register_model"),
+    "ddsm_zoo.evaluation.evaluate": ("evaluate",),
+    "ddsm_zoo.zoo.factory": ("create_model", "push_to_hub", "resolve_data_config", "save_pretrained"),
+    "ddsm_zoo.inference.predictor": ("Predictor", "Segmentation"),
+    "ddsm_zoo.zoo.registry": ("is_model", "list_models", "list_pretrained", "model_config", "register_model"),
 }
 
 

@@ -17,7 +17,7 @@ LINK = re.compile(r"\]\((?![a-z]+:|#)(?P<path>[^)#\s]+)(?P<heading>#[^)\s]*)?\)"
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Take the files beside docs/ that pages link to into the site, under their paths in the repository."""
-    for path in (ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "recipes").iterdir())):
+    for path in (ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "ddsm_zoo" / "recipes").iterdir())):
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files
 

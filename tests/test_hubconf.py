@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import ddsm_zoo
-from ddsm_zoo.files import sha256_of
+from ddsm_zoo.utils.files import sha256_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,8 +52,8 @@ repository = "someone/ddsm-zoo:main"
 names = torch.hub.list(repository, skip_validation=True, trust_repo=True, verbose=False)
 text = torch.hub.help(repository, "uper_ddsm_tiny", skip_validation=True, trust_repo=True)
 model = torch.hub.load(repository, "uper_ddsm_lite0_camvid", pretrained=True, skip_validation=True, trust_repo=True)
-import ddsm_zoo.factory
-print(json.dumps([names, text, ddsm_zoo.factory.__file__, model.pretrained_cfg["sha256"]]))
+import ddsm_zoo.zoo.factory
+print(json.dumps([names, text, ddsm_zoo.zoo.factory.__file__, model.pretrained_cfg["sha256"]]))
 """
 
 
@@ -70,7 +70,7 @@ def test_the_archive_that_github_makes_of_a_repository(tmp_path: Path) -> None:
     names, text, module, sha256 = json.loads(done.stdout.splitlines()[-1])
     assert names == ddsm_zoo.list_models()
     assert "pretrained" in text
-    assert Path(module) == tmp_path / "hub" / "someone_ddsm-zoo_main" / "ddsm_zoo" / "factory.py"
+    assert Path(module) == tmp_path / "hub" / "someone_ddsm-zoo_main" / "ddsm_zoo" / "zoo" / "factory.py"
     assert sha256 == sha256_of(ROOT / "ddsm_zoo" / "weights" / "uper_ddsm_lite0_camvid.safetensors")
 
 
@@ -83,7 +83,7 @@ def test_the_dependencies_are_what_building_a_model_imports() -> None:
     hubconf = torch.hub._import_module("hubconf", str(ROOT / "hubconf.py"))
     visited: set[str] = set()
     found: set[str] = set()
-    waiting = ["ddsm_zoo.factory"]
+    waiting = ["ddsm_zoo.zoo.factory"]
     while waiting:
         module = waiting.pop()
         visited.add(module)

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import ddsm_zoo
-from ddsm_zoo.data.scenes import render_scene
+from ddsm_zoo.data.scenes.render import render_scene
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLED = "uper_ddsm_lite0_camvid"
@@ -71,7 +71,7 @@ def test_the_sdist_holds_what_a_contributor_needs(wheel: Path) -> None:
     listing = run(sys.executable, "-m", "tarfile", "--list", str(sdist), cwd=wheel.parent)
     names = {line.strip().partition("/")[2] for line in listing.splitlines()}
     assert names >= {"pyproject.toml", "Makefile", "hubconf.py", "README.md", "LICENSE", "tests/test_packaging.py"}
-    assert any(name.startswith("recipes/") for name in names)
+    assert any(name.startswith("ddsm_zoo/recipes/") for name in names)
     assert not any(name.startswith((".venv", "demo/", "runs/", "dist/")) for name in names)
 
 

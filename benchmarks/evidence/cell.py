@@ -18,11 +18,11 @@ from benchmarks.evidence.folds import Fold
 from benchmarks.evidence.matrix import Cell, Matrix
 from ddsm_zoo import evaluate, resolve_data_config
 from ddsm_zoo.data.datasets import open_dataset
-from ddsm_zoo.engine.recipe import Recipe
-from ddsm_zoo.engine.train import ProgressEvent
-from ddsm_zoo.files import to_json, write_json, write_text
 from ddsm_zoo.models import Segmenter, complexity
-from ddsm_zoo.training import run_recipe
+from ddsm_zoo.training.loop import ProgressEvent
+from ddsm_zoo.training.recipe import Recipe
+from ddsm_zoo.training.run import run_recipe
+from ddsm_zoo.utils.files import to_json, write_json, write_text
 
 BUSY, INTERRUPTED = 75, 130  # exit statuses
 _RECORD = "cell.json"

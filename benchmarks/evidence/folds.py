@@ -19,8 +19,8 @@ from ddsm_zoo.data.datasets import DatasetError, Pair, open_dataset, open_layout
 from ddsm_zoo.data.images import read_mask
 from ddsm_zoo.data.layouts import LABELLED_SPLITS
 from ddsm_zoo.data.masks import CAMVID_IDS
-from ddsm_zoo.data.scenes import render_scene
-from ddsm_zoo.files import write_json
+from ddsm_zoo.data.scenes.render import render_scene
+from ddsm_zoo.utils.files import write_json
 
 SCENE_SIZE = (120, 160)
 _RECORD = "fold.json"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ddsm_zoo.config import ConfigError, from_dict
-from ddsm_zoo.engine.recipe import Recipe
+from ddsm_zoo.training.recipe import Recipe
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -84,7 +84,7 @@ class Matrix:
     """
 
     name: str
-    recipe: str  # a file in recipes/
+    recipe: str  # a file in ddsm_zoo/recipes/
     arms: Mapping[str, Arm]
     folds: FoldPlan
     changes: Mapping[str, Any] = field(default_factory=dict)  # fields of the recipe
@@ -146,7 +146,7 @@ class Matrix:
         """The recipe of one training. It validates at the end alone, so nothing is selected on the held-out fold."""
         arm = self.arms[cell.arm]
         own = {"model": arm.model, "overrides": dict(arm.overrides), "seed": cell.seed}
-        recipe = Recipe.load(ROOT / "recipes" / self.recipe, {**self.changes, **own})
+        recipe = Recipe.load(ROOT / "ddsm_zoo" / "recipes" / self.recipe, {**self.changes, **own})
         return dataclasses.replace(recipe, validate_every=recipe.epochs, patience=0)
 
 

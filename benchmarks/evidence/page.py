@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.evidence.matrix import Cell, Matrix
 from benchmarks.evidence.paired import ALPHA, LEVEL, MARGIN, Paired, holm, paired, verdict
-from ddsm_zoo.files import write_text
+from ddsm_zoo.utils.files import write_text
 
 PRIMARY_RADIUS = "0.00088"  # the smallest published share of the diagonal: 1 px at 480 x 360
 OTHER_RADII = ("0.001875", "0.00375", "0.005", "mean")

@@ -18,7 +18,7 @@ from benchmarks.evidence.cell import BUSY, INTERRUPTED, OtherRunError, Place, de
 from benchmarks.evidence.folds import Fold, open_folds
 from benchmarks.evidence.matrix import ROOT, Cell, Matrix
 from ddsm_zoo.config import ConfigError
-from ddsm_zoo.engine.interrupt import interruptible
+from ddsm_zoo.utils.signals import interruptible
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 

@@ -4,12 +4,11 @@ One module for each group of commands; the order of their imports is the order i
 import: each command imports what it needs, so that help comes at once.
 """
 
-from ddsm_zoo.cli import models, predict, explain, demo, evaluate, check_data, train, weights, export, benchmark  # isort: skip
+from ddsm_zoo.cli import models, predict, explain, demo, evaluate, check_data, train, weights, export  # isort: skip
 from ddsm_zoo.cli.app import app, main
 
 __all__ = [
     "app",
-    "benchmark",
     "check_data",
     "demo",
     "evaluate",

@@ -9,7 +9,7 @@ import typer
 from rich.logging import RichHandler
 from typer.core import TyperGroup
 
-from ddsm_zoo.console import print_error, print_lines, stderr
+from ddsm_zoo.cli.console import print_error, print_lines, stderr
 
 
 class OneLineErrors(TyperGroup):
@@ -62,7 +62,7 @@ def main() -> None:
 
 def print_version(wanted: bool) -> None:
     if wanted:
-        from ddsm_zoo import __version__
+        from ddsm_zoo.version import __version__
 
         print_lines([__version__])
         raise typer.Exit

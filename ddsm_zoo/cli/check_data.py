@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddsm_zoo.cli.app import JsonOption, app
-from ddsm_zoo.console import check_output, percent, print_lines, print_table, progress_bar, report
+from ddsm_zoo.cli.console import check_output, percent, print_lines, print_table, progress_bar, report
 
 if TYPE_CHECKING:
-    from ddsm_zoo.data.check import Report
+    from ddsm_zoo.data.check.report import Report
 
 
 @app.command("check-data")
@@ -29,7 +29,7 @@ def check_data(
     ddsm-zoo check-data folder:my_data --json report.json
     """
     check_output(json)
-    from ddsm_zoo.data.check import check_data
+    from ddsm_zoo.data.check.report import check_data
     from ddsm_zoo.data.masks import DatasetError
 
     with progress_bar() as progress:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from ddsm_zoo.cli.app import DeviceOption, app
-from ddsm_zoo.console import print_lines
+from ddsm_zoo.cli.console import print_lines
 
 
 @app.command()
@@ -36,8 +36,8 @@ def demo(
 
     ddsm-zoo demo --model local-dir:runs/first/best --port 8000
     """
-    from ddsm_zoo import demo as page
-    from ddsm_zoo.predictor import Predictor
+    from ddsm_zoo.demo import page
+    from ddsm_zoo.inference.predictor import Predictor
 
     # What cannot be is told before a model is loaded, and a model that cannot be to who starts the page
     with page.listen(host, port) as listener, tempfile.TemporaryDirectory(prefix="ddsm-zoo-demo-") as folder:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddsm_zoo.cli.app import DataOption, DeviceOption, JsonOption, app
-from ddsm_zoo.console import check_folder, check_output, percent, print_lines, print_table, progress_bar, report
+from ddsm_zoo.cli.console import check_folder, check_output, percent, print_lines, print_table, progress_bar, report
 
 if TYPE_CHECKING:
-    from ddsm_zoo.evaluation import Evaluation
+    from ddsm_zoo.evaluation.evaluate import Evaluation
 
 COMPARISON_DRAWS = 1000
 # The means that have an interval, by their keys
@@ -116,8 +116,8 @@ def evaluate(
     for folder in (out, submission):
         if folder is not None:
             check_folder(folder)
-    from ddsm_zoo.engine.processes import joined
-    from ddsm_zoo.evaluation import Request, score_model, score_predictions
+    from ddsm_zoo.evaluation.evaluate import Request, score_model, score_predictions
+    from ddsm_zoo.utils.distributed import joined
 
     request = Request(
         data=data,

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from ddsm_zoo.cli.app import DeviceOption, JsonOption, ModelOption, app
+from ddsm_zoo.cli.console import check_folder, check_output, print_lines, report
 from ddsm_zoo.cli.predict import DEFAULT_MODEL
-from ddsm_zoo.console import check_folder, check_output, print_lines, report
 
 
 @app.command()
@@ -46,8 +46,8 @@ def explain(
     pixel = None if at is None else parse_pixel(at)
     check_output(json)
     check_folder(out.parent)
-    from ddsm_zoo import explanation
-    from ddsm_zoo.predictor import Predictor
+    from ddsm_zoo.explain import explain as explanation
+    from ddsm_zoo.inference.predictor import Predictor
 
     explanation.check_format(out)
     if compare is not None and mask is not None:

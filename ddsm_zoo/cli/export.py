@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ddsm_zoo.cli.app import JsonOption, app
-from ddsm_zoo.console import check_output, percent, print_lines, print_table, progress_bar, report
+from ddsm_zoo.cli.console import check_output, percent, print_lines, print_table, progress_bar, report
 
 
 class Format(str, Enum):
@@ -56,9 +56,9 @@ def export(
     """
     if dynamic and size is not None:
         raise ValueError(f"got --dynamic and --size {size[0]} {size[1]}, expected one of them")
-    from ddsm_zoo.exporting import SUFFIX, ExportOptions
-    from ddsm_zoo.exporting import export as export_model
-    from ddsm_zoo.factory import look_up
+    from ddsm_zoo.export.export import SUFFIX, ExportOptions
+    from ddsm_zoo.export.export import export as export_model
+    from ddsm_zoo.zoo.factory import look_up
 
     options = ExportOptions(
         format="onnx" if format is Format.onnx else "torch",

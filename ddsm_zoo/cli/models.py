@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddsm_zoo.cli.app import JsonOption, app
-from ddsm_zoo.console import check_output, print_lines, print_table, report
+from ddsm_zoo.cli.console import check_output, print_lines, print_table, report
 
 if TYPE_CHECKING:
-    from ddsm_zoo.zoo import Entry
+    from ddsm_zoo.zoo.registry import Entry
 
 
 @app.command("list")
@@ -25,9 +25,9 @@ def list_models(
 
     ddsm-zoo list --pretrained
     """
-    from ddsm_zoo import zoo
+    from ddsm_zoo.zoo import registry
 
-    names = zoo.list_models(pattern, pretrained=pretrained)
+    names = registry.list_models(pattern, pretrained=pretrained)
     if not names:
         kind = "model with weights" if pretrained else "model"
         raise LookupError(f"no {kind} matches {pattern!r}; `ddsm-zoo list` has all names")
@@ -49,8 +49,8 @@ def info(
     height, width = parse_size(size)
     check_output(json)
     from ddsm_zoo.config import to_dict
-    from ddsm_zoo.factory import look_up
     from ddsm_zoo.models import complexity
+    from ddsm_zoo.zoo.factory import look_up
 
     entry = look_up(model)
     cost = complexity(entry.config, (height, width))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from ddsm_zoo.cli.app import DeviceOption, JsonOption, ModelOption, app
-from ddsm_zoo.console import (
+from ddsm_zoo.cli.console import (
     check_folder,
     check_output,
     one_line,
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from PIL import Image
     from rich.progress import Progress
 
-    from ddsm_zoo.engine.inference import Precision
-    from ddsm_zoo.predictor import Predictor, Segmentation
-    from ddsm_zoo.video import Source
+    from ddsm_zoo.inference.modes import Precision
+    from ddsm_zoo.inference.predictor import Predictor, Segmentation
+    from ddsm_zoo.inference.video import Source
 
 DEFAULT_MODEL = "uper_ddsm_lite0_camvid"
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm", ".wmv"})
@@ -84,7 +84,7 @@ def predict(
     done: list[dict[str, Any]] = []
     clips: list[dict[str, Any]] = []
     if unique or camera is not None:
-        from ddsm_zoo.predictor import Predictor
+        from ddsm_zoo.inference.predictor import Predictor
 
         sources = find_sources(videos, camera)
         # the predictor refuses a precision that it does not know
@@ -147,7 +147,7 @@ def predict_images(
 
     A bad image is noted and the others are still done. Pictures that need tiles go one by one: several would not fit.
     """
-    from ddsm_zoo.pipeline import map_ahead, passing_errors
+    from ddsm_zoo.utils.prefetch import map_ahead, passing_errors
 
     done: list[dict[str, Any]] = []
     with progress_bar() as progress:
@@ -180,7 +180,7 @@ def find_sources(videos: Sequence[Path], camera: int | None) -> dict[str, Source
     """What FFmpeg is to open, by the name under which it is reported. Raises LookupError without the package av."""
     if not videos and camera is None:
         return {}
-    from ddsm_zoo.video import Source, find_av
+    from ddsm_zoo.inference.video import Source, find_av
 
     find_av()  # before a model is loaded
     sources = {str(path): Source(name=str(path)) for path in videos}
@@ -198,7 +198,7 @@ def predict_videos(
     """Write each video under its classes; a bad one is noted and the others are still done."""
     done: list[dict[str, Any]] = []
     for name, source in sources.items():
-        from ddsm_zoo.video import label_video
+        from ddsm_zoo.inference.video import label_video
 
         target = out / f"{free_stem(Path(name).stem, taken)}_overlay.mp4"
         try:

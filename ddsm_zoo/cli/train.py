@@ -11,12 +11,12 @@ from typing import Annotated, Any
 import typer
 
 from ddsm_zoo.cli.app import DataOption, JsonOption, app
-from ddsm_zoo.console import check_folder, check_output, print_lines, report, stderr, training_bar
+from ddsm_zoo.cli.console import check_folder, check_output, print_lines, report, stderr, training_bar
 
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Option("--recipe", "-r", help="A TOML file, see recipes/.", metavar="FILE")],
+    recipe: Annotated[Path, typer.Option("--recipe", "-r", help="A TOML file, see ddsm_zoo/recipes/.", metavar="FILE")],
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.", metavar="DIR")],
     model: Annotated[
@@ -53,13 +53,13 @@ def train(
 
     DIR/val.png shows a few images of val with their predictions, DIR/curve.png the mIoU so far.
 
-    ddsm-zoo train --recipe recipes/camvid_lite0.toml --data camvid:data/camvid --out runs/camvid
+    ddsm-zoo train --recipe ddsm_zoo/recipes/camvid_lite0.toml --data camvid:data/camvid --out runs/camvid
 
-    ddsm-zoo train --recipe recipes/finetune.toml --data folder:my_data --out runs/mine --pretrained
+    ddsm-zoo train --recipe ddsm_zoo/recipes/finetune.toml --data folder:my_data --out runs/mine --pretrained
 
-    ddsm-zoo train -r recipes/finetune.toml -d folder:my_data -o runs/rare --pretrained --set sampling=balanced
+    ddsm-zoo train -r ddsm_zoo/recipes/finetune.toml -d folder:my_data -o runs/rare --pretrained --set sampling=balanced
     """
-    from ddsm_zoo.engine.recipe import Recipe, parse_change
+    from ddsm_zoo.training.recipe import Recipe, parse_change
 
     given: dict[str, Any] = {"model": model, "epochs": epochs, "workers": workers}
     changes = {name: value for name, value in given.items() if value is not None}
@@ -67,8 +67,8 @@ def train(
     check_folder(out)
     check_output(json)
     try:
-        from ddsm_zoo.engine.processes import joined
-        from ddsm_zoo.training import run_recipe
+        from ddsm_zoo.training.run import run_recipe
+        from ddsm_zoo.utils.distributed import joined
     except ModuleNotFoundError as error:
         raise LookupError(f"training needs the package {error.name}: pip install 'ddsm-zoo[train]'") from error
     with joined() as reporting, training_bar() if reporting else contextlib.nullcontext() as show:

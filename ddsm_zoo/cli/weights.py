@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ddsm_zoo.cli.app import JsonOption, app
-from ddsm_zoo.console import check_folder, check_output, print_lines, report
+from ddsm_zoo.cli.console import check_folder, check_output, print_lines, report
 
 HalfOption = Annotated[bool, typer.Option("--half", help="Store kernels in 16 bits, for half the size.")]
 
@@ -24,7 +24,7 @@ def save(
     ddsm-zoo save uper_ddsm_lite0_camvid models/camvid
     """
     check_folder(folder)
-    from ddsm_zoo.factory import create_trained, save_pretrained
+    from ddsm_zoo.zoo.factory import create_trained, save_pretrained
 
     save_pretrained(create_trained(model), folder, half=half)
     print_lines([f"local-dir:{folder}"])
@@ -45,7 +45,7 @@ def push(
 
     ddsm-zoo push local-dir:runs/mine/best ORG/my-model --private
     """
-    from ddsm_zoo.factory import create_trained, push_to_hub
+    from ddsm_zoo.zoo.factory import create_trained, push_to_hub
 
     address = push_to_hub(
         create_trained(model), repository, private=private or None, revision=revision, create_pr=create_pr, half=half
@@ -72,8 +72,8 @@ def import_weights(
     """
     check_folder(folder)
     check_output(json)
-    from ddsm_zoo.factory import create_model, save_pretrained
-    from ddsm_zoo.foreign import load_foreign
+    from ddsm_zoo.zoo.convert import load_foreign
+    from ddsm_zoo.zoo.factory import create_model, save_pretrained
 
     options: dict[str, Any] = {} if width is None else {"width": width}
     target = create_model(model, backbone=backbone, num_classes=classes, separable=separable, **options)

@@ -15,7 +15,7 @@ from ddsm_zoo.data.datasets import Pair, SegmentationDataset, Transform
 from ddsm_zoo.data.images import read_image, read_mask
 from ddsm_zoo.data.layouts import Layout
 from ddsm_zoo.data.masks import CITYSCAPES_TRAINED, DatasetError
-from ddsm_zoo.files import atomic_path
+from ddsm_zoo.utils.files import atomic_path
 
 # The classes of each category by class (train) id
 CATEGORIES = {

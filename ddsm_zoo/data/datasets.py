@@ -16,7 +16,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from ddsm_zoo.data.images import read_image, read_mask
 from ddsm_zoo.data.layouts import Layout, camvid_layout, cityscapes_layout, folder_layout
 from ddsm_zoo.data.masks import CAMVID_IDS, DatasetError, MaskDecoder
-from ddsm_zoo.data.scenes import render_scene
+from ddsm_zoo.data.scenes.render import render_scene
 from ddsm_zoo.labels import CAMVID, LabelSpace
 
 __all__ = [

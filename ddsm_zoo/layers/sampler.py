@@ -18,7 +18,7 @@ from ddsm_zoo.ops.grid import sampling_positions
 class OffsetConv2d(nn.Conv2d):
     """A convolution that predicts where K = kernel**2 taps read a map: its first 2K channels are their offsets.
 
-    It starts at zero, the plain grid, as in DCN. Optimizers give it a rate of its own, see `engine.recipe.Recipe`.
+    It starts at zero, the plain grid, as in DCN. Optimizers give it a rate of its own, see `training.recipe.Recipe`.
     ``bound`` keeps offsets below so many pixels, smoothly; None leaves them as they are.
     """
 

@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Shareable:
-    """The three methods, each of them the function of the same name in ``ddsm_zoo.factory``.
+    """The three methods, each of them the function of the same name in ``ddsm_zoo.zoo.factory``.
 
     The factory stands above the models and builds them, so a model looks it up by name, and only when it is asked.
     """
@@ -29,4 +29,4 @@ class Shareable:
 
 
 def _factory() -> Any:
-    return importlib.import_module("ddsm_zoo.factory")
+    return importlib.import_module("ddsm_zoo.zoo.factory")

@@ -100,7 +100,7 @@ def _has_triton() -> bool:
     """Whether the Triton path can be loaded; a line in the log, once, where it cannot."""
     if not _triton:
         try:
-            from ddsm_zoo.ops import gpu  # noqa: F401 - registers the operation
+            from ddsm_zoo.ops import triton  # noqa: F401 - registers the operation
         except ImportError as error:
             _logger.info("Triton is not installed (%s): DDSM runs on the slower reference path", error)
             _triton.append(False)

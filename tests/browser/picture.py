@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 import ddsm_zoo
-from ddsm_zoo.files import atomic_path
+from ddsm_zoo.utils.files import atomic_path
 from tests.browser.chromium import chromium, click_pixel, demo, opened, upload
 
 STREET = Path(ddsm_zoo.__file__).parent / "data" / "sample" / "street.png"

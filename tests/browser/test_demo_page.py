@@ -14,7 +14,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page
 
 import ddsm_zoo
-from ddsm_zoo.explanation import explain
+from ddsm_zoo.explain.explain import explain
 from ddsm_zoo.labels import CAMVID
 from tests.browser.chromium import chromium, click_pixel, demo, opened, place, settle, upload
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data_sets import IDS, IMAGE, write, write_labels
+from tests.support.data_sets import IDS, IMAGE, write, write_labels
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from ddsm_zoo.data.datasets import Pair, SegmentationDataset, camvid, open_dataset
 from ddsm_zoo.data.masks import CAMVID_IDS
 from ddsm_zoo.labels import CAMVID
-from tests.data_sets import IDS, IMAGE, expect_one_line, write
+from tests.support.data_sets import IDS, IMAGE, expect_one_line, write
 
 
 def draw(image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ from ddsm_zoo.data.datasets import DatasetError, camvid, cityscapes, folder, ope
 from ddsm_zoo.data.images import ImageError
 from ddsm_zoo.data.masks import CAMVID_COLOURS, CAMVID_OBJECTS
 from ddsm_zoo.labels import CAMVID, CITYSCAPES
-from tests.data_sets import IDS, IMAGE, SIZE, expect_one_line, painted, write, write_labels
+from tests.support.data_sets import IDS, IMAGE, SIZE, expect_one_line, painted, write, write_labels
 
 # --- layouts --------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from ddsm_zoo.data.masks import CAMVID_IDS, CAMVID_OBJECTS, CITYSCAPES_LABEL_IDS, MaskDecoder
 from ddsm_zoo.labels import CAMVID, CITYSCAPES
-from tests.data_sets import expect_one_line
+from tests.support.data_sets import expect_one_line
 
 
 @given(

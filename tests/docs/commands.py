@@ -16,9 +16,9 @@ from accelerate.commands.launch import launch_command_parser
 from packaging.requirements import Requirement
 
 from ddsm_zoo.cli import app
-from ddsm_zoo.engine.recipe import tomllib
-from tests.command_line import run_command
+from ddsm_zoo.training.recipe import tomllib
 from tests.docs.pages import ROOT
+from tests.support.command_line import run_command, run_speed
 
 _VARIABLE = re.compile(r"[A-Z_]+=")
 
@@ -57,14 +57,25 @@ def _carry_out(words: Sequence[str], known: Mapping[str, Command]) -> None:
 
 
 def run_script(words: Sequence[str]) -> None:
+    if words[0] == "-m":
+        run_module(words[1:])
+        return
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", list(words))
         patch.syspath_prepend(str(Path(words[0]).parent.resolve()))  # as for a script
         runpy.run_path(words[0], run_name="__main__")
 
 
+def run_module(words: Sequence[str]) -> None:
+    assert words[0] == "benchmarks.speed"
+    run_speed(*words[1:])
+
+
 def check_script(words: Sequence[str]) -> None:
-    path = words[1].replace(".", "/") + ".py" if words[0] == "-m" else words[0]
+    path = words[0]
+    if path == "-m":
+        folder = words[1].replace(".", "/")
+        path = f"{folder}/__main__.py" if (ROOT / folder).is_dir() else f"{folder}.py"
     compile((ROOT / path).read_text(encoding="utf-8"), path, "exec")
 
 

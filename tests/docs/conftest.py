@@ -10,18 +10,18 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from ddsm_zoo import zoo
+from ddsm_zoo.zoo import registry
 from tests.docs import stand_ins
 from tests.docs.pages import ROOT
-from tests.hub_server import HubServer, guarded_server
-from tests.small_networks import use_small_networks
+from tests.support.hub_server import HubServer, guarded_server
+from tests.support.small_networks import use_small_networks
 
 BUNDLED = "uper_ddsm_lite0_camvid"
 
 server = pytest.fixture(guarded_server)
 
 
-def without_min_size(entry: zoo.Entry) -> zoo.Entry:
+def without_min_size(entry: registry.Entry) -> registry.Entry:
     assert entry.weights is not None
     preprocess = replace(entry.preprocess, min_size=None)
     return replace(entry, preprocess=preprocess, weights=replace(entry.weights, preprocess=preprocess))
@@ -49,6 +49,6 @@ def here(prepared: Path, tmp_path: Path, server: HubServer, monkeypatch: pytest.
     (archives / "trusted_list").write_text("OWNER_ddsm-zoo\n")
     monkeypatch.setattr(torch.hub, "_hub_dir", str(archives))
     # a copy, because pages may register models; its bundled model does not enlarge small pictures
-    monkeypatch.setattr(zoo, "_TABLE", {**zoo._TABLE, BUNDLED: without_min_size(zoo._TABLE[BUNDLED])})
+    monkeypatch.setattr(registry, "_TABLE", {**registry._TABLE, BUNDLED: without_min_size(registry._TABLE[BUNDLED])})
     use_small_networks(monkeypatch)
     return folder

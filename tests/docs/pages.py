@@ -8,8 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
-    path.relative_to(ROOT).as_posix(): path
-    for path in (ROOT / "README.md", ROOT / "recipes" / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 }
 
 _NOT_RUN = re.compile(r"\s*<!-- not run: (?P<reason>.+) -->\s*")

@@ -18,14 +18,14 @@ from PIL import Image
 
 import ddsm_zoo
 from ddsm_zoo.config import WeightsSpec
-from ddsm_zoo.data.scenes import render_scene
-from ddsm_zoo.factory import describe_weights, pack
+from ddsm_zoo.data.scenes.render import render_scene
 from ddsm_zoo.labels import CAMVID, CITYSCAPES, LabelSpace
 from ddsm_zoo.models import Segmenter
-from tests.cityscapes_root import write_root
-from tests.data_sets import write, write_labels
+from ddsm_zoo.zoo.factory import describe_weights, pack
 from tests.docs.pages import ROOT
-from tests.hub_server import HubServer
+from tests.support.cityscapes_root import write_root
+from tests.support.data_sets import write, write_labels
+from tests.support.hub_server import HubServer
 
 # What a recipe is shortened to; all else in it is used as it is
 SHORT = {"epochs": "1", "crop_size": "[64, 96]", "workers": "0"}
@@ -45,7 +45,7 @@ SETTINGS = {
     "README.md": Setting(
         swaps={"uper_ddsm_r50": "uper_ddsm_tiny", "convnext_tiny.fb_in22k": "test_convnext.r160_in1k", **HUB}
     ),
-    "recipes/README.md": Setting(swaps={"RECIPE": "camvid_480.toml", "MODEL": "uper_ddsm_tiny", "DATA": "camvid:ROOT"}),
+    "docs/recipes.md": Setting(swaps={"RECIPE": "camvid_480.toml", "MODEL": "uper_ddsm_tiny", "DATA": "camvid:ROOT"}),
     "docs/evaluation.md": Setting(
         swaps={
             "--model NAME": "--model local-dir:runs/cs/best",
@@ -82,12 +82,12 @@ SETTINGS = {
         swaps={
             "uper_ddsm_r101": "uper_ddsm_tiny",
             "$(mktemp -d)": "empty",
-            "_PUBLICATIONS = {": "from ddsm_zoo.zoo import Publication\n_PUBLICATIONS = {",
+            "_PUBLICATIONS = {": "from ddsm_zoo.zoo.registry import Publication\n_PUBLICATIONS = {",
         },
     ),
     "docs/results.md": Setting(
         swaps={
-            "evidence.py run camvid:ROOT\n": "evidence.py run camvid:ROOT --models uper_lite0 --seeds 0\n",
+            "short_runs.py run camvid:ROOT\n": "short_runs.py run camvid:ROOT --models uper_lite0 --seeds 0\n",
             "uper_ddsm_lite0 --seeds 3 4": "uper_ddsm_lite0 --seeds 0",
             "factors.py run camvid:ROOT\n": "factors.py run camvid:ROOT --factors separate\n",
             "smooth plain-rough offset-rate silent --seeds 1 2": "plain-rough --seeds 1",
@@ -134,9 +134,11 @@ def prepare(folder: Path) -> None:
     shutil.copytree(ROOT / "benchmarks", folder / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "docs").mkdir()
     shutil.copy(ROOT / "docs/results.md", folder / "docs")
-    (folder / "recipes").mkdir()
-    for recipe in sorted((ROOT / "recipes").glob("*.toml")):
-        (folder / "recipes" / recipe.name).write_text(shortened(recipe.read_text(encoding="utf-8")), encoding="utf-8")
+    (folder / "ddsm_zoo/recipes").mkdir()
+    for recipe in sorted((ROOT / "ddsm_zoo/recipes").glob("*.toml")):
+        (folder / "ddsm_zoo/recipes" / recipe.name).write_text(
+            shortened(recipe.read_text(encoding="utf-8")), encoding="utf-8"
+        )
     torch.save(timm.create_model("test_resnet").state_dict(), folder / "upernet_r50.pth")
     write_runs(folder, {"trained": CAMVID, "renamed": LabelSpace.from_names([name[::-1] for name in CAMVID.names])})
 

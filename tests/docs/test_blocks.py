@@ -15,8 +15,8 @@ import pytest
 
 from ddsm_zoo.config import from_dict
 from ddsm_zoo.data.datasets import open_layout
-from ddsm_zoo.engine.protocol import InferenceProtocol
-from ddsm_zoo.engine.recipe import Recipe, tomllib
+from ddsm_zoo.inference.protocol import InferenceProtocol
+from ddsm_zoo.training.recipe import Recipe, tomllib
 from tests.docs import stand_ins
 from tests.docs.commands import check_shell, run_shell
 from tests.docs.pages import PAGES, ROOT, Block, blocks
@@ -110,7 +110,7 @@ def test_no_block_is_forgotten() -> None:
     assert set(SETTINGS) <= set(PAGES)
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("recipe", sorted((ROOT / "ddsm_zoo" / "recipes").glob("*.toml")), ids=lambda path: path.stem)
 def test_a_recipe_loads_and_is_shortened(recipe: Path, tmp_path: Path) -> None:
     """What stands in for it differs in length alone."""
     short = tmp_path / recipe.name

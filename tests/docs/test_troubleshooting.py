@@ -16,12 +16,12 @@ from PIL import Image
 
 import ddsm_zoo
 from ddsm_zoo import Predictor, create_model
-from ddsm_zoo.demo import listen
-from ddsm_zoo.explanation import explain
-from ddsm_zoo.foreign import load_foreign
+from ddsm_zoo.demo.page import listen
+from ddsm_zoo.explain.explain import explain
 from ddsm_zoo.labels import CAMVID
-from tests.command_line import run_command
+from ddsm_zoo.zoo.convert import load_foreign
 from tests.docs.pages import PAGES, ROOT
+from tests.support.command_line import run_command
 
 PAGE = PAGES["docs/troubleshooting.md"].read_text(encoding="utf-8")
 LINES = [match["line"] for match in re.finditer(r"^\| (?P<mark>`+)(?P<line>.+?) ?(?P=mark) \|", PAGE, re.MULTILINE)]
@@ -42,7 +42,9 @@ def evaluate(data: str, *options: str, model: str = "local-dir:runs/trained/best
 
 
 def train(*options: str) -> str:
-    return line_of("train", "-r", "recipes/tiny_scenes.toml", "-d", "folder:mydata", "-o", "runs/new", *options)
+    return line_of(
+        "train", "-r", "ddsm_zoo/recipes/tiny_scenes.toml", "-d", "folder:mydata", "-o", "runs/new", *options
+    )
 
 
 def message_of(call: Callable[[], object]) -> str:
@@ -81,7 +83,9 @@ def taken() -> str:
 
 
 def begun() -> str:
-    run_command("train", "-r", "recipes/tiny_scenes.toml", "-d", "folder:mydata", "-o", "runs/new", "--no-pretrained")
+    run_command(
+        "train", "-r", "ddsm_zoo/recipes/tiny_scenes.toml", "-d", "folder:mydata", "-o", "runs/new", "--no-pretrained"
+    )
     return train("--no-pretrained")
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from ddsm_zoo import hub
 from ddsm_zoo.config import ConfigError
-from ddsm_zoo.factory import create_model
-from ddsm_zoo.hub import HubError
 from ddsm_zoo.models import BackboneError
-from ddsm_zoo.tensors import CheckpointError
-from tests.hub_server import TOKEN
-from tests.tiny_weights import one_line
+from ddsm_zoo.zoo import hub
+from ddsm_zoo.zoo.factory import create_model
+from ddsm_zoo.zoo.hub import HubError
+from ddsm_zoo.zoo.safetensors_io import CheckpointError
+from tests.support.hub_server import TOKEN
+from tests.support.tiny_weights import one_line
 
 URI = "hf-hub:someone/model"
 Files = dict[str, bytes]

@@ -10,10 +10,10 @@ import huggingface_hub.file_download
 import pytest
 from torch import Tensor
 
-from ddsm_zoo import factory
+from ddsm_zoo.zoo import factory
 from tests.faults.common import Files
-from tests.hub_server import TOKEN, HubServer
-from tests.tiny_weights import logits, trained_model
+from tests.support.hub_server import TOKEN, HubServer
+from tests.support.tiny_weights import logits, trained_model
 
 
 @pytest.fixture(scope="session")

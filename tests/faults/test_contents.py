@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddsm_zoo import hub
-from ddsm_zoo.factory import create_model
-from ddsm_zoo.tensors import pack_tensors, read_tensors
+from ddsm_zoo.zoo import hub
+from ddsm_zoo.zoo.factory import create_model
+from ddsm_zoo.zoo.safetensors_io import pack_tensors, read_tensors
 from tests.faults.common import URI, Files, refusal
-from tests.hub_server import HubServer
-from tests.tiny_weights import logits, write
+from tests.support.hub_server import HubServer
+from tests.support.tiny_weights import logits, write
 
 
 def with_config(files: Files, content: bytes) -> Files:

@@ -18,12 +18,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddsm_zoo import factory, hub
-from ddsm_zoo.factory import create_model
-from ddsm_zoo.tensors import CheckpointError
+from ddsm_zoo.zoo import factory, hub
+from ddsm_zoo.zoo.factory import create_model
+from ddsm_zoo.zoo.safetensors_io import CheckpointError
 from tests.faults.common import URI, Files, final_files, refusal, weights_hash
-from tests.hub_server import HubServer
-from tests.tiny_weights import NAME, logits
+from tests.support.hub_server import HubServer
+from tests.support.tiny_weights import NAME, logits
 
 
 @contextlib.contextmanager
@@ -88,7 +88,7 @@ def test_a_full_disk(server: HubServer, cache: Path, files: Files, expected: Ten
 
 FETCH = """
 import sys
-from ddsm_zoo import hub
+from ddsm_zoo.zoo import hub
 print(*hub.fetch(sys.argv[1], hub.CONFIG_FILE, hub.WEIGHTS_FILE, cache_dir=sys.argv[2]))
 """
 
@@ -127,7 +127,7 @@ import os, signal, sys
 import torch
 torch.set_num_threads(1)  # a fork has none of the threads of its parent, and would wait for them
 from pathlib import Path
-from ddsm_zoo.factory import create_model, save_pretrained
+from ddsm_zoo.zoo.factory import create_model, save_pretrained
 
 folder, name = Path(sys.argv[1]), sys.argv[2]
 first, second = (create_model(name, num_classes=3) for _ in range(2))

@@ -19,11 +19,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddsm_zoo import hub
-from ddsm_zoo.factory import create_model
+from ddsm_zoo.zoo import hub
+from ddsm_zoo.zoo.factory import create_model
 from tests.faults.common import URI, Files, final_files, refusal, weights_hash
-from tests.hub_server import HubServer
-from tests.tiny_weights import logits
+from tests.support.hub_server import HubServer
+from tests.support.tiny_weights import logits
 
 
 def stop(server: HubServer) -> None:

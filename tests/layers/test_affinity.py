@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddsm_zoo.layers import ChannelAffinity, SpatialAffinity, affinity
-from tests import brute_force
+from tests.support import brute_force
 
 CHANNELS = 6
 DTYPES = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])

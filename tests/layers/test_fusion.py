@@ -13,7 +13,7 @@ from torchvision.ops import deform_conv2d
 from ddsm_zoo.config import DDSMConfig, Fusion
 from ddsm_zoo.layers import ChannelAffinity, SpatialAffinity, build_fusion
 from ddsm_zoo.layers.fusion import FullDeformConv2d
-from tests import brute_force
+from tests.support import brute_force
 
 CONFIG = DDSMConfig(width=16, pool=3, positions=5)
 FUSIONS = typing.get_args(Fusion)

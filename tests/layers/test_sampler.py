@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from ddsm_zoo.layers import DynamicSampler
 from ddsm_zoo.ops.reference import sample
-from tests import brute_force
+from tests.support import brute_force
 
 
 @pytest.mark.parametrize("samples", [1, 9, 25])

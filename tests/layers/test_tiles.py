@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from ddsm_zoo.engine.tiling import Tiling
+from ddsm_zoo.inference.tiling import Tiling
 from ddsm_zoo.layers.common import average, downsample, stretch
 from ddsm_zoo.layers.tiles import Averages, Gathered, Span, Tile, current, working_on
 

@@ -12,11 +12,11 @@ from timm.models import group_parameters
 from torch import Tensor
 
 import ddsm_zoo
-from ddsm_zoo import zoo
 from ddsm_zoo.config import DDSMConfig, ModelConfig
 from ddsm_zoo.layers import DDSM
 from ddsm_zoo.models import Segmenter, build
 from ddsm_zoo.models.backbone import BackboneError
+from ddsm_zoo.zoo import registry
 
 TINY = ddsm_zoo.list_models("*_tiny")
 SIZES = [(1, 1), (1, 300), (33, 500), (65, 97), (31, 1)]
@@ -25,7 +25,7 @@ BACKBONES = ["test_resnet.r160_in1k", "test_convnext.r160_in1k", "test_efficient
 
 def tiny(decoder: str = "uper", fusion: str = "ddsm", **changes: object) -> ModelConfig:
     """Small, and without the dropout that would make two runs differ."""
-    config = zoo.architecture(decoder, fusion, "tiny", num_classes=5)
+    config = registry.architecture(decoder, fusion, "tiny", num_classes=5)
     return dataclasses.replace(config, **{"dropout": 0.0, **changes})
 
 
@@ -264,7 +264,7 @@ def test_layers_from_input_to_output(backbone: str, stages: list[str], coarse: b
 
 def test_blocks_are_layers_of_their_own() -> None:
     with torch.device("meta"):
-        model = build(zoo.architecture("uper", "none", "r18"))
+        model = build(registry.architecture("uper", "none", "r18"))
     layers = order_of_layers(model, coarse=False)
     blocks = [layers[f"backbone.body.layer{stage}.{block}.conv1.weight"] for stage in (1, 2, 3, 4) for block in (0, 1)]
     assert blocks == list(range(1, 9))

@@ -17,7 +17,7 @@ from torchvision.ops import deform_conv2d
 from ddsm_zoo.ops import sampled_attention
 from ddsm_zoo.ops.reference import sample
 from ddsm_zoo.ops.rows import to_rows
-from tests.attention_cases import NAMES, PATHS, assert_same, outputs_and_gradients, random_case
+from tests.support.attention_cases import NAMES, PATHS, assert_same, outputs_and_gradients, random_case
 
 FAR = [math.nan, math.inf, -math.inf, 1e30, -1e30, 2.0**31, -(2.0**31), 2.0**63, 1e6, -1e6]
 BROKEN = [math.nan, math.inf, -math.inf]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddsm_zoo.ops import cpu, sampled_attention
-from tests.attention_cases import NAMES, random_case
+from tests.support.attention_cases import NAMES, random_case
 
 FAST = pytest.mark.parametrize("backend", ["cpu", "triton"])
 

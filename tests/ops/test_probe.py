@@ -7,7 +7,7 @@ import torch
 
 from ddsm_zoo.ops import sampled_attention
 from ddsm_zoo.ops.probe import probe
-from tests.brute_force import bilinear
+from tests.support.brute_force import bilinear
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])

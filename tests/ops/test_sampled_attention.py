@@ -16,8 +16,8 @@ from torchvision.ops import deform_conv2d
 from ddsm_zoo.ops import cpu, sampled_attention
 from ddsm_zoo.ops.grid import bilinear_corners
 from ddsm_zoo.ops.reference import sample
-from tests import brute_force
-from tests.attention_cases import LAYOUTS, NAMES, PATHS, assert_same, outputs_and_gradients, random_case
+from tests.support import brute_force
+from tests.support.attention_cases import LAYOUTS, NAMES, PATHS, assert_same, outputs_and_gradients, random_case
 
 
 @PATHS

@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.ops import deform_conv2d
 
 from ddsm_zoo.ops import reference, sampled_attention, traced
-from tests import brute_force
+from tests.support import brute_force
 
 
 def random_case(size: tuple[int, int], kernel_size: int, spread: float) -> list[Tensor]:

@@ -1,0 +1,148 @@
+"""Suite ``op``: the operation beside its definition."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.speed.figures import DTYPES, Bar, Figures, Progress, chosen_device, timing, titled
+from benchmarks.speed.measure import copy_bandwidth, environment, interleave, peak_memory
+from ddsm_zoo.ops import Backend, sampled_attention
+from ddsm_zoo.ops.grid import sampling_positions
+
+CHANNELS = 64
+# Where the reference's (N, C, K, H, W) tensors still fit into a common machine
+REFERENCE_SAMPLES = 25 * 256**2
+ERROR_SAMPLES = 25 * 64**2
+GRID_SAMPLE = "grid_sample"
+# device -> with the backward pass or without, times faster than the reference, share of its extra memory
+SPEED_BARS = {"cpu": ((False, 8.0, 1 / 8), (True, 4.0, 1 / 4)), "cuda": ((False, 10.0, 0.1), (True, 10.0, 0.1))}
+# Of the result, absolute, and of the gradients, relative to the largest. In half precision rounding the results alone
+# costs 2**-9 (bf16) and 2**-12 (fp16) of values up to about 4.
+ERROR_BARS = {"fp32": (1e-4, 1e-3), "bf16": (2e-2, 2e-2), "fp16": (3e-3, 3e-3)}
+
+
+def benchmark_operation(
+    sides: Sequence[int],
+    *,
+    precision: str = "fp32",
+    repeats: int = 5,
+    progress: Progress | None = None,
+    taps: Sequence[int] = (9, 25),
+) -> Figures:
+    """Time, extra memory and error of `sampled_attention` on (1, 64, side, side) maps, the fast path and the reference.
+
+    Beside them "grid_sample", which materialises what torch's own sampling gives: faster than the reference, and what
+    one would write first. The error is the largest difference from float64 on inputs of unit variance, rounded to
+    ``precision``; that of the gradients is relative to the largest of each. ``roofline`` is the time that moving the
+    inputs and results once takes at the bandwidth of a large copy in the same run.
+    """
+    device = chosen_device()
+    fast: Backend = "triton" if device == "cuda" else "cpu"
+    bandwidth = copy_bandwidth(device)
+    rows = []
+    for side in sides:
+        for number in taps:
+            tensors = operation_inputs(side, number, device, DTYPES[precision])
+            materialising = ["reference", GRID_SAMPLE] if number * side**2 <= REFERENCE_SAMPLES else []
+            for backward in (False, True):
+                run = functools.partial(_attend, tensors, backward)
+                calls: dict[str, Callable[[], object]] = {
+                    name: functools.partial(run, name) for name in (fast, *materialising)
+                }
+                title = f"{side} x {side}, {number} taps"
+                seconds = interleave(calls, repeats, progress=titled(progress, title))
+                moved = moved_bytes(tensors, backward)
+                for name, call in calls.items():
+                    row = {"backend": name, "dtype": precision, "side": side, "taps": number, "backward": backward}
+                    row |= timing(seconds[name]) | {"extra_bytes": peak_memory(call)}
+                    rows.append(row | {"moved_bytes": moved, "roofline": moved / bandwidth})
+            if number * side**2 <= ERROR_SAMPLES:
+                rows[-len(calls)] |= _errors(tensors, fast)
+    return Figures(
+        suite="op",
+        rows=rows,
+        bars=operation_bars(rows, device, precision),
+        environment={**environment(), "bandwidth": bandwidth},
+    )
+
+
+def operation_inputs(side: int, taps: int, device: str, dtype: torch.dtype) -> list[Tensor]:
+    """Query, key, value, offsets of a pixel or two and modulations, channels-last as the convolutions make them."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = (CHANNELS, CHANNELS, CHANNELS, 2 * taps)
+    tensors = [torch.randn(1, channels, side, side, generator=generator) for channels in shapes]
+    tensors.append(torch.rand(1, taps, side, side, generator=generator))
+    return [tensor.to(device, dtype, memory_format=torch.channels_last) for tensor in tensors]
+
+
+def moved_bytes(tensors: Sequence[Tensor], backward: bool) -> int:
+    """What must be read and written at least: inputs and result and, backward, the inputs again and all gradients."""
+    inputs, result = sum(tensor.nbytes for tensor in tensors), tensors[2].nbytes
+    return 3 * inputs + 2 * result if backward else inputs + result
+
+
+def by_grid_sample(
+    query: Tensor, key: Tensor, value: Tensor, offset: Tensor, modulation: Tensor, *, kernel_size: int
+) -> Tensor:
+    """Sampled attention as one writes it with `torch.nn.functional.grid_sample`, the sampling in float32."""
+    height, width = value.shape[-2:]
+    y, x = sampling_positions(offset.float(), kernel_size)  # (N, K, H, W)
+    grid = torch.stack((2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1), dim=-1).flatten(1, 2)  # (N, KH, W, 2)
+
+    def sample(features: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C, K, H, W)
+        sampled = F.grid_sample(features.float(), grid, align_corners=True).to(features.dtype)
+        return sampled.view(*features.shape[:2], -1, height, width) * modulation[:, None]
+
+    affinity = torch.einsum("nchw,nckhw->nkhw", query, sample(key)).softmax(dim=1)
+    return torch.einsum("nkhw,nckhw->nchw", affinity, sample(value))
+
+
+def operation_bars(rows: Sequence[dict[str, Any]], device: str, precision: str) -> list[Bar]:
+    """The bars whose maps were measured; on a CPU those of speed and memory are of float32."""
+    bars: list[Bar] = []
+    for backward, speed, share in SPEED_BARS[device] if device == "cuda" or precision == "fp32" else ():
+        key = (256, 25, backward)
+        pair = {row["backend"]: row for row in rows if (row["side"], row["taps"], row["backward"]) == key}
+        if "reference" in pair:
+            reference, grid_sample = pair.pop("reference"), pair.pop(GRID_SAMPLE)
+            (fast,) = pair.values()
+            name = "forward and backward" if backward else "forward"
+            times = reference["median"] / fast["median"]
+            bars.append(Bar(name=f"{name}, times faster", value=times, sense="at least", bound=speed))
+            times = grid_sample["median"] / fast["median"]
+            bars.append(Bar(name=f"{name}, times faster than grid_sample", value=times, sense="at least", bound=1.0))
+            memory = fast["extra_bytes"] / reference["extra_bytes"]
+            bars.append(Bar(name=f"{name}, share of the extra memory", value=memory, sense="at most", bound=share))
+    for column, bound in zip(("max_error", "max_gradient_error"), ERROR_BARS[precision], strict=True):
+        if values := [row[column] for row in rows if column in row]:
+            bars.append(Bar(name=column.replace("_", " "), value=max(values), sense="at most", bound=bound))
+    return bars
+
+
+def _attend(tensors: list[Tensor], backward: bool, way: str) -> None:
+    leaves = [tensor.detach().requires_grad_(backward) for tensor in tensors]
+    kernel_size = math.isqrt(tensors[-1].shape[1])
+    if way == GRID_SAMPLE:
+        out = by_grid_sample(*leaves, kernel_size=kernel_size)
+    else:
+        out = sampled_attention(*leaves, kernel_size=kernel_size, backend=cast(Backend, way))
+    if backward:
+        torch.autograd.grad(out, leaves, torch.ones_like(out))
+
+
+def _errors(tensors: list[Tensor], backend: Backend) -> dict[str, float]:
+    results = []
+    for dtype, path in ((tensors[0].dtype, backend), (torch.float64, "reference")):
+        leaves = [tensor.to(dtype).detach().requires_grad_() for tensor in tensors]
+        out = sampled_attention(*leaves, kernel_size=math.isqrt(tensors[-1].shape[1]), backend=path)
+        results.append((out, torch.autograd.grad(out.sum(), leaves)))
+    (out, grads), (expected, targets) = results
+    relative = [((a - b).abs().max() / b.abs().max()).item() for a, b in zip(grads, targets, strict=True)]
+    return {"max_error": (out - expected).abs().max().item(), "max_gradient_error": max(relative)}

@@ -1,0 +1,122 @@
+"""What the shell command shows: lines, tables and progress on the terminal, figures as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import math
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from ddsm_zoo.utils.files import OutputError, to_json, write_json
+
+if TYPE_CHECKING:
+    from ddsm_zoo.labels import LabelSpace
+    from ddsm_zoo.training.loop import ProgressEvent
+
+stdout = Console()
+stderr = Console(stderr=True)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise OutputError unless files can be written in ``folder`` or, where it does not exist yet, above it."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise OutputError(error.errno, error.strerror, str(folder)) from error
+
+
+def check_output(json: str | None) -> None:
+    """Raise OutputError, before anything is computed, when the figures cannot be written."""
+    if json is None or json == "-":
+        return
+    if Path(json).is_dir():
+        raise OutputError(errno.EISDIR, "it is a folder, expected a file", json)
+    check_folder(Path(json).parent)
+
+
+def report(figures: object, json: str | None) -> None:
+    if json == "-":
+        sys.stdout.write(to_json(figures))
+    elif json is not None:
+        write_json(json, figures)
+
+
+def one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def print_error(error: BaseException) -> None:
+    stderr.print(f"error: {one_line(error)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        stdout.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
+    """The first column as it is, the others to the right."""
+    print_lines([title])
+    table = Table(show_header=any(columns))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index and any(columns) else "left")
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    stdout.print(table)
+
+
+def print_shares(shares: Sequence[Mapping[str, float]], labels: LabelSpace) -> None:
+    """Each class with its mean share of the images and the number of images it occurs in, largest share first."""
+    rows = []
+    for name, (red, green, blue) in zip(labels.names, labels.palette, strict=True):
+        values = [image[name] for image in shares]
+        swatch = Text.assemble(("  ", f"on rgb({red},{green},{blue})"), f" {name}")
+        rows.append((sum(values) / len(values), swatch, sum(value > 0 for value in values)))
+    rows.sort(key=lambda row: -row[0])
+    cells = [(swatch, percent(share), str(images)) for share, swatch, images in rows if images]
+    print_table(f"mean of {len(shares)} images" if len(shares) > 1 else "", ("class", "share %", "images"), cells)
+
+
+def percent(fraction: float) -> str:
+    return f"{100 * fraction:.2f}" if math.isfinite(fraction) else "-"
+
+
+def progress_bar() -> Progress:
+    """On stderr, and only where somebody watches."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    return Progress(*columns, *times, console=stderr, transient=True, disable=not stderr.is_terminal)
+
+
+@contextlib.contextmanager
+def training_bar() -> Iterator[Callable[[ProgressEvent], None]]:
+    """A bar over the steps of the run, and below it one over the images that are checked or validated."""
+    over_images = {"check": "checking the data", "validate": "validating"}
+    with progress_bar() as progress:
+        steps = progress.add_task("starting", total=None)
+        images = progress.add_task("", total=None, visible=False)
+
+        def show(event: ProgressEvent) -> None:
+            doing = over_images.get(event.phase)
+            progress.update(images, visible=doing is not None)
+            if doing is not None:
+                progress.update(images, description=doing, completed=event.done, total=event.total)
+                return
+            text = f"epoch {event.epoch}/{event.epochs} loss {event.loss:.3f} mIoU {percent(event.miou)}"
+            if pace := progress.tasks[steps].speed:
+                text += f" {datetime.timedelta(seconds=round(event.total / event.epochs / pace))} an epoch"
+            progress.update(steps, description=text, completed=event.done, total=event.total)
+
+        yield show

@@ -1,0 +1,289 @@
+"""The label doctor: everything that is wrong with a data set, found before a model is trained on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ddsm_zoo.data.check.masks import Counts, MaskCheck
+from ddsm_zoo.data.datasets import open_layout
+from ddsm_zoo.data.images import ImageError, image_size, is_lossy, mask_palette, read_image, read_mask
+from ddsm_zoo.data.layouts import LABELLED_SPLITS, Layout, Source
+from ddsm_zoo.data.masks import DatasetError
+from ddsm_zoo.data.problems import SHOWN, Problem
+from ddsm_zoo.labels import LabelSpace
+from ddsm_zoo.utils.files import sha256_of
+
+RENDERED = "scenes:"
+
+Progress = Callable[[int, int], None]
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSummary:
+    """What a split holds: by class id its ``pixels`` and the masks in which it ``occurs``; pixels without a class.
+
+    ``counts`` (masks, K) has the pixels of each class in each mask, in the order of the names.
+    """
+
+    images: int
+    pixels: tuple[int, ...]
+    occurs: tuple[int, ...]
+    ignored: int
+    counts: Counts = field(compare=False, repr=False)
+
+    def shares(self) -> list[float]:
+        """The fraction of all labelled pixels that each class has; 0 where there are none."""
+        return [count / max(1, sum(self.pixels)) for count in self.pixels]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What `check_data` found: the histogram of each split, and the problems, errors first."""
+
+    data: str
+    labels: LabelSpace
+    splits: Mapping[str, SplitSummary]
+    problems: tuple[Problem, ...]
+
+    @property
+    def errors(self) -> list[Problem]:
+        return [problem for problem in self.problems if problem.severity == "error"]
+
+    @property
+    def warnings(self) -> list[Problem]:
+        return [problem for problem in self.problems if problem.severity == "warning"]
+
+    def verdict(self) -> str:
+        """How many errors and warnings there are, in one line."""
+        counts = ((len(self.errors), "error"), (len(self.warnings), "warning"))
+        found = [f"{count} {word}{'s' * (count > 1)}" for count, word in counts if count]
+        return f"{self.data} has {' and '.join(found) or 'no problems'}"
+
+    def to_plain(self) -> dict[str, Any]:
+        """The report as JSON has it."""
+        splits = {}
+        for name, summary in self.splits.items():
+            rows = zip(self.labels.names, summary.pixels, summary.shares(), summary.occurs, strict=True)
+            classes = {label: {"pixels": pixels, "share": share, "images": n} for label, pixels, share, n in rows}
+            splits[name] = {"images": summary.images, "ignored_pixels": summary.ignored, "classes": classes}
+        problems = [{**dataclasses.asdict(problem), "text": str(problem)} for problem in self.problems]
+        counts = {"errors": len(self.errors), "warnings": len(self.warnings)}
+        return {"data": self.data, **counts, "problems": problems, "splits": splits}
+
+
+def check_data(
+    spec: str, splits: Sequence[str] | None = None, *, quick: bool = False, progress: Progress | None = None
+) -> Report:
+    """Everything that is wrong with ``camvid:ROOT``, ``cityscapes:ROOT`` or ``folder:ROOT``.
+
+    ``splits`` are all that it has unless given. Every file is decoded and every picture compared with those of the
+    other splits. ``quick`` decodes the masks alone: of an image it looks at the header and the end, and it compares
+    files of equal length. ``progress(done, total)`` is called after each image. Raises DatasetError for a data set or a
+    split that is not there at all.
+    """
+    if spec.startswith(RENDERED):
+        raise DatasetError(
+            f"{spec} is rendered, there is nothing to check; expected camvid:ROOT, cityscapes:ROOT or folder:ROOT"
+        )
+    layout = open_layout(spec)
+    names = layout.splits() if splits is None else list(splits)
+    if not names:
+        layout.source(LABELLED_SPLITS[0])  # raises the error of a data set without images
+    sources = {split: layout.source(split) for split in names}
+    total = sum(len(source.images) for source in sources.values())
+    checks = {split: _SplitCheck(layout, split, source, quick=quick) for split, source in sources.items()}
+    done = 0
+    for check in checks.values():
+        for _ in check.run():
+            done += 1
+            if progress:
+                progress(done, total)
+    problems = [problem for check in checks.values() for problem in check.problems()]
+    problems += _leaks(layout, checks, quick=quick)
+    if splits is None:
+        problems += _missing_splits(names)
+    return Report(
+        data=spec,
+        labels=layout.labels,
+        splits={split: check.summary() for split, check in checks.items()},
+        problems=tuple(sorted(problems, key=lambda problem: problem.severity == "warning")),
+    )
+
+
+def require_sound(spec: str, splits: Sequence[str], progress: Progress | None = None) -> Report | None:
+    """The report of a quick check, which refuses data that a model cannot learn from; warnings are logged.
+
+    Rendered scenes are sound and have no report. Raises DatasetError with the first error in the words of `check_data`.
+    """
+    if spec.startswith(RENDERED):
+        return None
+    report = check_data(spec, splits, quick=True, progress=progress)
+    if errors := report.errors:
+        others = f" ({len(errors) - 1} more: ddsm-zoo check-data {spec})" if len(errors) > 1 else ""
+        raise DatasetError(f"{spec} cannot be used: {errors[0]}{others}")
+    for problem in report.warnings:
+        _logger.warning("%s: %s", spec, problem)
+    return report
+
+
+class _SplitCheck:
+    """The files of one split, read one after another."""
+
+    def __init__(self, layout: Layout, split: str, source: Source, *, quick: bool) -> None:
+        self.layout, self.split, self.source, self.quick = layout, split, source, quick
+        self.masks = MaskCheck(layout, split, source.decode)
+        self.prints: dict[str, list[Path]] = defaultdict(list)  # images by the hash of their pixels
+        self._damaged_images: list[str] = []
+        self._damaged_masks: list[str] = []
+        self._misfits: list[str] = []
+
+    def run(self) -> Iterator[None]:
+        for name, image in sorted(self.source.images.items()):
+            size = self._read_image(image, quick=self.quick)
+            mask = self.source.masks.get(name)
+            if mask is not None:
+                self._read_mask(mask, image, size)
+            yield
+
+    def problems(self) -> list[Problem]:
+        found = self.layout.problems(self.split, self.source)
+        images, masks = len(self.source.images), len(self.source.masks.keys() & self.source.images.keys())
+        found += [
+            self._problem("damaged-image", "damage in", "images", self._damaged_images, images),
+            self._problem("damaged-mask", "damage in", "masks", self._damaged_masks, masks),
+            self._problem("size-mismatch", "another size than the image's in", "masks", self._misfits, masks),
+        ]
+        return [problem for problem in (*found, *self.masks.problems()) if problem.count]
+
+    def summary(self) -> SplitSummary:
+        counts = self.masks.counts
+        return SplitSummary(
+            images=len(self.source.images),
+            pixels=tuple(counts.sum(0, dtype=np.int64).tolist()),
+            occurs=tuple((counts > 0).sum(0).tolist()),
+            ignored=self.masks.ignored,
+            counts=counts,
+        )
+
+    def _read_image(self, path: Path, *, quick: bool) -> tuple[int, int] | None:
+        """Height and width; None for an image that cannot be read."""
+        try:
+            if quick:
+                return image_size(path)
+            image = read_image(path)
+        except (ImageError, OSError) as error:
+            self._damaged_images.append(self._describe(path, error))
+            return None
+        self.prints[_fingerprint(image)].append(path)
+        return image.height, image.width
+
+    def _read_mask(self, path: Path, image: Path, size: tuple[int, int] | None) -> None:
+        try:
+            stored = read_mask(path)
+            palette = mask_palette(path) if self.source.decode.colours else {}
+            self.masks.add(self._name(path), stored, is_lossy(path), palette)
+        except (ImageError, OSError) as error:
+            self._damaged_masks.append(self._describe(path, error))
+            return
+        if self.quick and size is not None and stored.shape[:2] != size:
+            size = self._read_image(image, quick=False)  # metadata that turns it may stand behind the pixels
+        if size is not None and stored.shape[:2] != size:
+            actual = f"{stored.shape[1]} x {stored.shape[0]}, its image {size[1]} x {size[0]}"
+            self._misfits.append(f"{self._name(path)} ({actual})")
+
+    def _name(self, path: Path) -> str:
+        return self.layout.below_root(path)[0]
+
+    def _describe(self, path: Path, error: Exception) -> str:
+        reason = " ".join(str(error).replace(str(path), "").split())
+        return f"{self._name(path)} ({reason})"
+
+    def _problem(self, kind: str, what: str, noun: str, files: list[str], total: int) -> Problem:
+        return Problem(
+            kind=kind,
+            split=self.split,
+            what=what,
+            noun=noun,
+            count=len(files),
+            total=total,
+            examples=tuple(files[:SHOWN]),
+        )
+
+
+def _leaks(layout: Layout, checks: Mapping[str, _SplitCheck], *, quick: bool) -> list[Problem]:
+    """Pictures that several splits have: the score of the later one says nothing about new pictures."""
+    prints = _prints_of_files(checks) if quick else {split: check.prints for split, check in checks.items()}
+    problems: list[Problem] = []
+    splits = list(checks)
+    for index, later in enumerate(splits):
+        for earlier in splits[:index]:
+            common = [
+                f"{layout.below_root(image)[0]} = {layout.below_root(prints[earlier][key][0])[0]}"
+                for key, images in prints[later].items()
+                if key in prints[earlier]
+                for image in images
+            ]
+            if common:
+                problems.append(
+                    Problem(
+                        kind="leak",
+                        # trainval has the pictures of train and of val, as its name says
+                        severity="warning" if earlier in later else "error",
+                        split=later,
+                        what=f"the same picture as in {earlier} for",
+                        noun="images",
+                        advice="whose score says nothing about new pictures",
+                        count=len(common),
+                        total=len(checks[later].source.images),
+                        examples=tuple(common[:SHOWN]),
+                    )
+                )
+    return problems
+
+
+def _prints_of_files(checks: Mapping[str, _SplitCheck]) -> dict[str, dict[str, list[Path]]]:
+    """Images by the hash of the file, of those alone that share their length with one of another split."""
+    lengths = {
+        split: {path: path.stat().st_size for path in check.source.images.values() if path.is_file()}
+        for split, check in checks.items()
+    }
+    shared = Counter(length for files in lengths.values() for length in set(files.values()))
+    prints: dict[str, dict[str, list[Path]]] = {}
+    for split, files in lengths.items():
+        prints[split] = defaultdict(list)
+        for path, length in files.items():
+            if shared[length] > 1:
+                prints[split][sha256_of(path)].append(path)
+    return prints
+
+
+def _missing_splits(present: Iterable[str]) -> list[Problem]:
+    names = list(present)
+    instead = {"val": "training holds out a part of train instead"}
+    return [
+        Problem(
+            kind="missing-split",
+            severity="warning",
+            split=split,
+            what="no images",
+            advice=f"{instead.get(split, 'which training needs')}; this has {', '.join(names)}",
+        )
+        for split in LABELLED_SPLITS
+        if split not in names
+    ]
+
+
+def _fingerprint(image: Image.Image) -> str:
+    return hashlib.sha256(b"%d x %d " % image.size + image.tobytes()).hexdigest()

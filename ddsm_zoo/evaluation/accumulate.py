@@ -1,0 +1,229 @@
+"""The scores of predictions on a labelled set, from counts that are kept image by image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ddsm_zoo.inference.modes import Predict, resize
+from ddsm_zoo.metrics import BoundaryFScore, BoundaryIoU, ConfusionMatrix
+from ddsm_zoo.metrics.boundary import check_radii, f_scores_of
+from ddsm_zoo.metrics.confusion import iou_of
+from ddsm_zoo.utils.distributed import share, summed
+from ddsm_zoo.utils.memory import enough_memory
+
+Progress = Callable[[int, int], None]
+
+
+class LabelledImages(Protocol):
+    """Anything like a map-style dataset of (image (3, H, W) normalised float, mask (h, w) integer ids)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Class ids (h, w) of image ``index`` and its mask; ``dtype`` of the scores they come from, None for none."""
+
+    index: int
+    ids: Tensor
+    target: Tensor
+    dtype: str | None
+
+
+class Tally:
+    """The counts of each image of a set, and with them the scores of all images, of one, of a bootstrap draw.
+
+    Counts of different images and processes lie apart until they are summed, always in the same order: the scores
+    are the same to the bit however the work was shared. ``counts`` holds, per image, what the metrics of these names
+    count: ``pixels`` (n, 3, K), and with ``boundary`` ``boundary_f`` (n, 2 + R, K) of R radii, those of
+    `BoundaryFScore`, and ``boundary_iou`` (n, 3, K).
+    """
+
+    def __init__(
+        self,
+        images: int,
+        num_classes: int,
+        ignore_index: int,
+        *,
+        boundary: bool = False,
+        boundary_radii: Sequence[int] | None = None,
+    ) -> None:
+        if not images:
+            raise ValueError("the data set is empty, expected at least one image to evaluate on")
+        self.num_classes = num_classes
+        self.ignore_index = ignore_index
+        self.boundary_radii = None if boundary_radii is None else check_radii(boundary_radii)
+        self.confusion = ConfusionMatrix(num_classes, ignore_index)
+        self.sizes = torch.zeros(images, 2, dtype=torch.int64)
+        self.dtype: str | None = None
+        self.counts = {"pixels": torch.zeros(images, 3, num_classes, dtype=torch.int64)}
+        if boundary:
+            for name, metric in self._boundary_metrics().items():
+                self.counts[name] = metric.counts.new_zeros(images, *metric.counts.shape)
+
+    def add(self, prediction: Prediction) -> None:
+        """Count one image, which must not be counted already."""
+        index, ids, target, self.dtype = prediction.index, prediction.ids, prediction.target, prediction.dtype
+        confusion = ConfusionMatrix(self.num_classes, self.ignore_index)
+        confusion.update(ids, target)
+        self.confusion.merge(confusion)
+        self.counts["pixels"][index] = confusion.counts
+        self.sizes[index] = torch.tensor(target.shape)
+        if "boundary_f" in self.counts:
+            for name, metric in self._boundary_metrics().items():
+                metric.update(ids, target)
+                self.counts[name][index] = metric.counts
+
+    def gather(self) -> None:
+        """Let every process have what all of them counted."""
+        self.confusion.matrix = summed(self.confusion.matrix)
+        self.sizes = summed(self.sizes)
+        self.counts = {name: summed(counts) for name, counts in self.counts.items()}
+
+    def image_scores(self) -> Tensor:
+        """mIoU of each image alone (n,), over the classes that occur in it; nan for an image that is all void."""
+        return iou_of(self.counts["pixels"]).nanmean(-1)
+
+    def figures(self) -> dict[str, Any]:
+        """The scores of all images as fractions of 1, and the `facts`.
+
+        ``miou``, ``pixel_accuracy``, ``mean_accuracy``, ``iou`` and ``accuracy`` as `ConfusionMatrix.compute` gives
+        them; with boundaries, ``boundary_f`` as `BoundaryFScore.compute` does, ``boundary_f_pixels`` (by the same keys
+        the radii in pixels that the images' sizes came to), ``boundary_iou``, and of both the lists
+        ``boundary_f_by_class`` (mean over the radii where the class is present) and ``boundary_iou_by_class``.
+        """
+        figures = self.confusion.compute()
+        if "boundary_f" in self.counts:
+            metrics = self._boundary_metrics()
+            for name, metric in metrics.items():
+                metric.counts = self.counts[name].sum(0)
+            iou = metrics["boundary_iou"].compute()
+            figures |= {
+                "boundary_f": metrics["boundary_f"].compute(),
+                "boundary_f_pixels": self._boundary_pixels(metrics["boundary_f"]),
+                "boundary_f_by_class": f_scores_of(metrics["boundary_f"].counts, True).mean(-2).tolist(),
+                "boundary_iou": iou["boundary_iou"],
+                "boundary_iou_by_class": iou["iou"],
+            }
+        return {**figures, **self.facts()}
+
+    def facts(self) -> dict[str, Any]:
+        """The ``count`` of images, the ``resolutions`` of their masks as [h, w] and the ``dtype`` of the scores."""
+        resolutions = torch.unique(self.sizes, dim=0).tolist()
+        return {"count": len(self.sizes), "resolutions": resolutions, "dtype": self.dtype}
+
+    def _boundary_pixels(self, metric: BoundaryFScore) -> dict[int | float, list[int]]:
+        """Distinct radii of each measure over the images, in ascending order; one entry if all are of one size."""
+        sizes: list[tuple[int, int]] = torch.unique(self.sizes, dim=0).tolist()
+        radii = zip(*(metric.pixels(height, width) for height, width in sizes), strict=True)
+        return {key: sorted(set(each)) for key, each in zip(metric.measures, radii, strict=True)}
+
+    def _boundary_metrics(self) -> dict[str, Any]:
+        return {
+            "boundary_f": BoundaryFScore(self.num_classes, self.boundary_radii, self.ignore_index),
+            "boundary_iou": BoundaryIoU(self.num_classes, ignore_index=self.ignore_index),
+        }
+
+
+def summed_scores(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scores from summed `Tally.counts`, each with any leading dimensions: means (...), and ``iou`` (..., K)."""
+    iou = iou_of(sums["pixels"])
+    scores = {"miou": iou.nanmean(-1)}
+    if "boundary_f" in sums:
+        scores["boundary_f"] = f_scores_of(sums["boundary_f"], False).mean(-2).nanmean(-1)
+        scores["boundary_f_present_only"] = f_scores_of(sums["boundary_f"], True).mean(-2).nanmean(-1)
+        scores["boundary_iou"] = iou_of(sums["boundary_iou"]).nanmean(-1)
+    return {**scores, "iou": iou}
+
+
+def evaluate_model(  # noqa: PLR0913 - each is a choice of its own, as in the command
+    predict: Predict,
+    dataset: LabelledImages,
+    num_classes: int,
+    ignore_index: int,
+    *,
+    boundary: bool = False,
+    boundary_radii: Sequence[int] | None = None,
+    batch_size: int = 1,
+    progress: Progress | None = None,
+    observe: Callable[[Prediction], None] | None = None,
+) -> Tally:
+    """Compare ``predict`` with every mask of ``dataset`` at the mask's own resolution.
+
+    Scores are resized bilinearly to the mask's size before the argmax. Images of one size that follow each other are
+    predicted together, up to ``batch_size``. Processes that run together share the images and all get the whole.
+    `progress` and `observe` are as for `count_predictions`. Raises ValueError for an empty set, another number of
+    classes and NaN scores.
+    """
+    tally = Tally(len(dataset), num_classes, ignore_index, boundary=boundary, boundary_radii=boundary_radii)
+    predictions = predict_set(predict, dataset, num_classes, share(len(dataset)), batch_size)
+    return count_predictions(tally, predictions, progress, observe)
+
+
+def count_predictions(
+    tally: Tally,
+    predictions: Iterable[Prediction],
+    progress: Progress | None = None,
+    observe: Callable[[Prediction], None] | None = None,
+) -> Tally:
+    """Count this process's share of the predictions, then gather all.
+
+    ``progress(done, total)`` is called as images of the share are done, ``observe`` with each prediction, in order.
+    """
+    total = len(share(len(tally.sizes)))
+    for done, prediction in enumerate(predictions, start=1):
+        tally.add(prediction)
+        if observe:
+            observe(prediction)
+        if progress:
+            progress(done, total)
+    tally.gather()
+    return tally
+
+
+@torch.inference_mode()
+def predict_set(
+    predict: Predict, dataset: LabelledImages, num_classes: int, indices: Sequence[int], batch_size: int = 1
+) -> Iterator[Prediction]:
+    """The class ids of the images of these indices, at the resolution of their masks. Raises as `evaluate_model`."""
+    for start in range(0, len(indices), batch_size):
+        samples = [(index, *dataset[index]) for index in indices[start : start + batch_size]]
+        for group in _of_one_size(samples):
+            height, width = group[0][1].shape[-2:]
+            work = f"labelling {len(group)} images of {width} x {height} pixels at once"
+            with enough_memory(work, "choose a smaller batch size or smaller images"):
+                scores = predict(torch.stack([image for _, image, _ in group]))
+            _check_scores(scores, num_classes, [index for index, _, _ in group])
+            dtype = str(scores.dtype).removeprefix("torch.")
+            for score, (index, _, mask) in zip(scores, group, strict=True):
+                ids = resize(score[None], (mask.shape[-2], mask.shape[-1])).argmax(1)[0]
+                yield Prediction(index, ids, mask, dtype)
+
+
+def _of_one_size(samples: Sequence[tuple[int, Tensor, Tensor]]) -> list[list[tuple[int, Tensor, Tensor]]]:
+    """Split into runs of images of the same size, keeping the order."""
+    groups: list[list[tuple[int, Tensor, Tensor]]] = []
+    for sample in samples:
+        if groups and groups[-1][-1][1].shape == sample[1].shape:
+            groups[-1].append(sample)
+        else:
+            groups.append([sample])
+    return groups
+
+
+def _check_scores(scores: Tensor, num_classes: int, indices: Sequence[int]) -> None:
+    if scores.shape[1] != num_classes:
+        raise ValueError(f"the model predicts {scores.shape[1]} classes, but the data set has {num_classes}")
+    broken = scores.isnan().flatten(1).any(1).tolist()
+    if any(broken):
+        raise ValueError(
+            f"the model gives NaN on image {indices[broken.index(True)]} of the set, expected finite scores; "
+            "its weights are probably damaged"
+        )

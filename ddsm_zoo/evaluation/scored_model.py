@@ -1,0 +1,105 @@
+"""What is measured: a model of the zoo or one of your own, as a callable from images to scores."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddsm_zoo.config import Preprocess, to_dict
+from ddsm_zoo.inference.modes import Predict, resize, whole
+from ddsm_zoo.inference.predictor import choose_device, prepare, recorded_labels
+from ddsm_zoo.labels import LabelSpace
+from ddsm_zoo.models import Segmenter
+from ddsm_zoo.zoo.factory import resolve_data_config
+from ddsm_zoo.zoo.hub import public_address
+from ddsm_zoo.zoo.safetensors_io import pack_tensors
+from ddsm_zoo.zoo.state_dict import AUXILIARY
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """``predict`` takes images normalised as ``preprocess`` says; name, address and hash say whose scores it gives."""
+
+    predict: Predict
+    preprocess: Preprocess
+    name: str
+    uri: str | None = None
+    sha256: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """What a result says of it."""
+        done = {key: value for key, value in to_dict(self.preprocess).items() if key != "size"}  # which changes nothing
+        return {"model": self.name, "weights": {"uri": self.uri, "sha256": self.sha256}, "preprocess": done}
+
+
+def open_subject(
+    model: str | Predict, labels: LabelSpace, device: str | torch.device | None, preprocess: Preprocess | None
+) -> Subject:
+    """The pretrained model of a name, a model, or any module or function from images to scores of the ``labels``.
+
+    ``preprocess`` is what the model was trained with, or ImageNet's where it does not say, unless given. Raises what
+    `create_model` raises, and ValueError for a model of other classes. Its ``predict`` raises ValueError for anything
+    that is no tensor of scores, and gives scores at the resolution of the images.
+    """
+    uri: str | None = None
+    sha256: str | None = None
+    if isinstance(model, (str, Segmenter)):
+        segmenter = prepare(model, device)
+        _check_classes(segmenter, labels)
+        known = segmenter.pretrained_cfg
+        predict, preprocess = whole(segmenter), preprocess or resolve_data_config(segmenter)
+        if isinstance(model, str):
+            name, uri, sha256 = model, public_address(known["uri"]), known["sha256"]
+        else:
+            name, sha256 = known.get("name", type(model).__name__), _hash_of(model)
+    elif isinstance(model, nn.Module):
+        name, sha256 = type(model).__name__, _hash_of(model)
+        predict = whole(model.to(choose_device(device)))
+    else:
+        name = getattr(model, "__name__", type(model).__name__)
+        predict = _on(choose_device(device), model)
+    return Subject(predict=_checked(predict), preprocess=preprocess or Preprocess(), name=name, uri=uri, sha256=sha256)
+
+
+def _on(device: torch.device, predict: Predict) -> Predict:
+    return lambda image: predict(image.to(device))
+
+
+def _checked(predict: Predict) -> Predict:
+    def predict_scores(image: Tensor) -> Tensor:
+        scores: object = predict(image)
+        if not isinstance(scores, Tensor) or scores.ndim != 4 or len(scores) != len(image):
+            got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise ValueError(
+                f"the model gives {got} for images {tuple(image.shape)}, expected a tensor (N, K, H, W) of scores; "
+                "evaluate a function that picks it out"
+            )
+        return resize(scores, (image.shape[-2], image.shape[-1]))
+
+    return predict_scores
+
+
+def _hash_of(model: nn.Module) -> str:
+    """The SHA-256 of the file that the weights would be saved as now, whatever they once were loaded from."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(AUXILIARY)}
+    # clones, because safetensors refuses tensors that share their memory
+    return hashlib.sha256(pack_tensors({name: tensor.clone() for name, tensor in state.items()})).hexdigest()
+
+
+def _check_classes(model: Segmenter, labels: LabelSpace) -> None:
+    if model.num_classes != len(labels):
+        raise ValueError(
+            f"the model predicts {model.num_classes} classes and the data has {len(labels)} "
+            f"({', '.join(labels.names[:3])}, ...), expected the same"
+        )
+    own = recorded_labels(model) or labels
+    for index, (ours, theirs) in enumerate(zip(own.names, labels.names, strict=True)):
+        if ours.casefold() != theirs.casefold():
+            raise ValueError(
+                f"class {index} is {ours!r} for the model and {theirs!r} in the data, expected the same classes in the "
+                "same order"
+            )

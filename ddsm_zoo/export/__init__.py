@@ -1,0 +1,1 @@
+"""A model in, a file that runs without this package out."""

@@ -1,0 +1,282 @@
+"""From a model to a file that runs without this package, kept only if it answers as the model does."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ddsm_zoo.config import Preprocess
+from ddsm_zoo.data.images import SUFFIXES, read_image
+from ddsm_zoo.data.scenes.render import render_scene
+from ddsm_zoo.data.transforms import ImageTransform
+from ddsm_zoo.evaluation.evaluate import evaluate
+from ddsm_zoo.export.program import (
+    Agreement,
+    Classes,
+    ExportError,
+    Normalise,
+    Run,
+    compare,
+    open_torch,
+    trace,
+    write_torch,
+)
+from ddsm_zoo.inference.modes import Predict, whole
+from ddsm_zoo.inference.predictor import model_labels, prepare
+from ddsm_zoo.models import Segmenter
+from ddsm_zoo.utils.files import atomic_path
+from ddsm_zoo.utils.memory import enough_memory
+from ddsm_zoo.version import __version__
+from ddsm_zoo.zoo.factory import resolve_data_config
+
+SUFFIX = {"onnx": ".onnx", "torch": ".pt2"}  # by which those who open the files know them
+# What a file for any size is tried on (H, W): a square, odd sides, a street, a strip
+CHECKED_SIZES = ((64, 64), (65, 97), (360, 480), (33, 500))
+TOLERANCE = 1e-4
+SAME_CLASS = 0.9999
+# 8 bits round: some pixels change sides, and how many is for the user to judge
+SAME_CLASS_INT8 = 0.9
+# Fractions of a pixel and small differences between scores decide in them, and 8 bits have neither
+EXACT_IN_INT8 = (".spatial.", ".channel.", "classifier")
+CALIBRATION_IMAGES = 32
+COMPARED_IMAGES = 3
+CALIBRATION_SIZE = (360, 480)
+# Of no special size: what is traced for any must not fit one alone
+TRACED = (96, 160)
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What the file is, takes and gives.
+
+    It takes one image, of the ``size`` (H, W) where that is given, else of any with sides from 33 pixels. With
+    ``preprocess`` it normalises 8-bit RGB images (1, H, W, 3) itself, with ``argmax`` it gives classes (1, H, W) in 8
+    bits instead of logits. ``int8`` computes convolutions, but not those of the affinities, in 8 bits. ``images`` is a
+    folder with images like those to come, to compare file and model on and to see the ranges of 8 bits on, in place of
+    rendered ones. ``data`` names a data set, as `evaluate` takes it, on which file and model are scored. Raises
+    ValueError for a size that cannot be and for options that exclude each other.
+    """
+
+    format: Literal["onnx", "torch"] = "onnx"
+    size: tuple[int, int] | None = None
+    preprocess: bool = False
+    argmax: bool = False
+    int8: bool = False
+    images: Path | None = None
+    data: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.size is not None and min(self.size) < 1:
+            raise ValueError(f"size is {self.size[0]} x {self.size[1]}, expected a height and a width of at least 1")
+        if self.size is not None and self.data is not None:
+            raise ValueError(f"got a size and the data {self.data}, expected one: images have sizes of their own")
+        if self.int8 and self.format != "onnx":
+            raise ValueError(f"got int8 with format {self.format!r}, expected 'onnx': only ONNX files have 8 bits here")
+
+
+def export(
+    model: str | Segmenter,
+    path: str | os.PathLike[str],
+    options: ExportOptions | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write a model, or the pretrained one of that name, to ``path``, in place of what is there.
+
+    A model that is given is moved to the CPU. Before the file takes its place it is opened and tried on three images.
+    Returns plain data: ``file``, ``bytes``, the ``metadata`` in the file, in ``agreement`` for each ``size`` the
+    largest ``difference`` of two logits and in ``argmax`` the share of pixels that get the same class, and, where data
+    were given, in ``miou`` what ``model`` and ``file`` score. ``progress`` is told what begins. Raises ExportError, and
+    leaves no file, for a model that cannot be traced and for a file that disagrees; ValueError for a ``path`` without
+    the suffix of the format and for a size that memory does not suffice for; LookupError where a package is missing,
+    OutputError, and what `Predictor` and `evaluate` raise.
+    """
+    options = options or ExportOptions()
+    if Path(path).suffix != SUFFIX[options.format]:
+        raise ValueError(f"the file is called {os.fspath(path)}, expected a name ending in {SUFFIX[options.format]}")
+    say = progress or (lambda _: None)
+    onnx = _onnx_door() if options.format == "onnx" else None
+    eager = prepare(model, "cpu")
+    preprocess = resolve_data_config(eager)
+    pictures = _compared_pictures(options)
+    calibration = list(_calibration_pictures(options, preprocess)) if options.int8 else []
+    metadata = _metadata(eager, options)
+    take = _taking(preprocess, options)
+    with atomic_path(path) as temporary, enough_memory("exporting for this size", "choose a smaller one"):
+        say("tracing")
+        program = trace(_deployed(eager, options), *_example(options))
+        say("writing")
+        if onnx is None:
+            write_torch(program, temporary, metadata)
+            run = open_torch(temporary)
+        else:
+            output = "classes" if options.argmax else "logits"
+            with tempfile.TemporaryDirectory() as folder:
+                exact = Path(folder) / "exact.onnx" if options.int8 else temporary
+                onnx.write_onnx(program, exact, output, metadata)
+                if options.int8:
+                    say("calibrating")
+                    onnx.quantise(exact, temporary, map(take, calibration), EXACT_IN_INT8)
+            run = onnx.open_onnx(temporary)
+        say("comparing")
+        predict, normalise = whole(eager), _taking(preprocess, ExportOptions())
+        agreement = [
+            compare(size, ((predict(normalise(each)), run(take(each))) for each in _resized(pictures, size)))
+            for size in _checked_sizes(options)
+        ]
+        _refuse(agreement, options)
+        figures: dict[str, Any] = {
+            "file": os.fspath(path),
+            "bytes": temporary.stat().st_size,
+            "metadata": metadata,
+            "agreement": [dataclasses.asdict(row) for row in agreement],
+        }
+        if options.data is not None:
+            candidates = {"model": predict, "file": _scoring(run, preprocess, eager.num_classes, options)}
+            figures["miou"] = {}
+            for name, candidate in candidates.items():
+                say(f"scoring the {name}")
+                figures["miou"][name] = evaluate(candidate, options.data, preprocess=preprocess)["miou"]
+    return figures
+
+
+def _onnx_door() -> ModuleType:
+    try:
+        from ddsm_zoo.export import onnx as onnx_file
+    except ModuleNotFoundError as error:
+        raise LookupError(f"ONNX files need the package {error.name}: pip install 'ddsm-zoo[export]'") from error
+    return onnx_file
+
+
+def _deployed(eager: Segmenter, options: ExportOptions) -> nn.Module:
+    """The model with what the file does before and after it."""
+    before = [Normalise(resolve_data_config(eager))] if options.preprocess else []
+    if options.argmax and eager.num_classes > 256:
+        raise ValueError(f"the model has {eager.num_classes} classes, 8 bits hold at most 256; export logits instead")
+    after = [Classes()] if options.argmax else []
+    return nn.Sequential(*before, eager, *after)
+
+
+def _example(options: ExportOptions) -> tuple[Tensor, dict[int, str]]:
+    """An input of the file's kind, and which of its dimensions may have any size."""
+    height, width = options.size or TRACED
+    if options.preprocess:
+        example, names = torch.zeros(1, height, width, 3, dtype=torch.uint8), {1: "height", 2: "width"}
+    else:
+        example, names = torch.zeros(1, 3, height, width), {2: "height", 3: "width"}
+    return example, names if options.size is None else {}
+
+
+def _taking(preprocess: Preprocess, options: ExportOptions) -> Callable[[Image.Image], Tensor]:
+    """From a picture to the file's input; a file takes images as they come, without `Preprocess.enlargement`."""
+    if options.preprocess:
+        return lambda picture: torch.from_numpy(np.array(picture))[None]
+    transform = ImageTransform(dataclasses.replace(preprocess, min_size=None))
+    return lambda picture: transform(picture)[None]
+
+
+def _scoring(run: Run, preprocess: Preprocess, num_classes: int, options: ExportOptions) -> Predict:
+    """The file as a model that takes normalised images and gives scores."""
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (preprocess.mean, preprocess.std))
+
+    def predict(image: Tensor) -> Tensor:
+        if options.preprocess:
+            image = (255 * (image * std + mean)).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        answer = run(image)
+        return F.one_hot(answer.long(), num_classes).permute(0, 3, 1, 2).float() if options.argmax else answer
+
+    return predict
+
+
+def _metadata(eager: Segmenter, options: ExportOptions) -> dict[str, str]:
+    """What somebody who has only the file needs to know; lists are JSON."""
+    known, labels, preprocess = eager.pretrained_cfg, model_labels(eager), resolve_data_config(eager)
+    eight_bits = "uint8 RGB (1, H, W, 3)"
+    normalised = "float32 RGB (1, 3, H, W), scaled to 0..1, minus mean, divided by std"
+    return {
+        "model": str(known.get("name", type(eager).__name__)),
+        "sha256": str(known.get("sha256") or ""),
+        "license": str(known.get("license", "")),
+        "labels": json.dumps(labels.names),
+        "palette": json.dumps(labels.palette),
+        "mean": json.dumps(preprocess.mean),
+        "std": json.dumps(preprocess.std),
+        "min_size": json.dumps(preprocess.min_size or (1, 1)),
+        "input": eight_bits if options.preprocess else normalised,
+        "output": "uint8 classes (1, H, W)" if options.argmax else "float32 logits (1, K, H, W)",
+        "ddsm_zoo": __version__,
+    }
+
+
+def _checked_sizes(options: ExportOptions) -> Sequence[tuple[int, int]]:
+    """8 bits hold for images like those that gave the ranges, not for thumbnails of them."""
+    if options.size is not None:
+        return [options.size]
+    return [CALIBRATION_SIZE] if options.int8 else CHECKED_SIZES
+
+
+def _compared_pictures(options: ExportOptions) -> list[Image.Image]:
+    """Those of the folder, or else the picture in the package and rendered scenes."""
+    if options.images is not None:
+        return list(_spread(options.images, COMPARED_IMAGES))
+    with as_file(files("ddsm_zoo") / "data" / "sample" / "street.png") as path:
+        sample = read_image(path)
+    return [sample, *(Image.fromarray(render_scene(seed)[0]) for seed in range(COMPARED_IMAGES - 1))]
+
+
+def _resized(pictures: list[Image.Image], size: tuple[int, int]) -> Iterator[Image.Image]:
+    """``pictures`` at ``size`` (H, W)."""
+    height, width = size
+    return (picture.resize((width, height)) for picture in pictures)
+
+
+def _spread(folder: Path, count: int) -> Iterator[Image.Image]:
+    """At most ``count`` images, spread evenly over the folder's names."""
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise ValueError(f"no images in the folder {folder}, expected {', '.join(sorted(SUFFIXES))}")
+    return (read_image(path) for path in paths[:: -(-len(paths) // count)])
+
+
+def _calibration_pictures(options: ExportOptions, preprocess: Preprocess) -> Iterator[Image.Image]:
+    """At the size that the model sees them in; rendered ones where there is no folder."""
+    pictures: Iterator[Image.Image]
+    if options.images is None:
+        pictures = (Image.fromarray(render_scene(seed, CALIBRATION_SIZE)[0]) for seed in range(CALIBRATION_IMAGES))
+    else:
+        pictures = _spread(options.images, CALIBRATION_IMAGES)
+    for picture in pictures:
+        factor = preprocess.enlargement(picture.height, picture.width)
+        height, width = options.size or (round(factor * picture.height), round(factor * picture.width))
+        yield picture.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _refuse(agreement: list[Agreement], options: ExportOptions) -> None:
+    """Raise ExportError for a file that does not answer as the model does, with how far it is off."""
+    floor = SAME_CLASS_INT8 if options.int8 else SAME_CLASS
+    for row in agreement:
+        where = f"at {row.size[0]} x {row.size[1]} pixels; the file was not kept"
+        if row.argmax < floor:
+            raise ExportError(
+                f"the exported model gives {100 * row.argmax:.2f} % of the pixels the same class, expected "
+                f"{100 * floor:g} %, {where}"
+            )
+        if not options.int8 and row.difference is not None and not row.difference <= TOLERANCE:
+            raise ExportError(
+                f"the exported model's logits differ by up to {row.difference:.3g}, expected {TOLERANCE:g}, {where}"
+            )

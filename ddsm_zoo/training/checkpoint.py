@@ -1,0 +1,206 @@
+"""The files of a training run: weights, the state to resume from, and a log. Each is whole or absent."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ddsm_zoo.training.recipe import Recipe
+from ddsm_zoo.utils.distributed import rank
+from ddsm_zoo.utils.files import OutputError, atomic_path, write_text
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = 1
+# The last state and the one before it, which takes over where the last is damaged
+_STATE, _BEFORE = "last/state.pt", "last/before.pt"
+# Fields of a recipe that may change within a run: no number depends on the workers or on how often the state is
+# saved, and a run may be made longer or shorter, its learning rate then following the new length.
+_FREE_FIELDS = ("workers", "epochs", "patience", "save_every")
+
+
+class CheckpointError(ValueError):
+    """A training state that cannot be resumed: names the file and what is wrong with it."""
+
+
+def save_weights(path: str | os.PathLike[str], state: Mapping[str, Tensor]) -> None:
+    """Write the tensors of a state dict as float32 safetensors, without the "auxiliary.*" ones.
+
+    Raises OutputError when the file cannot be written; an older one then stays.
+    """
+    tensors = {
+        name: tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype).contiguous()
+        for name, tensor in state.items()
+        if not name.startswith("auxiliary.")
+    }
+    data = safetensors.torch.save(tensors, metadata={"format": "pt"})
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def save_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Write a resumable state of tensors and plain data as one file. Raises OutputError; an older one then stays."""
+    with atomic_path(path) as temporary:
+        _write_state(temporary, state)
+
+
+def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read what `save_state` wrote, with all tensors on the CPU and without running anything from the file.
+
+    Raises FileNotFoundError, or CheckpointError for a file that is damaged or something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no training state at {path}, expected the state.pt of an earlier run")
+    try:
+        # torch.load itself does not look at the checksums of the archive.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip() is not None
+    except (zipfile.BadZipFile, RuntimeError, ValueError, EOFError, OSError):
+        damaged = True
+    if damaged:
+        raise CheckpointError(f"{path} is damaged: delete it to train from the start")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, LookupError, pickle.UnpicklingError):
+        state = None
+    if not isinstance(state, dict) or state.get("format") != _FORMAT:
+        raise CheckpointError(f"{path} is not a training state of format {_FORMAT}: delete it to train from the start")
+    return state
+
+
+def has_state(out_dir: Path) -> bool:
+    """Whether a run in this folder can be resumed, if its state is sound."""
+    return (out_dir / _STATE).exists() or (out_dir / _BEFORE).exists()
+
+
+def save_last_state(out_dir: Path, state: Mapping[str, Any]) -> None:
+    """`save_state` for a run, which keeps the state before: whenever it is killed, one of the two is whole."""
+    path = out_dir / _STATE
+    with atomic_path(path) as temporary:
+        _write_state(temporary, state)
+        if path.exists():
+            os.replace(path, out_dir / _BEFORE)
+
+
+def load_last_state(out_dir: Path) -> tuple[Path, dict[str, Any]]:
+    """The last sound state of a run and its file; one line in the log says so when it is the one before the last.
+
+    Raises CheckpointError where neither is sound.
+    """
+    path, before = out_dir / _STATE, out_dir / _BEFORE
+    try:
+        return path, load_state(path)
+    except (FileNotFoundError, CheckpointError):
+        if not before.exists():
+            raise
+    missing = not path.exists()
+    try:
+        state = load_state(before)
+    except CheckpointError as error:
+        if missing:
+            raise
+        raise CheckpointError(f"{path} and {before} are damaged: delete both to train from the start") from error
+    if rank() == 0:
+        position = state["position"]
+        logger.warning(
+            "%s is %s: going on from the state before it, after epoch %d and step %d of the next",
+            path, "missing" if missing else "damaged", position["epoch"], position["step"],
+        )  # fmt: skip
+    return before, state
+
+
+def settle(out_dir: Path, path: Path | None) -> None:
+    """Make ``path`` the last state of the run that goes on from it, and remove what a killed run left unfinished.
+
+    A damaged last state must not become the one before. Temporary files may each be as large as a state.
+    """
+    if path == out_dir / _BEFORE:
+        os.replace(path, out_dir / _STATE)
+    unfinished = "." + 32 * "[0-9a-f]" + ".*"
+    for leftover in (*out_dir.glob(unfinished), *out_dir.glob(f"*/{unfinished}")):
+        leftover.unlink()
+
+
+def check_continues(path: str | os.PathLike[str], state: Mapping[str, Any], recipe: Recipe, images: int) -> None:
+    """Raise CheckpointError unless ``state`` is of a run with this recipe on this many training images."""
+    wanted = recipe.to_plain()
+    # A field that did not exist when the run began had no effect, as it has by default; but for the samplers' own rate.
+    saved = {**Recipe(model=recipe.model).to_plain(), "sampler_lr_mult": 1.0, **state["recipe"]}
+    changed = sorted(
+        name
+        for name in wanted.keys() | saved.keys()
+        if name not in _FREE_FIELDS and wanted.get(name) != saved.get(name)
+    )
+    if changed:
+        raise CheckpointError(f"{path} was made with another {', '.join(changed)}; resume with the recipe of that run")
+    if state["images"] != images:
+        raise CheckpointError(
+            f"{path} was made on {state['images']} training images, got {images}; resume on the data of that run"
+        )
+
+
+class RunLog:
+    """``log.jsonl``: one JSON object a line, appended. What is not finite becomes null.
+
+    Opening it keeps the lines of the first ``epochs`` epochs, which the resumed state has behind it, and drops
+    later ones and a line that a crash left torn; ``epochs`` None begins an empty log. Raises OutputError.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], epochs: int | None) -> None:
+        self.path = Path(path)
+        kept = []
+        if epochs is not None and self.path.is_file():
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+            kept = [line for line in lines if _belongs(line, epochs)]
+        write_text(self.path, "".join(line + "\n" for line in kept))
+
+    def write(self, event: str, **fields: object) -> None:
+        text = json.dumps(_json_ready({"event": event, **fields}), ensure_ascii=False, allow_nan=False)
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # a state that is saved after it must not outlive it
+        except OSError as error:
+            raise OutputError(error.errno, error.strerror, str(self.path)) from error
+
+
+def _write_state(path: Path, state: Mapping[str, Any]) -> None:
+    # Through memory: torch's own writer turns a full disk into a RuntimeError of many lines.
+    buffer = io.BytesIO()
+    torch.save({"format": _FORMAT, **state}, buffer)
+    with path.open("wb") as file:
+        file.write(buffer.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())  # a disk may say only now that it is full
+
+
+def _belongs(line: str, epochs: int) -> bool:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(entry, dict) and entry.get("epoch", 0) <= epochs
+
+
+def _json_ready(data: object) -> object:
+    if isinstance(data, Mapping):
+        return {str(key): _json_ready(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_json_ready(value) for value in data]
+    if isinstance(data, float) and not math.isfinite(data):
+        return None
+    return data

@@ -1,0 +1,393 @@
+"""Training: one process or many, resumable to the bit.
+
+All randomness of a step is seeded from (seed, epoch, step), never carried along. So a run that was interrupted
+needs no random state to go on with the batches, crops and dropout masks it would have had.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import itertools
+import logging
+import math
+import platform
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ddsm_zoo.layers.sampler import TapCounts
+from ddsm_zoo.training.checkpoint import (
+    CheckpointError,
+    RunLog,
+    check_continues,
+    has_state,
+    load_last_state,
+    save_last_state,
+    save_weights,
+    settle,
+)
+from ddsm_zoo.training.dataloader import Samples, in_batches, load, mix_seeds, shuffled
+from ddsm_zoo.training.optimizer import schedule
+from ddsm_zoo.training.recipe import Recipe
+from ddsm_zoo.training.train_state import Trainee
+from ddsm_zoo.utils.distributed import rank, share
+from ddsm_zoo.utils.signals import interruptible
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingDiverged(ValueError):
+    """The loss or a weight became infinite or NaN. Nothing was saved after that."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgressEvent:
+    """Where a run stands: ``done`` of ``total`` optimizer steps of the run ("train"), or images of a validation.
+
+    Before it begins, `training.run_recipe` counts the images that it has checked ("check").
+
+    Epochs count from 1. ``loss`` is the running mean of the epoch, ``miou`` the latest validation's, nan before.
+    """
+
+    phase: Literal["check", "train", "validate"]
+    epoch: int
+    epochs: int
+    done: int
+    total: int
+    loss: float
+    miou: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooks:
+    """What a caller adds to a run.
+
+    ``order`` gives the indices of the images of an epoch from (images, seed, epoch), and from these alone: every
+    process and every resumed run asks again. An epoch may have more or fewer of them than there are images, as many
+    in each epoch.
+
+    The first process calls ``progress`` after each step and each batch of a validation, and ``observe`` at the end of
+    each epoch, with its line of the log, which has "miou" where it was validated, and the evaluated model.
+    """
+
+    order: Callable[[int, int, int], Sequence[int]] = shuffled
+    progress: Callable[[ProgressEvent], None] | None = None
+    observe: Callable[[Mapping[str, Any], nn.Module], None] | None = None
+
+
+@dataclass
+class _Position:
+    """How far a run is: whole epochs, then optimizer steps within the epoch with their summed loss and time."""
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+    miou: float = math.nan
+    best_miou: float = math.nan
+    best_epoch: int = 0
+    taps: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Of the last step: `TapCounts` as plain data, by sampler."""
+
+
+def train(
+    model: nn.Module,
+    recipe: Recipe,
+    train_set: Samples,
+    val_set: Samples,
+    out_dir: str | Path,
+    *,
+    ignore_index: int = 255,
+    resume: bool = False,
+    hooks: Hooks = Hooks(),
+) -> dict[str, Any]:
+    """Train ``model`` in place and write ``last/`` and ``best/model.safetensors``, the state and ``log.jsonl``.
+
+    ``model`` maps (N, C, H, W) to logits (N, K, H, W) and has ``num_classes``; where its ``auxiliary`` is not None,
+    ``forward_auxiliary`` gives a second set of logits for the loss. The weights written are the averaged ones if
+    the recipe averages, and "best" means the highest mIoU on ``val_set``.
+
+    Where a model samples features, the log has for each epoch, by sampler, the share of taps that read the map in its
+    last step (``taps_on_map``) and of positions without such a tap (``blind``). A sampler that has lost more than half
+    of the plain grid's taps is warned of once: outside the map there are zeros, and no gradient leads back.
+
+    The state is saved after every epoch and, with the recipe's ``save_every``, within it. With ``resume``, the run in
+    ``out_dir`` goes on exactly where its state was saved, or starts if it has none; from the state before where the
+    last one is damaged. SIGINT or SIGTERM ends the run after the step in hand with its state saved; a second SIGINT is
+    KeyboardInterrupt.
+
+    Returns a summary: epochs (finished ones), interrupted, miou, best_miou, best_epoch (0 and nan before the first
+    validation), last and best (paths of the weights). Raises TrainingDiverged, CheckpointError for a state that
+    does not fit, OutputError for one that cannot be written, and ValueError for data that cannot be trained on.
+    """
+    for name, samples in (("training", train_set), ("validation", val_set)):
+        if not len(samples):
+            raise ValueError(f"the {name} set has 0 images, expected at least 1")
+    if recipe.batch_size == 0:
+        raise ValueError("batch_size is 0, expected a number, which engine.batch_size.settle_batch_size finds")
+    trainee = Trainee(model, recipe, ignore_index)
+    run = _Run(trainee, recipe, train_set, val_set, Path(out_dir), hooks)
+    run.begin(resume)
+    with interruptible() as interrupted:
+        return run.finish(interrupted)
+
+
+class _Run:
+    """The parts of one training run and its position."""
+
+    def __init__(
+        self, trainee: Trainee, recipe: Recipe, train_set: Samples, val_set: Samples, out_dir: Path, hooks: Hooks
+    ) -> None:
+        self.trainee, self.recipe, self.hooks = trainee, recipe, hooks
+        self.train_set, self.val_set, self.out_dir = train_set, val_set, out_dir
+        self.position = _Position()
+        self.warned: set[str] = set()  # samplers whose loss of taps was reported
+        batches = self._batches(epoch=0)
+        if recipe.batch_size % trainee.processes:
+            raise ValueError(
+                f"batch_size is {recipe.batch_size}, expected a multiple of the {trainee.processes} processes"
+            )
+        if len(batches[0]) < trainee.processes:
+            raise ValueError(
+                f"the training set has {len(batches[0])} images, expected at least one for each of the "
+                f"{trainee.processes} processes"
+            )
+        self.images_per_epoch = sum(map(len, batches))
+        self.batches_per_epoch = len(batches)
+        self.steps_per_epoch = math.ceil(self.batches_per_epoch / recipe.gradient_accumulation)
+        self.steps = recipe.epochs * self.steps_per_epoch
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps of the run that are done."""
+        return self.position.epoch * self.steps_per_epoch + self.position.step
+
+    def begin(self, resume: bool) -> None:
+        """Restore the state of ``out_dir`` if there is one and it is wanted, and open the log."""
+        resumed = has_state(self.out_dir)
+        if resumed and not resume:
+            raise CheckpointError(f"{self.out_dir} holds the state of a run: resume it, or choose another folder")
+        path = self._restore() if resumed else None
+        self.trainee.wait()
+        if self.trainee.is_main:
+            settle(self.out_dir, path)
+            self.log = RunLog(self.out_dir / "log.jsonl", self.position.epoch if resumed else None)
+            self.log.write(
+                "resume" if resumed else "start",
+                recipe=self.recipe.to_plain(),
+                images={"train": len(self.train_set), "val": len(self.val_set)},
+                processes=self.trainee.processes,
+                device=str(self.trainee.device),
+                position={"epoch": self.position.epoch, "step": self.position.step},
+                versions=_versions(),
+            )
+
+    def finish(self, interrupted: threading.Event) -> dict[str, Any]:
+        """Train from the position to the end, or until interrupted."""
+        stopped = False
+        while not self._finished() and not stopped:
+            stopped = self._train_epoch(interrupted)
+            self._check_weights()
+            if not stopped:
+                self._close_epoch()
+            self._save()
+        if stopped:
+            logger.info("interrupted in epoch %d, state saved in %s", self.position.epoch + 1, self.out_dir)
+        position = self.position
+        return {
+            "epochs": position.epoch,
+            "interrupted": stopped,
+            "miou": position.miou,
+            "best_miou": position.best_miou,
+            "best_epoch": position.best_epoch,
+            "last": str(self.out_dir / "last" / "model.safetensors"),
+            "best": str(self.out_dir / "best" / "model.safetensors"),
+        }
+
+    def _finished(self) -> bool:
+        """A function of recipe and position alone, so that a run which is resumed after its end ends at once."""
+        recipe, position = self.recipe, self.position
+        stale = (position.epoch - position.best_epoch) // recipe.validate_every  # validations since the best one
+        return position.epoch >= recipe.epochs or 0 < recipe.patience <= stale
+
+    def _train_epoch(self, interrupted: threading.Event) -> bool:
+        """Train the rest of the epoch; whether it was interrupted."""
+        recipe, position = self.recipe, self.position
+        done = position.step * recipe.gradient_accumulation
+        batches = self._batches(position.epoch)[done:]
+        if hasattr(self.train_set, "set_epoch"):
+            self.train_set.set_epoch(position.epoch)
+        own = [batch[rank() :: self.trainee.processes] for batch in batches]
+        loader = self._load(self.train_set, batch_sampler=own)
+        self.trainee.train_mode()
+        began = time.perf_counter() - position.seconds
+        stopped = False
+        while position.step < self.steps_per_epoch and not stopped:
+            torch.manual_seed(mix_seeds(recipe.seed, position.epoch, position.step, rank()))
+            micro = list(itertools.islice(loader, recipe.gradient_accumulation))
+            closing = position.step == self.steps_per_epoch - 1
+            with self.trainee.watch_taps() if closing else contextlib.nullcontext({}) as counts:
+                loss, stopped = self.trainee.backward(micro, interrupted.is_set)
+            if closing:
+                position.taps = {name: self.trainee.of_all(asdict(count)) for name, count in counts.items()}
+            if not math.isfinite(loss):
+                raise self._diverged(f"the loss is {loss} in epoch {position.epoch + 1}, step {position.step + 1}")
+            self.trainee.update(schedule(self.step, self.steps, recipe))
+            position.loss_sum += loss
+            position.step += 1
+            position.seconds = time.perf_counter() - began
+            self._report("train", self.step, self.steps)
+            # The end of an epoch counts, too: a validation can take long.
+            due = recipe.save_every and (self.step % recipe.save_every == 0 or position.step == self.steps_per_epoch)
+            if due and not stopped:
+                self._check_weights()
+                self._save_state()
+        return stopped
+
+    def _close_epoch(self) -> None:
+        """Validate if it is time, log, keep the weights if they are the best so far, and go to the next epoch."""
+        recipe, position = self.recipe, self.position
+        number = position.epoch + 1
+        entry: dict[str, Any] = {
+            "epoch": number,
+            "loss": position.loss_sum / self.steps_per_epoch,
+            "lr": recipe.lr * schedule(number * self.steps_per_epoch - 1, self.steps, recipe),
+            "seconds": round(position.seconds, 2),
+            "images_per_second": round(self.images_per_epoch / position.seconds, 2),
+        }
+        better = False
+        if number % recipe.validate_every == 0 or number == recipe.epochs:
+            began = time.perf_counter()
+            scores = self._validate()
+            position.miou = scores["miou"]
+            better = math.isnan(position.best_miou) or position.miou > position.best_miou
+            entry |= {
+                "miou": scores["miou"],
+                "iou": scores["iou"],
+                "best": better,
+                "validation_seconds": round(time.perf_counter() - began, 2),
+            }
+        taps = {name: TapCounts(**counts) for name, counts in position.taps.items()}
+        if taps:
+            entry["taps_on_map"] = {name: round(counts.on_map, 4) for name, counts in taps.items()}
+            entry["blind"] = {name: round(counts.blind_share, 4) for name, counts in taps.items()}
+        logger.info("epoch %d of %d: %s", number, recipe.epochs, _in_words(entry))
+        self._warn_of_lost_taps(taps)
+        if better:
+            position.best_miou, position.best_epoch = position.miou, number
+        model = self.trainee.evaluated()
+        if self.trainee.is_main:
+            if better:
+                save_weights(self.out_dir / "best" / "model.safetensors", model.state_dict())
+            self.log.write("epoch", **entry)
+            if self.hooks.observe:
+                self.hooks.observe(entry, model)
+        position.epoch, position.step, position.loss_sum, position.seconds = number, 0, 0.0, 0.0
+
+    def _warn_of_lost_taps(self, taps: Mapping[str, TapCounts]) -> None:
+        lost = {name: counts for name, counts in taps.items() if counts.kept < 0.5 and name not in self.warned}
+        self.warned |= lost.keys()
+        if lost and self.trainee.is_main:
+            named = ", ".join(f"{name} (taps on the map {counts.on_map:.0%})" for name, counts in lost.items())
+            logger.warning(
+                "more than half of the taps left the map in %s: they read zeros and get no gradient; "
+                "lower sampler_lr_mult (it is %g) or lr",
+                named,
+                self.recipe.sampler_lr_mult,
+            )
+
+    def _validate(self) -> dict[str, Any]:
+        own = share(len(self.val_set))
+        samples = self._load(self.val_set, batch_size=None, sampler=own)
+        return self.trainee.validate(samples, lambda done: self._report("validate", done, len(own)))
+
+    def _save(self) -> None:
+        """Write the weights and the state of this position: the state last, since what it says must be there."""
+        model = self.trainee.evaluated()
+        if self.trainee.is_main:
+            save_weights(self.out_dir / "last" / "model.safetensors", model.state_dict())
+        self._save_state()
+
+    def _save_state(self) -> None:
+        state = self.trainee.state_dict()
+        if self.trainee.is_main:
+            position = asdict(self.position)
+            recipe = self.recipe.to_plain()
+            save_last_state(
+                self.out_dir, {"recipe": recipe, "images": len(self.train_set), "position": position, **state}
+            )
+        self.trainee.wait()
+
+    def _restore(self) -> Path:
+        path, state = load_last_state(self.out_dir)
+        check_continues(path, state, self.recipe, len(self.train_set))
+        try:
+            self.trainee.load_state_dict(state)
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{path} does not fit this model: {reason}") from error
+        self.position = _Position(**state["position"])
+        return path
+
+    def _check_weights(self) -> None:
+        """A last step can spoil the weights without a loss to show it."""
+        name = self.trainee.not_finite()
+        if name:
+            raise self._diverged(f"{name} is not finite in epoch {self.position.epoch + 1}")
+
+    def _diverged(self, what: str) -> TrainingDiverged:
+        return TrainingDiverged(
+            f"{what}: training diverged, nothing was saved since; lower lr (it is {self.recipe.lr}), "
+            "raise warmup_steps or set clip_norm"
+        )
+
+    def _report(self, phase: Literal["train", "validate"], done: int, total: int) -> None:
+        if self.hooks.progress and self.trainee.is_main:
+            position = self.position
+            self.hooks.progress(
+                ProgressEvent(
+                    phase=phase,
+                    epoch=position.epoch + 1,
+                    epochs=self.recipe.epochs,
+                    done=done,
+                    total=total,
+                    loss=position.loss_sum / position.step,
+                    miou=position.miou,
+                )
+            )
+
+    def _batches(self, epoch: int) -> list[list[int]]:
+        return in_batches(self.hooks.order(len(self.train_set), self.recipe.seed, epoch), self.recipe.batch_size)
+
+    def _load(self, samples: Samples, **order: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        return load(
+            samples,
+            workers=self.recipe.workers,
+            seed=mix_seeds(self.recipe.seed, self.position.epoch),
+            pin_memory=self.trainee.device.type == "cuda",
+            **order,
+        )
+
+
+def _in_words(entry: Mapping[str, Any]) -> str:
+    """The figures of an epoch in one line: loss, mIoU where it was validated, taps on the map where there are any."""
+    words = [f"loss {entry['loss']:.4f}"]
+    if "miou" in entry:
+        words.append(f"mIoU {entry['miou']:.4f}")
+    if shares := entry.get("taps_on_map"):
+        fewest = min(shares, key=shares.__getitem__)
+        mean = sum(shares.values()) / len(shares)
+        words.append(f"taps on the map {mean:.0%} (fewest {shares[fewest]:.0%}, {fewest})")
+    return ", ".join(words)
+
+
+def _versions() -> dict[str, str]:
+    packages = {name: importlib.metadata.version(name) for name in ("torch", "accelerate", "timm")}
+    return {"python": platform.python_version(), **packages}

@@ -1,0 +1,155 @@
+"""Losses of a dense prediction. Pixels labelled with the ignore index count nowhere."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ddsm_zoo.config import ConfigError
+from ddsm_zoo.training.recipe import Recipe
+
+
+class SegmentationLoss(nn.Module):
+    """Cross-entropy, plus ``dice`` x `dice_loss`, plus ``lovasz`` x `lovasz_softmax_loss`.
+
+    In the cross-entropy ``class_weights`` (K,) weigh each pixel by its class, and with ``ohem`` above 0 only the pixels
+    of `hard_targets` count; neither touches the other two.
+
+    forward: logits (N, K, H, W), targets (N, H, W) int64 class ids or ``ignore_index`` -> scalar in float32, or float64
+    for such logits: the (weighted) mean over the valid pixels of the whole batch; 0 where no pixel is valid.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        ignore_index: int = 255,
+        label_smoothing: float = 0.0,
+        class_weights: Tensor | None = None,
+        ohem: float = 0.0,
+        ohem_keep: float = 1 / 16,
+        dice: float = 0.0,
+        lovasz: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self.ohem = ohem
+        self.ohem_keep = ohem_keep
+        self.dice = dice
+        self.lovasz = lovasz
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        loss = self._cross_entropy(logits, targets)
+        if self.dice or self.lovasz:
+            valid = targets != self.ignore_index
+            probabilities = logits.softmax(1).movedim(1, -1)[valid]  # (P, K)
+            labels = targets[valid]  # (P,)
+            if self.dice:
+                loss = loss + self.dice * dice_loss(probabilities, labels)
+            if self.lovasz:
+                loss = loss + self.lovasz * lovasz_softmax_loss(probabilities, labels)
+        return loss
+
+    def mass(self, targets: Tensor) -> float:
+        """What a batch weighs in the mean over several: its valid pixels, or the sum of their class weights."""
+        valid = targets != self.ignore_index
+        if self.class_weights is None:
+            return float(valid.sum())
+        return float(self.class_weights[targets[valid].to(self.class_weights.device)].sum())
+
+    def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.ohem:
+            targets = hard_targets(logits, targets, self.ignore_index, self.ohem, self.ohem_keep)
+        weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
+        total = F.cross_entropy(
+            logits,
+            targets,
+            weight=weights,
+            ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing,
+            reduction="sum",
+        )
+        valid = targets != self.ignore_index
+        size = valid.sum() if weights is None else weights[targets[valid]].sum()
+        # The built-in mean is 0 / 0 for a crop that is all void.
+        return total / torch.where(size > 0, size, 1)
+
+
+def create_loss(recipe: Recipe, num_classes: int, ignore_index: int) -> SegmentationLoss:
+    """The recipe's loss. Raises ConfigError when there are not as many class weights as classes."""
+    weights = None
+    if recipe.class_weights is not None:
+        if isinstance(recipe.class_weights, str) or len(recipe.class_weights) != num_classes:
+            given = recipe.class_weights if isinstance(recipe.class_weights, str) else len(recipe.class_weights)
+            raise ConfigError(f"class_weights is {given}, expected {num_classes} numbers, one for each class")
+        weights = torch.tensor(recipe.class_weights)
+    return SegmentationLoss(
+        ignore_index=ignore_index,
+        label_smoothing=recipe.label_smoothing,
+        class_weights=weights,
+        ohem=recipe.ohem,
+        ohem_keep=recipe.ohem_keep,
+        dice=recipe.dice,
+        lovasz=recipe.lovasz,
+    )
+
+
+@torch.no_grad()
+def hard_targets(logits: Tensor, targets: Tensor, ignore_index: int, threshold: float, keep: float) -> Tensor:
+    """The targets with ``ignore_index`` in the place of all but the hard pixels: online hard example mining.
+
+    Hard are the pixels whose class gets a probability of at most ``threshold``, and if they are fewer than the share
+    ``keep`` of the valid pixels, so many of the least probable; several of one probability stay together.
+
+    logits (N, K, H, W), targets (N, H, W) -> (N, H, W).
+    """
+    valid = targets != ignore_index
+    losses = F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="none")
+    ranked = losses[valid]
+    if not len(ranked):
+        return targets
+    least = max(1, math.ceil(keep * len(ranked)))
+    limit = ranked.topk(least).values.amin().clamp(max=-math.log(threshold))
+    return torch.where(losses >= limit, targets, ignore_index)
+
+
+def dice_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
+    """1 - 2 sum(p t) / (sum(p) + sum(t)), the mean over the classes that occur in ``targets``.
+
+    probabilities (P, K), targets (P,) class ids -> scalar; 0 where P is 0.
+    """
+    members = F.one_hot(targets, probabilities.shape[1]).to(probabilities.dtype)  # (P, K)
+    sizes = members.sum(0)
+    overlap = (probabilities * members).sum(0)
+    # A class that does not occur has nothing to overlap with: its loss would be 1 whatever the network does.
+    return _mean_over_present(1 - 2 * overlap / (probabilities.sum(0) + sizes).clamp(min=1e-12), sizes)
+
+
+def lovasz_softmax_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
+    """The Lovasz extension of 1 - IoU (Berman, Triki and Blaschko, CVPR 2018), the mean over classes that occur.
+
+    probabilities (P, K), targets (P,) class ids -> scalar; 0 where P is 0. At one-hot probabilities it is exactly
+    1 - IoU of the batch.
+    """
+    members = F.one_hot(targets, probabilities.shape[1])  # (P, K) int64, so that the counts below are exact
+    sizes = members.sum(0)
+    errors, order = (members - probabilities).abs().sort(dim=0, descending=True)
+    members = members.gather(0, order)
+    # Row i is 1 - IoU once the i + 1 worst pixels are wrong and the others right.
+    intersection = sizes - members.cumsum(0)
+    union = sizes + (1 - members).cumsum(0)
+    jaccard = 1 - intersection / union
+    steps = torch.diff(jaccard, dim=0, prepend=torch.zeros_like(jaccard[:1]))
+    return _mean_over_present((errors * steps.to(errors.dtype)).sum(0), sizes)
+
+
+def _mean_over_present(losses: Tensor, sizes: Tensor) -> Tensor:
+    present = sizes > 0
+    return torch.where(present, losses, 0.0).sum() / present.sum().clamp(min=1)

@@ -1,0 +1,87 @@
+"""How the weights move: groups, learning rate, decay, averaging."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ddsm_zoo.layers.sampler import OffsetConv2d
+from ddsm_zoo.training.freezing import stages
+from ddsm_zoo.training.recipe import Recipe
+
+
+def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The recipe's optimizer over the trainable parameters, in the groups of `parameter_groups`.
+
+    Raises ValueError when every parameter is frozen.
+    """
+    groups = parameter_groups(model, recipe)
+    if not groups:
+        raise ValueError("the model has no trainable parameter, expected at least one with requires_grad")
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=recipe.lr)
+    return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
+
+
+def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Optimizer groups keyed by learning rate ("backbone.*" has its own) and weight decay, in a stable order.
+
+    The rate is multiplied by ``stage_decay`` for each of the model's `stages` after the parameter's own, and by
+    ``sampler_lr_mult`` for the convolutions that predict offsets, those of samplers and of deformable convolutions.
+    SGD decays every parameter, as the paper's setting does. AdamW decays the weights of convolutions and linear
+    layers alone: its decay is not scaled by the gradients, and would pull norms, biases and positional tables to
+    zero, which is no better a prior for them than any other value.
+    """
+    backbone_lr = recipe.lr if recipe.backbone_lr is None else recipe.backbone_lr
+    later = {name: above for above, names in enumerate(reversed(stages(model))) for name in names}
+    sampling = {
+        id(weight) for part in model.modules() if isinstance(part, OffsetConv2d) for weight in part.parameters()
+    }
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = backbone_lr if name.startswith("backbone.") else recipe.lr
+            rate *= recipe.stage_decay ** later[name]
+            if id(parameter) in sampling:
+                rate *= recipe.sampler_lr_mult
+            decayed = recipe.optimizer == "sgd" or _is_kernel(name, parameter)
+            groups.setdefault((rate, recipe.weight_decay if decayed else 0.0), []).append(parameter)
+    return [
+        {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
+    ]
+
+
+def schedule(step: int, steps: int, recipe: Recipe) -> float:
+    """The factor on every learning rate at optimizer step ``step`` of ``steps``: poly decay times a linear rise."""
+    rise = min(1.0, (step + 1) / (recipe.warmup_steps + 1))
+    return float(rise * (1 - step / steps) ** recipe.power)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set each group's rate to ``factor`` times the one it was created with.
+
+    The rate is a function of the step alone, so that a resumed run has no schedule to restore.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = factor * group["base_lr"]
+
+
+def average_weights(model: nn.Module, decay: float) -> AveragedModel:
+    """Exponential moving average of parameters and buffers, with a shorter memory over its first steps.
+
+    Without that the random weights it starts from would stay in it for some 1 / (1 - decay) steps.
+    """
+
+    def update(averages: Any, currents: Any, steps: Any) -> None:
+        warm = min(decay, (1 + int(steps)) / (10 + int(steps)))
+        cast(Any, get_ema_multi_avg_fn)(warm)(averages, currents, steps)  # has no type of its own
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+
+
+def _is_kernel(name: str, parameter: nn.Parameter) -> bool:
+    return name.endswith("weight") and parameter.ndim >= 2

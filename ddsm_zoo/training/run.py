@@ -1,0 +1,252 @@
+"""A recipe and the name of a data set to a trained model in a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddsm_zoo.config import ConfigError, DDSMConfig, ModelConfig, Preprocess, WeightsSpec
+from ddsm_zoo.data.check.report import Report, require_sound
+from ddsm_zoo.data.datasets import SegmentationDataset, open_dataset
+from ddsm_zoo.data.splits import open_training_sets, training_splits
+from ddsm_zoo.data.transforms import EvalTransform, TrainTransform
+from ddsm_zoo.labels import LabelSpace
+from ddsm_zoo.layers.sampler import watch_taps
+from ddsm_zoo.models import Segmenter
+from ddsm_zoo.training.batch_size import settle_batch_size
+from ddsm_zoo.training.checkpoint import has_state, load_last_state
+from ddsm_zoo.training.loop import Hooks, ProgressEvent, train
+from ddsm_zoo.training.recipe import Recipe
+from ddsm_zoo.training.sampling import epoch_order, median_frequency, rarity
+from ddsm_zoo.training.visual_log import Monitor
+from ddsm_zoo.utils.memory import enough_memory
+from ddsm_zoo.zoo import hub
+from ddsm_zoo.zoo.factory import create_model, describe_weights, resolve_data_config, save_pretrained
+from ddsm_zoo.zoo.safetensors_io import read_tensors
+from ddsm_zoo.zoo.state_dict import load_weights
+
+logger = logging.getLogger(__name__)
+
+
+def run_recipe(  # noqa: PLR0913 - each is a choice of its own
+    recipe: Recipe,
+    data: str,
+    out_dir: str | Path,
+    *,
+    model: Segmenter | None = None,
+    pretrained: bool | None = None,
+    resume: bool = False,
+    source: str | None = None,
+    progress: Callable[[ProgressEvent], None] | None = None,
+    tensorboard: bool = False,
+) -> dict[str, Any]:
+    """Train the recipe's model on the splits train and val of ``data``, which decides the number of classes.
+
+    ``pretrained`` starts from the model's task weights, or from random numbers for False; None starts from the
+    ImageNet weights of its backbone. ``model``, a built one with the classes of the data, is trained in place instead,
+    from the weights that it has; the recipe's model and overrides are then a record of what it was built from. Without
+    a split val, a part of train is held out. What the recipe leaves open, the batch size and class weights, is settled
+    first, and logged. ``source`` is recorded as the recipe's name. `monitor.Monitor` shows how the run goes on, with
+    ``tensorboard`` there too.
+
+    Returns the summary of `engine.train.train`. However the run ends, ``out_dir/best`` is then a saved model with the
+    data's labels, if a validation was reached. Raises what `train`, `create_model` and `open_dataset` raise, and
+    DatasetError, before ``out_dir`` is touched, for data in which the quick check of `data.check` finds an error.
+    """
+    out_dir = Path(out_dir)
+    labels = open_dataset(data, "train").labels
+    resumed = resume and has_state(out_dir)
+    if model is None:
+        _check_frozen(recipe, pretrained)
+        model = _create_trainee(recipe, labels, pretrained, resumed)
+    else:
+        _check_model(model, pretrained, labels)
+    report = _check(recipe, data, progress)
+    preprocess = dataclasses.replace(resolve_data_config(model), size=None, min_size=recipe.min_size)
+    transform = TrainTransform(
+        preprocess, recipe.crop_size, labels.ignore_index, recipe.scale, recipe.flip, recipe.jitter
+    )
+    train_set, val_set, trained = open_training_sets(
+        data, recipe.holdout, transform, EvalTransform(preprocess), recipe.seed
+    )
+    counts = _class_counts(recipe, train_set, trained, report)
+    settled = _settle(recipe, model, len(train_set), counts, out_dir if resumed else None)
+    monitor = Monitor(out_dir, val_set, tensorboard=tensorboard)
+    best = out_dir / "best" / hub.WEIGHTS_FILE
+    begun = False
+
+    def begin(event: ProgressEvent) -> None:
+        nonlocal begun
+        if not begun:  # until then the run may be refused, and what an earlier one left must stay as it is
+            begun = True
+            # It holds the hash of weights that training may replace; a kill must not leave the two side by side.
+            (best.parent / hub.CONFIG_FILE).unlink(missing_ok=True)
+        if progress:
+            progress(event)
+
+    summary: dict[str, Any] = {}
+    try:
+        with enough_memory("training", "choose a smaller batch_size (0 finds one that fits) or crop_size"):
+            summary = train(
+                model,
+                settled,
+                train_set,
+                val_set,
+                out_dir,
+                ignore_index=labels.ignore_index,
+                resume=resume,
+                hooks=Hooks(order=_order(recipe, counts), progress=begin, observe=monitor),
+            )
+    finally:
+        monitor.close()
+        # A run that had ended before it was killed has no progress to report when it is resumed.
+        if (begun or summary) and best.exists():
+            _publish(model, best, val_set, data, preprocess, source, summary)
+    return summary
+
+
+def _create_trainee(recipe: Recipe, labels: LabelSpace, pretrained: bool | None, resumed: bool) -> Segmenter:
+    """The recipe's model, with initial weights unless those of the resumed run will replace them.
+
+    What is drawn at random follows from the recipe's seed, so that the same command makes the same model.
+    """
+    _check_overrides(recipe.overrides)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.seed)
+        return create_model(
+            recipe.model,
+            pretrained=bool(pretrained) and not resumed,
+            labels=labels,
+            pretrained_backbone=True if pretrained is None and not resumed else None,
+            **recipe.overrides,
+        )
+
+
+def _check_model(model: Segmenter, pretrained: bool | None, labels: LabelSpace) -> None:
+    if pretrained is not None:
+        raise ValueError(f"got a built model and pretrained={pretrained}, expected one source of weights; drop one")
+    if model.num_classes != len(labels):
+        raise ValueError(f"the model has {model.num_classes} classes, expected the {len(labels)} of the data")
+
+
+def _check(recipe: Recipe, data: str, progress: Callable[[ProgressEvent], None] | None) -> Report | None:
+    event = ProgressEvent(phase="check", epoch=0, epochs=recipe.epochs, done=0, total=0, loss=math.nan, miou=math.nan)
+
+    def show(done: int, total: int) -> None:
+        if progress:
+            progress(dataclasses.replace(event, done=done, total=total))
+
+    return require_sound(data, training_splits(data), show)
+
+
+def _check_frozen(recipe: Recipe, pretrained: bool | None) -> None:
+    """What is frozen must come with weights."""
+    if pretrained is False and recipe.frozen_stages != 0:
+        raise ConfigError(
+            f"frozen_stages is {recipe.frozen_stages} and the backbone starts from random numbers, expected 0 without "
+            "pretrained weights"
+        )
+    needs = {"none": True, "backbone": pretrained is not False, "all": pretrained is True}
+    if not needs[recipe.frozen_norms]:
+        raise ConfigError(
+            f"frozen_norms is {recipe.frozen_norms} and "
+            f"{'all' if pretrained is False else 'those of the decoder'} start without statistics, expected "
+            f"{'none' if pretrained is False else 'backbone'}, or task weights by --pretrained"
+        )
+
+
+def _class_counts(
+    recipe: Recipe, train_set: SegmentationDataset, trained: Sequence[int], report: Report | None
+) -> Tensor | None:
+    """The pixels of each class in each image of ``train_set``, where the recipe asks for them.
+
+    The check has counted those on disk, all of the split, of which the ones in ``trained`` are wanted.
+    """
+    if recipe.sampling == "uniform" and recipe.class_weights != "auto":
+        return None
+    if report is not None:
+        return torch.from_numpy(report.splits["train"].counts)[list(trained)]
+    classes = len(train_set.labels)
+    masks = (train_set.load(index)[1] for index in range(len(train_set)))
+    return torch.stack([torch.bincount(mask[mask < classes], minlength=classes) for mask in masks])
+
+
+def _settle(recipe: Recipe, model: Segmenter, images: int, counts: Tensor | None, resumed: Path | None) -> Recipe:
+    """The recipe with numbers in the place of what it leaves open; a run that goes on keeps its batch size."""
+    if recipe.class_weights == "auto":
+        assert counts is not None
+        weights = [round(weight, 4) for weight in median_frequency(counts).tolist()]
+        logger.info("class_weights %s", weights)
+        recipe = dataclasses.replace(recipe, class_weights=tuple(weights))
+    if recipe.batch_size > 0:
+        return recipe
+    if resumed is not None:
+        saved = load_last_state(resumed)[1]["recipe"]
+        return dataclasses.replace(recipe, **{name: saved[name] for name in ("batch_size", "lr", "backbone_lr")})
+    return settle_batch_size(recipe, model, model.config.in_chans, min(images, recipe.images_per_epoch or images))
+
+
+def _order(recipe: Recipe, counts: Tensor | None) -> Callable[[int, int, int], Sequence[int]]:
+    """The images of an epoch as the recipe wants them drawn."""
+    weights = rarity(counts) if counts is not None and recipe.sampling == "balanced" else None
+    return functools.partial(epoch_order, images=recipe.images_per_epoch, weights=weights)
+
+
+def _check_overrides(overrides: Mapping[str, Any]) -> None:
+    """Only what changes the architecture, and not what the data decides."""
+    fields = {field.name for config in (ModelConfig, DDSMConfig) for field in dataclasses.fields(config)}
+    allowed = sorted(fields - {"num_classes", "in_chans"})
+    for name in overrides:
+        if name not in allowed:
+            nearest = difflib.get_close_matches(name, allowed, n=1)
+            hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected some of {', '.join(allowed)}"
+            raise ConfigError(f"the recipe overrides {name!r}, which a recipe cannot; {hint}")
+
+
+@torch.inference_mode()
+def taps_on_map(model: Segmenter, samples: SegmentationDataset, images: int = 8) -> dict[str, float]:
+    """The share of each sampler's taps that read the map, over the first ``images`` of ``samples``, by its name.
+
+    ``samples`` gives images as the model takes them. Empty for a model that samples nothing.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    with watch_taps(model) as counts:
+        for index in range(min(images, len(samples))):
+            model(samples[index][0][None].to(device))
+    return {name: round(count.on_map, 4) for name, count in counts.items()}
+
+
+def _publish(
+    model: Segmenter,
+    weights: Path,
+    val_set: SegmentationDataset,
+    data: str,
+    preprocess: Preprocess,
+    source: str | None,
+    summary: dict[str, Any],
+) -> None:
+    """Make the folder of the best weights a saved model that knows its labels, input and score."""
+    kind, _, root = data.partition(":")
+    load_weights(model, read_tensors(weights), str(weights))
+    spec = WeightsSpec(
+        uri=f"file:{weights.name}",
+        dataset=Path(root).resolve().name if kind == "folder" else kind,
+        labels=val_set.labels,
+        preprocess=preprocess,
+        license="unknown",  # it follows the data's, which only the user knows
+        recipe=source,
+        metrics={"miou (val)": 100 * summary["best_miou"]} if summary else {},
+        taps_on_map=taps_on_map(model, val_set),
+    )
+    describe_weights(model, spec)
+    save_pretrained(model, weights.parent)

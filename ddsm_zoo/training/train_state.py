@@ -1,0 +1,243 @@
+"""What a run trains: model, optimizer and averaged weights, spread over processes by `accelerate`.
+
+Each process holds all of the model or, with FSDP, its part of every parameter. The state that is saved is whole in both
+cases, so that a run may go on with more processes or fewer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, broadcast
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ddsm_zoo.inference.modes import resize
+from ddsm_zoo.layers.sampler import TapCounts, watch_taps
+from ddsm_zoo.metrics import ConfusionMatrix
+from ddsm_zoo.training.dataloader import stack_equal
+from ddsm_zoo.training.freezing import freeze, hold_frozen
+from ddsm_zoo.training.losses import create_loss
+from ddsm_zoo.training.optimizer import average_weights, create_optimizer, set_learning_rate
+from ddsm_zoo.training.recipe import Recipe
+from ddsm_zoo.training.sync_batch_norm import synchronise
+from ddsm_zoo.utils.distributed import summed
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Objective(nn.Module):
+    """Model and loss as one module, (images, targets) -> loss, so that data-parallel wrappers see one forward pass."""
+
+    def __init__(self, model: nn.Module, loss: nn.Module, auxiliary_weight: float) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.auxiliary_weight = auxiliary_weight
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        if getattr(self.model, "auxiliary", None) is None:
+            return cast(Tensor, self.loss(self.model(images), targets))
+        logits, auxiliary_logits = cast(Any, self.model).forward_auxiliary(images)
+        return cast(Tensor, self.loss(logits, targets) + self.auxiliary_weight * self.loss(auxiliary_logits, targets))
+
+
+class Trainee:
+    """A model in training. Every process must call each method, and in the same order."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, ignore_index: int) -> None:
+        # A process may train twice with different precision, which the shared state of accelerate would refuse.
+        AcceleratorState._reset_state()
+        # Unless told, accelerate has several processes that find no accelerator train each on its own.
+        on_cpus = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
+        self.accelerator = Accelerator(mixed_precision=recipe.precision, cpu=on_cpus)
+        self.recipe, self.ignore_index = recipe, ignore_index
+        self.processes: int = self.accelerator.num_processes
+        self.device: torch.device = self.accelerator.device
+        self.is_main: bool = self.accelerator.is_main_process
+        self.memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
+
+        model.to(self.device)
+        if self.processes > 1:
+            synchronise(model, self.device)
+            # What was drawn at random is other numbers on every process.
+            broadcast(list(model.state_dict().values()))
+        freeze(model, recipe)
+        # The types of nn.Module.to leave out that it takes a memory format alone
+        self.model = cast(Any, model).to(memory_format=self.memory_format)
+        self.average = average_weights(self.model, recipe.ema_decay) if recipe.ema_decay else None
+        # FSDP takes a model apart for good, and only in this memory format: it gets a copy, the caller's stays whole.
+        sharded = _sharding(self.accelerator)
+        self._trained = copy.deepcopy(self.model).to(memory_format=torch.contiguous_format) if sharded else self.model
+        self._loss = create_loss(recipe, cast(int, model.num_classes), ignore_index).to(self.device)
+        objective = Objective(self._trained, self._loss, recipe.auxiliary_weight)
+        self._objective, self._optimizer = self.accelerator.prepare(objective, create_optimizer(self._trained, recipe))
+
+    def train_mode(self) -> None:
+        self._objective.train()
+        hold_frozen(self._trained)
+
+    def backward(self, batches: Sequence[Batch], told: Callable[[], bool]) -> tuple[float, bool]:
+        """Gradients of the loss over these batches of all processes: that loss, and whether one of them was ``told``.
+
+        The loss of a batch weighs as much as its valid pixels do: shares of a batch, on other processes or before and
+        after, add up to the mean over all of its pixels.
+        """
+        masses = [self._loss.mass(targets) for _, targets in batches]
+        total = float(summed(torch.tensor(sum(masses), dtype=torch.float64))) or 1.0
+        loss_sum = torch.zeros((), device=self.device)
+        for index, (images, targets) in enumerate(batches):
+            last = index == len(batches) - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self._objective):
+                with self.accelerator.autocast():
+                    loss = self._objective(self._moved(images), targets.to(self.device, non_blocking=True))
+                loss = loss * (masses[index] / total)
+                # Gradients are averaged over the processes, where the sum is wanted.
+                self.accelerator.backward(loss * self.processes)
+            loss_sum += loss.detach()
+        # One sum for both, so that all processes leave at the same step.
+        mean, tolds = summed(torch.stack([loss_sum, loss_sum.new_tensor(float(told()))])).tolist()
+        return mean, tolds > 0
+
+    def watch_taps(self) -> AbstractContextManager[dict[str, TapCounts]]:
+        """See `ddsm_zoo.layers.sampler.watch_taps`, for the batches of this process."""
+        return watch_taps(self._trained)
+
+    def of_all(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """The sums of the counts of all processes."""
+        sums = summed(torch.tensor(list(counts.values()))).tolist()
+        return dict(zip(counts, sums, strict=True))
+
+    def update(self, factor: float) -> None:
+        """One step of the optimizer at ``factor`` times the learning rates."""
+        if self.recipe.clip_norm:
+            self.accelerator.clip_grad_norm_(self._objective.parameters(), self.recipe.clip_norm)
+        set_learning_rate(self._optimizer, factor)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        if self.average:
+            self.average.update_parameters(self.whole())
+
+    def whole(self) -> nn.Module:
+        """The caller's model with the present weights."""
+        if self._trained is not self.model:
+            self.model.load_state_dict(_gathered(self._trained.state_dict()))
+        return cast(nn.Module, self.model)
+
+    def evaluated(self) -> nn.Module:
+        """What is validated and published: the averaged model if there is one."""
+        return self.average.module if self.average else self.whole()
+
+    def not_finite(self) -> str | None:
+        """The name of a tensor of the model that holds an infinity or NaN."""
+        for name, tensor in self.whole().state_dict().items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                return name
+        return None
+
+    @torch.no_grad()
+    def validate(self, samples: Iterable[Batch], report: Callable[[int], None]) -> dict[str, Any]:
+        """Scores of the evaluated model, over what all processes have; ``report`` gets the images done so far."""
+        model = self.evaluated()
+        # Buffers other than those of synchronised norms follow the batches of each process.
+        broadcast(list(model.buffers()))
+        model.eval()
+        confusion = ConfusionMatrix(cast(int, self.model.num_classes), self.ignore_index)
+        done = 0
+        for images, targets in stack_equal(samples, self.recipe.batch_size // self.processes):
+            with self.accelerator.autocast():
+                logits = model(self._moved(images))
+            confusion.update(resize(logits, (targets.shape[-2], targets.shape[-1])).argmax(1), targets)
+            done += len(images)
+            report(done)
+        confusion.matrix = summed(confusion.matrix)
+        return confusion.compute()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything to go on from, whole, of tensors and plain data."""
+        scaler = self.accelerator.scaler
+        return {
+            "model": self.whole().state_dict(),
+            "average": self.average.state_dict() if self.average else None,
+            "optimizer": _gathered(self._optimizer.state_dict()),
+            "scaler": scaler.state_dict() if scaler else None,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave. Raises RuntimeError or ValueError for the state of another model."""
+        self.model.load_state_dict(state["model"])
+        optimizer = state["optimizer"]
+        if self._trained is not self.model:
+            trained = self._trained.state_dict()
+            for name, tensor in self.model.state_dict().items():
+                trained[name].copy_(_spread(tensor, trained[name]))
+            optimizer = _spread_moments(optimizer, self._optimizer)
+        self._optimizer.load_state_dict(optimizer)
+        if self.average:
+            self.average.load_state_dict(state["average"])
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def wait(self) -> None:
+        """Let all processes come to this point."""
+        self.accelerator.wait_for_everyone()
+
+    def _moved(self, images: Tensor) -> Tensor:
+        return images.to(self.device, non_blocking=True).contiguous(memory_format=self.memory_format)
+
+
+def _sharding(accelerator: Accelerator) -> bool:
+    """Whether FSDP is configured. Raises ValueError where it cannot be had."""
+    if accelerator.distributed_type == DistributedType.FSDP:
+        if not accelerator.is_fsdp2:
+            raise ValueError("FSDP is configured in version 1, expected version 2: accelerate launch --fsdp_version 2")
+        plugin = accelerator.state.fsdp_plugin
+        # Loading on one process alone cannot pass on running statistics, and norms cannot mix the precision of theirs
+        # with that of cast weights: autocast does what is to be done in half precision.
+        plugin.cpu_ram_efficient_loading, plugin.mixed_precision_policy = False, None
+        return True
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and accelerator.num_processes > 1:
+        raise ValueError(
+            f"FSDP is configured, but accelerate does it on GPUs alone and this is {accelerator.device}: "
+            "launch without --use_fsdp"
+        )
+    return False
+
+
+def _gathered(data: Any) -> Any:
+    """The same nest of containers with every spread tensor whole."""
+    if isinstance(data, Mapping):
+        return {key: _gathered(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_gathered(value) for value in data]
+    return data.full_tensor() if isinstance(data, DTensor) else data
+
+
+def _spread(tensor: Tensor, like: Tensor) -> Tensor:
+    """``tensor`` over the processes as ``like`` is."""
+    if not isinstance(like, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+
+
+def _spread_moments(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimizer's whole state with what it keeps for each parameter spread as that is."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = {
+        index: {
+            name: _spread(value, parameters[index])
+            if isinstance(value, Tensor) and value.shape == parameters[index].shape
+            else value
+            for name, value in kept.items()
+        }
+        for index, kept in state["state"].items()
+    }
+    return {**state, "state": moments}

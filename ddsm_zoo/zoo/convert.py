@@ -1,0 +1,302 @@
+"""Weights made with other libraries, moved into our models: each tensor is taken over, known to have no counterpart, or
+refused.
+
+ResNets of timm and torchvision become backbones; UPerNet and DeepLabV3+ of segmentation_models_pytorch (smp) and
+UPerNet as mmsegmentation lays it out become whole models, but for the layers that differ (docs/weights.md).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddsm_zoo.config import Decoder
+from ddsm_zoo.models import Segmenter
+from ddsm_zoo.models.deeplabv3plus import LOW_WIDTH
+from ddsm_zoo.zoo.safetensors_io import CheckpointError, abbreviate, read_tensors
+from ddsm_zoo.zoo.state_dict import misfits
+
+# A regular expression for the names of theirs, and ours in its place; None where we have no such layer.
+Rule = tuple[str, str | None]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported:
+    """What became of every tensor: ``mapped`` from theirs to ours, ``left_out`` of theirs, ``fresh`` of ours.
+
+    ``source`` says what the checkpoint was recognised as.
+    """
+
+    source: str
+    mapped: Mapping[str, str]
+    left_out: tuple[str, ...]
+    fresh: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON and for ``model.pretrained_cfg["imported"]``."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        fresh, left_out = (", ".join(_modules(names)) or "nothing" for names in (self.fresh, self.left_out))
+        return (
+            f"{self.source}: {len(self.mapped)} tensors taken over; freshly initialised: {fresh}; left out: {left_out}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    """How one library names the layers of one architecture.
+
+    ``mark`` begins a name that only this kind has. ``fresh`` are the parts of ours that it has no weights for,
+    ``optional`` those that our model may lack. Before our layer ``fusing``, features of the widths ``blocks`` (None is
+    the decoder's width) are concatenated in this order, and in ours in the opposite one.
+    """
+
+    name: str
+    mark: str
+    rules: tuple[Rule, ...]
+    decoder: Decoder | None = None
+    fresh: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    fusing: str = ""
+    blocks: tuple[int | None, ...] = ()
+
+
+def load_foreign(model: Segmenter, checkpoint: str | os.PathLike[str] | Mapping[str, Tensor]) -> Imported:
+    """Copy another library's weights into ``model``, whose backbone and width must be theirs; what became of each.
+
+    ``checkpoint`` is a state dict, a safetensors file or a local PyTorch file, which is read without running any code
+    in it. A ResNet goes into the backbone alone. Raises CheckpointError, before anything is changed, for a kind of
+    checkpoint that is not known, for a tensor in it that is not, and for missing, wrongly shaped and damaged tensors.
+    """
+    if isinstance(checkpoint, Mapping):
+        where, tensors = "the state dict", dict(checkpoint)
+    else:
+        where, tensors = os.fspath(checkpoint), read_checkpoint(Path(checkpoint).expanduser())
+    tensors = _without_wrapper(tensors)
+    kind = _recognise(tensors, where)
+    if kind.decoder not in (None, model.config.decoder):
+        raise CheckpointError(
+            f"{where} is a {kind.name}, expected weights for the decoder {model.config.decoder}; "
+            f"create the model with the decoder {kind.decoder}"
+        )
+    expected = model.state_dict()
+    mapped = _translate(kind, tensors, expected, where)
+    given = {ours: _reordered(kind, ours, tensors[name], model.config.width) for name, ours in mapped.items()}
+    optional = tuple(part for part in kind.fresh if not any(ours.startswith(part) for ours in given))
+    needed = {
+        name: tensor
+        for name, tensor in expected.items()
+        if name in given or not (name.startswith(optional) or name.endswith("num_batches_tracked"))
+    }
+    problems = misfits(needed, given)
+    if problems:
+        raise CheckpointError(
+            f"{where}, a {kind.name}, does not fit the model: {'; '.join(problems)}; "
+            "check the backbone, width, separable and num_classes it was created with"
+        )
+    model.load_state_dict(given, strict=False)
+    done = Imported(
+        source=kind.name,
+        mapped=mapped,
+        left_out=tuple(name for name in tensors if name not in mapped),
+        fresh=tuple(name for name in expected if name not in given and not name.endswith("num_batches_tracked")),
+    )
+    model.pretrained_cfg["imported"] = done.to_dict()
+    logger.info("%s", done)
+    return done
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The state dict in a safetensors file or, by any other suffix, in a PyTorch file; nothing in it is executed.
+
+    Raises FileNotFoundError and CheckpointError.
+    """
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist, expected a checkpoint")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # bytes that are damaged make it fail in any way
+        raise CheckpointError(
+            f"{path} is damaged or holds more than tensors, which is not opened ({type(error).__name__}); "
+            "save its state dict alone, best with safetensors.torch.save_file"
+        ) from error
+    while isinstance(content, Mapping):
+        inner = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    if not isinstance(content, Mapping) or not content or not all(map(_is_named_tensor, content.items())):
+        raise CheckpointError(f"{path} holds no state dict, expected tensors by name")
+    return dict(content)
+
+
+def _is_named_tensor(item: tuple[object, object]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
+
+
+def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without the prefix that DataParallel or Lightning puts before every name."""
+    for prefix in ("module.", "model."):
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _recognise(tensors: Mapping[str, Tensor], where: str) -> _Kind:
+    for kind in _KINDS:
+        if any(name.startswith(kind.mark) for name in tensors):
+            return kind
+    known = ", ".join(kind.name for kind in _KINDS)
+    raise CheckpointError(
+        f"{where} is none of {known}; its tensors begin with {abbreviate(list(tensors)) or 'nothing'}"
+    )
+
+
+def _translate(
+    kind: _Kind, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str
+) -> dict[str, str]:
+    """Our names by theirs, without those that have no counterpart here. Raises CheckpointError for unknown names."""
+    mapped: dict[str, str] = {}
+    unknown: list[str] = []
+    for name in tensors:
+        rule = next((rule for rule in kind.rules if re.fullmatch(rule[0], name)), None)
+        if rule is None:
+            unknown.append(name)
+            continue
+        ours = None if rule[1] is None else re.sub(rule[0], rule[1], name)
+        if ours is not None and (ours in expected or not ours.startswith(kind.optional)):
+            mapped[name] = ours
+    if unknown:
+        raise CheckpointError(f"{where} has {len(unknown)} tensors that no {kind.name} has: {abbreviate(unknown)}")
+    return mapped
+
+
+def _reordered(kind: _Kind, ours: str, tensor: Tensor, width: int) -> Tensor:
+    """The tensor with its input channels in our order of concatenation, where that is the opposite of theirs."""
+    if not kind.fusing or not ours.startswith(kind.fusing) or tensor.ndim != 4:
+        return tensor
+    sizes = [width if block is None else block for block in kind.blocks]
+    # a depthwise kernel has one output channel for each input channel
+    dimension = 0 if ours.endswith("depthwise.weight") else 1
+    if tensor.shape[dimension] != sum(sizes):
+        return tensor
+    return torch.cat(torch.split(tensor, sizes, dimension)[::-1], dimension)
+
+
+def _modules(names: Iterable[str]) -> Iterator[str]:
+    """The modules that the tensors belong to, each once."""
+    for module, group in itertools.groupby(names, lambda name: name.rpartition(".")[0]):
+        yield f"{module} ({len(list(group))})"
+
+
+def _block(theirs: str, ours: str, conv: str, norm: str) -> tuple[Rule, Rule]:
+    """A convolution with normalisation, where theirs are called ``conv`` and ``norm``."""
+    scale_and_shift = (rf"{theirs}\.{norm}\.(?P<rest>\w+)", rf"{ours}.norm.\g<rest>")
+    return (rf"{theirs}\.{conv}\.weight", f"{ours}.conv.weight"), scale_and_shift
+
+
+def _resnet(prefix: str) -> tuple[Rule, ...]:
+    return ((rf"{prefix}((?:conv1|bn1|layer\d)\..+)", r"backbone.body.\1"), (rf"{prefix}fc\..+", None))
+
+
+def _separable(theirs: str, ours: str) -> tuple[Rule, ...]:
+    """smp's convolution with normalisation, dense or separable, as the tensors have it."""
+    depthwise = (rf"{theirs}\.0\.0\.weight", f"{ours}.depthwise.weight")
+    return depthwise, (rf"{theirs}\.0\.1\.weight", f"{ours}.conv.weight"), *_block(theirs, ours, "0", "1")
+
+
+_SMP_HEAD: Rule = (r"segmentation_head\.0\.(weight|bias)", r"classifier.\1")
+
+_SMP_UPERNET = _Kind(
+    name="smp UPerNet",
+    mark="decoder.fpn_lateral_blocks.",
+    decoder="uper",
+    rules=(
+        *_resnet(r"encoder\."),
+        *_block(r"decoder\.psp\.blocks\.(\d)\.1", r"decoder.context.branches.\1", "0", "1"),
+        *_block(r"decoder\.fpn_lateral_blocks\.(\d)\.conv_norm_relu", r"decoder.laterals.\1", "0", "1"),
+        *_block(r"decoder\.fpn_conv_blocks\.(\d)", r"decoder.smoothings.\1", "0", "1"),
+        *_block(r"decoder\.fusion_block", "decoder.fuse", "0", "1"),
+        _SMP_HEAD,
+        (r"decoder\.psp\.out_conv\..+", None),  # 3 x 3, ours is 1 x 1
+        (r"decoder\.feature_norms\..+", None),
+    ),
+    fresh=("decoder.context.fuse.", "decoder.fusions.", "auxiliary."),
+    optional=("decoder.smoothings.",),
+    fusing="decoder.fuse.",
+    blocks=(None, None, None, None),
+)
+
+_SMP_DEEPLAB = _Kind(
+    name="smp DeepLabV3+",
+    mark="decoder.aspp.0.convs.",
+    decoder="deeplabv3plus",
+    rules=(
+        *_resnet(r"encoder\."),
+        *_block(r"decoder\.aspp\.0\.convs\.4", "decoder.context.image", "1", "2"),
+        *_separable(r"decoder\.aspp\.0\.convs\.([0-3])", r"decoder.context.branches.\1"),
+        *_block(r"decoder\.aspp\.0\.project", "decoder.context.fuse", "0", "1"),
+        *_block(r"decoder\.block1", "decoder.lateral", "0", "1"),
+        *_separable(r"decoder\.block2", "decoder.refine.0"),
+        _SMP_HEAD,
+        (r"decoder\.aspp\.[12]\..+", None),  # one more convolution before the concatenation, where ours is after it
+    ),
+    fresh=("decoder.refine.1.", "auxiliary."),
+    fusing="decoder.refine.0.",
+    blocks=(None, LOW_WIDTH),
+)
+
+_MMSEG_UPERNET = _Kind(
+    name="mmsegmentation UPerNet",
+    mark="decode_head.lateral_convs.",
+    decoder="uper",
+    rules=(
+        (r"backbone\.stem\.7\.(\w+)", r"backbone.body.bn1.\1"),
+        (r"backbone\.stem\.([0-6]\..+)", r"backbone.body.conv1.\1"),
+        *_resnet(r"backbone\."),
+        *_block(r"decode_head\.psp_modules\.(\d)\.1", r"decoder.context.branches.\1", "conv", "bn"),
+        *(
+            rule
+            for theirs, ours in enumerate((2, 1, 0))  # from stage 2 up, ours from stage 4 down
+            for rule in (
+                *_block(rf"decode_head\.lateral_convs\.{theirs}", f"decoder.laterals.{ours}", "conv", "bn"),
+                *_block(rf"decode_head\.fpn_convs\.{theirs}", f"decoder.smoothings.{ours}", "conv", "bn"),
+            )
+        ),
+        *_block(r"decode_head\.fpn_bottleneck", "decoder.fuse", "conv", "bn"),
+        (r"decode_head\.conv_seg\.(weight|bias)", r"classifier.\1"),
+        *_block(r"auxiliary_head\.convs\.0", "auxiliary.0", "conv", "bn"),
+        (r"auxiliary_head\.conv_seg\.(weight|bias)", r"auxiliary.2.\1"),
+        (r"decode_head\.bottleneck\..+", None),  # 3 x 3, ours is 1 x 1
+    ),
+    fresh=("decoder.context.fuse.", "decoder.fusions.", "auxiliary."),
+    optional=("decoder.smoothings.", "auxiliary."),
+    fusing="decoder.fuse.",
+    blocks=(None, None, None, None),
+)
+
+_RESNET = _Kind(
+    name="ResNet",
+    mark="layer1.0.conv1.",
+    rules=_resnet(""),
+    fresh=("decoder.", "classifier.", "auxiliary."),
+)
+
+_KINDS = (_SMP_UPERNET, _SMP_DEEPLAB, _MMSEG_UPERNET, _RESNET)

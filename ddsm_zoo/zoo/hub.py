@@ -1,0 +1,399 @@
+"""From an address to verified local files, and from files to the Hub. Nothing read here is executed.
+
+The addresses: ``bundled:FILE`` (inside the package), ``hf-hub:org/repo[@revision]``, ``local-dir:FOLDER``,
+``file:PATH`` and ``https://HOST/FILE``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub import constants, errors
+
+# httpx in version 1 of the client and httpx2 in version 2: the base of its errors names the right one
+from huggingface_hub.errors import HTTPError as ClientError  # type: ignore[attr-defined]  # not in its __all__
+from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # nor in this
+
+from ddsm_zoo.config import printable
+from ddsm_zoo.utils.files import atomic_path, sha256_of, write_text
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
+BUNDLED = Path(__file__).parents[1] / "weights"
+SCHEMES = ("bundled", "hf-hub", "local-dir", "file", "https")
+
+# Seconds for which a server may be silent, or the client ask again for the same thing.
+PATIENCE = 20.0
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+_REVISION = re.compile(r"[A-Za-z0-9][\w./-]*", re.ASCII)
+_FILE = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
+_WEB = re.compile(r"https://(\[[0-9A-Fa-f:.]+\]|[^\s/:\[\]]+)(:\d{1,5})?/\S+")
+_TOKEN = re.compile(r"[!-~]+")
+_PLACE = re.compile(r'(W/)?"?/|.*(\.\.|\\)')
+_SHA1 = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+logger = logging.getLogger(__name__)
+
+
+class HubError(LookupError):
+    """Files that could not be fetched: names the URI, what went wrong and what to do."""
+
+
+def fetch(
+    uri: str, *names: str, cache_dir: str | os.PathLike[str] | None = None, sha256: str | None = None
+) -> list[Path]:
+    """Local paths of the files ``names`` at ``uri``; all files of a Hub repository come from one commit.
+
+    ``bundled:``, ``file:`` and ``https:`` are single files, whatever ``names`` has. ``cache_dir`` is the Hub's cache,
+    by default the client's own (HF_HOME); HF_ENDPOINT, HF_HUB_OFFLINE and the client's token are honoured. What comes
+    over ``https:`` is kept under ``sha256``, which it therefore needs. Raises HubError, FileNotFoundError for local
+    files, and ValueError for an address that is none.
+    """
+    scheme, _, rest = uri.partition(":")
+    if scheme not in SCHEMES or not rest or "\0" in rest:
+        expected = ", ".join(f"{known}:" for known in SCHEMES)
+        raise ValueError(f"{public_address(uri)[:120]!r} names no weights, expected an address after one of {expected}")
+    cache = None if cache_dir is None else Path(cache_dir).expanduser()
+    if scheme == "bundled":
+        return [_bundled(rest)]
+    if scheme == "file":
+        return [find_weights(rest)]
+    if scheme == "local-dir":
+        return _from_folder(Path(rest).expanduser(), names)
+    if scheme == "https":
+        return [_from_web(uri, cache, sha256)]
+    return _from_hub(rest, names, cache)
+
+
+def push(
+    repository: str,
+    files: Mapping[str, bytes],
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | None = None,
+) -> str:
+    """Commit the files to ``org/name`` on the Hub, created if need be; the ``hf-hub:`` address of that commit.
+
+    ``revision`` is a branch, also created if need be; ``create_pr`` opens a pull request on main instead of changing
+    it. ``private`` says who may see the repository; one that exists must be so already. HF_ENDPOINT and, unless
+    ``token`` is given, the client's token are honoured. Raises HubError, and ValueError for a name that is none.
+    """
+    where = f"{repository}@{revision}" if revision else repository
+    _parse_repository(where)
+    if create_pr and revision not in (None, "main"):
+        raise ValueError(f"a pull request goes to main, got revision={revision!r} beside create_pr; drop one of them")
+    _check_token(token)
+    api = huggingface_hub.HfApi(endpoint=_endpoint(), token=token)
+    logger.info("publishing %d bytes to hf-hub:%s", sum(map(len, files.values())), where)
+    with client_errors(f"publish hf-hub:{where}"), _impatience():
+        if token is None:
+            _check_token(huggingface_hub.get_token())
+        api.create_repo(repository, private=private, exist_ok=True)
+        # the client leaves a repository that exists as it is
+        if private is not None and api.model_info(repository).private is not private:
+            raise HubError(
+                f"hf-hub:{repository} exists and is {'public' if private else 'private'}, got private={private}: "
+                "nothing is published; change its settings on the Hub, choose another name, or leave private out"
+            )
+        if revision not in (None, "main"):
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        operations = [
+            huggingface_hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
+            for name, content in files.items()
+        ]
+        commit = api.create_commit(
+            repository, operations, commit_message="Upload the model", revision=revision, create_pr=create_pr
+        )
+    if commit.pr_url:
+        logger.info("opened the pull request %s", commit.pr_url)
+    return f"hf-hub:{repository}@{commit.oid}"
+
+
+@contextlib.contextmanager
+def client_errors(task: str) -> Iterator[None]:
+    """Turn every failure of the Hub's client inside the block into a HubError: it cannot ``task``, and why.
+
+    The client's own error is not shown along with it: its text may repeat headers with a token, and whole addresses.
+    """
+    try:
+        yield
+    except HubError:
+        raise
+    except Exception as error:  # noqa: BLE001  # an answer can make the client fail in any way, a bad address too
+        raise HubError(f"cannot {task}: {_explain(error)}") from None
+
+
+def is_uri(name: str) -> bool:
+    """Whether a model name is an address of a whole model, config and weights, rather than a name in the zoo."""
+    return name.startswith(("hf-hub:", "local-dir:"))
+
+
+def public_address(uri: str) -> str:
+    """The address without what may be secret in one of the web: user, password, query; little of one that is none."""
+    if uri.startswith(tuple(f"{scheme}:" for scheme in SCHEMES if scheme != "https")) or not set("@?#") & set(uri):
+        return uri
+    public = re.split(r"[?#]", re.sub(r"//[^/?#]*@", "//", uri, count=1), maxsplit=1)[0]
+    return public if _WEB.fullmatch(public) else re.split(r"[:@?#]", uri, maxsplit=1)[0] + "..."
+
+
+def find_weights(path: str | os.PathLike[str]) -> Path:
+    """The safetensors file that ``path`` means: itself, or the one in a saved model's or a training run's folder.
+
+    Raises FileNotFoundError.
+    """
+    path = Path(path).expanduser()
+    candidates = (path, path / WEIGHTS_FILE, path / "best" / WEIGHTS_FILE)
+    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"no weights at {path}: expected a .safetensors file or a folder with {WEIGHTS_FILE} or best/{WEIGHTS_FILE}"
+        )
+    return found
+
+
+def write_files(folder: str | os.PathLike[str], files: Mapping[str, bytes]) -> None:
+    """Write each file of a model into ``folder``, each of them whole or not at all, in the given order.
+
+    Raises OutputError.
+    """
+    for name, content in files.items():
+        with atomic_path(Path(folder).expanduser() / name) as temporary:
+            temporary.write_bytes(content)
+
+
+def _bundled(name: str) -> Path:
+    if not _FILE.fullmatch(name):
+        raise ValueError(f"bundled:{name[:120]!r} is no plain file name")
+    path = BUNDLED / name
+    if not path.is_file():
+        raise HubError(f"this installation holds no file weights/{name}")
+    return path
+
+
+def _from_folder(folder: Path, names: tuple[str, ...]) -> list[Path]:
+    if not (folder / CONFIG_FILE).exists() and (folder / "best" / CONFIG_FILE).exists():
+        folder = folder / "best"
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"no {missing[0]} in {folder}, expected a folder written by save_pretrained")
+    return [folder / name for name in names]
+
+
+def _from_web(url: str, cache_dir: Path | None, sha256: str | None) -> Path:
+    """One file from any server. Its hash is what makes it trustworthy, and its name in the cache."""
+    where = public_address(url)
+    if not _WEB.fullmatch(where):
+        raise ValueError(f"{where[:120]!r} is no address of a file, expected https://HOST/FILE")
+    if sha256 is None or not _SHA256.fullmatch(sha256):
+        raise ValueError(f"{where} has no sha256, expected its 64 hexadecimal digits: no other server is trusted")
+    with client_errors(f"fetch {where}"):
+        assets = None if cache_dir is None else cache_dir / "assets"
+        path = huggingface_hub.cached_assets_path("ddsm-zoo", "weights", assets_dir=assets) / f"{sha256}.safetensors"
+        if path.is_file():
+            return path
+        logger.info("fetching %s", where)
+        with huggingface_hub.get_session().stream("GET", url, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
+            hf_raise_for_status(response)
+            with atomic_path(path) as temporary:
+                with temporary.open("wb") as file:
+                    for block in response.iter_bytes(2**20):
+                        file.write(block)
+                if sha256_of(temporary) != sha256:
+                    raise HubError(f"{where} is another file than expected: its sha256 is not {sha256[:16]}...")
+    return path
+
+
+def _from_hub(rest: str, names: tuple[str, ...], cache_dir: Path | None) -> list[Path]:
+    repository, revision = _parse_repository(rest)
+    paths: list[Path] = []
+    for name in names:
+        # the folder in the cache is named after the commit: the other files must come from the same one
+        commit = paths[0].parent.name if paths else revision
+        paths.append(_download(repository, commit, name, cache_dir))
+    _note_commit(paths[0].parent, revision)
+    return paths
+
+
+def _parse_repository(rest: str) -> tuple[str, str]:
+    """``org/name[@revision]`` as the repository and the revision, main unless given. Raises ValueError."""
+    repository, _, revision = rest.partition("@")
+    revision = revision or "main"
+    if not _REPOSITORY.fullmatch(repository) or ".." in repository or "--" in repository:
+        raise ValueError(f"hf-hub:{rest[:120]!r} names no repository, expected hf-hub:organisation/name[@revision]")
+    if not _REVISION.fullmatch(revision) or ".." in revision:
+        raise ValueError(f"hf-hub:{rest[:120]!r} has no valid revision, expected a branch, tag or commit after the @")
+    return repository, revision
+
+
+def _endpoint() -> str | None:
+    """HF_ENDPOINT as it is now: the client reads it once, when it is imported."""
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+
+
+def _download(repository: str, revision: str, name: str, cache_dir: Path | None) -> Path:
+    """One file of a repository, through the client's cache; without a server, the copy that is there has to do."""
+    where = f"hf-hub:{repository}@{revision}/{name}"
+    cached = huggingface_hub.try_to_load_from_cache(repository, name, cache_dir=cache_dir, revision=revision)
+    if isinstance(cached, str) and revision == Path(cached).parent.name:
+        return _checked(Path(cached), where)
+    logger.info("looking for %s", where)
+    with client_errors(f"fetch {where}"):
+        try:
+            path = _newest(repository, revision, name, cache_dir)
+        except (ClientError, OSError) as error:
+            gone = isinstance(error, (errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError))
+            if gone or not isinstance(cached, str):
+                raise
+            if not isinstance(error, errors.OfflineModeIsEnabled):  # else it is what was asked for
+                logger.warning("%s: %s; using the copy in the cache", where, _explain(error))
+            path = Path(cached)
+    return _checked(path, where)
+
+
+def _newest(repository: str, revision: str, name: str, cache_dir: Path | None) -> Path:
+    """The file in the cache, after the server was asked for what ``revision`` is now."""
+    _check_token(huggingface_hub.get_token())
+    host = _endpoint()
+    url = huggingface_hub.hf_hub_url(repository, name, revision=revision, endpoint=host)
+    with _impatience():
+        # asked by itself, this fails at once where the download would try again for 23 s
+        found = huggingface_hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT, endpoint=host)
+        if not _SHA1.fullmatch(commit := found.commit_hash or ""):
+            # the download would do with what it has of main
+            raise OSError("what answers there is no Hub; check the network, which may want a login, and HF_ENDPOINT")
+        path = huggingface_hub.hf_hub_download(repository, name, revision=commit, cache_dir=cache_dir, endpoint=host)
+    return Path(path)
+
+
+@contextlib.contextmanager
+def _impatience() -> Iterator[None]:
+    """Bound what the client waits for and does inside, in this thread; a transfer that gets on may take its time.
+
+    By itself it waits for ever for the answer to some requests, for as long as a busy server says, and six times for a
+    transfer that stands still.
+    """
+    hooks, thread = huggingface_hub.get_session().event_hooks, threading.get_ident()
+    asked: dict[tuple[str, str, str | None], float] = {}
+
+    def bound(request: Any) -> None:
+        if threading.get_ident() != thread:
+            return
+        limits = request.extensions.get("timeout", {})
+        limits = {kind: limits.get(kind) or PATIENCE for kind in ("connect", "read", "write", "pool")}
+        # the Hub has four addresses, which are tried in turn
+        request.extensions["timeout"] = {**limits, "connect": min(limits["connect"], PATIENCE / 4)}
+        # the range is what is still missing: with another one, the transfer has got on
+        wish = (request.method, str(request.url), request.headers.get("Range"))
+        if time.monotonic() - asked.setdefault(wish, time.monotonic()) > PATIENCE:
+            raise TimeoutError("the server stopped in the middle or keeps failing; check the network, then try again")
+
+    def refuse(response: Any) -> None:
+        if threading.get_ident() == thread and response.status_code in (408, 429):
+            hf_raise_for_status(response)
+        # the client takes them for the name of a file
+        if any(_PLACE.match(response.headers.get(name, "")) for name in ("ETag", "X-Linked-ETag")):
+            raise OSError("the server means to write outside the cache; do not use it, and check HF_ENDPOINT")
+
+    hooks["request"].append(bound)
+    hooks["response"].append(refuse)
+    try:
+        yield
+    finally:
+        hooks["request"].remove(bound)
+        hooks["response"].remove(refuse)
+
+
+def _check_token(token: str | None) -> None:
+    """Raise ValueError for a token that cannot be sent, without repeating it; None, for no token, is fine."""
+    if token is not None and not _TOKEN.fullmatch(token):
+        raise ValueError(
+            "the token is empty or has characters that no token has, expected one as the Hub shows it: look at "
+            "HF_TOKEN, or log in again with `hf auth login`"
+        )
+
+
+def _note_commit(folder: Path, revision: str) -> None:
+    """Note in the cache, as the client does, which commit a branch or tag was last: for when no server can be asked.
+
+    A commit of which less is there than of the one before is not noted: the rest may never arrive.
+    """
+    reference = folder.parents[1] / "refs" / revision
+    with contextlib.suppress(OSError, ValueError):  # a cache that cannot be written can still be read
+        older = folder.parent / (reference.read_text() if reference.is_file() else "none")
+        lost = any((older / name).exists() and not (folder / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE))
+        if folder.name not in (revision, older.name) and not lost:
+            write_text(reference, folder.name)
+
+
+def _checked(path: Path, where: str) -> Path:
+    """The downloaded file, compared with the hash that the Hub gave for it; a damaged copy leaves the cache."""
+    blob = path.resolve()
+    try:
+        if _has_its_hash(blob):
+            return path
+        for damaged in (path, blob):
+            damaged.unlink(missing_ok=True)
+    except OSError as error:
+        raise HubError(
+            f"the copy of {where} in the cache is damaged or closed to you ({error.strerror}: {blob}); "
+            "delete that file, or choose another folder with cache_dir or HF_HOME"
+        ) from error
+    raise HubError(f"{where} arrived damaged: its hash is not the one the Hub announced; fetch it again")
+
+
+def _has_its_hash(blob: Path) -> bool:
+    """Whether a file of the cache is what its name says: its SHA-256 for large files, git's hash for small ones."""
+    if _SHA256.fullmatch(blob.name):
+        return sha256_of(blob) == blob.name
+    if _SHA1.fullmatch(blob.name):
+        content = blob.read_bytes()
+        # git hashes a header too; plain mirrors of the Hub may not
+        candidates = (f"blob {len(content)}\0".encode() + content, content)
+        return blob.name in [hashlib.sha1(data, usedforsecurity=False).hexdigest() for data in candidates]
+    return True
+
+
+def _explain(error: Exception) -> str:
+    """One line for a failed request: what happened and what to do. It repeats no address, header or token."""
+    if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        return _explain(error.__cause__)
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+    explanations: list[tuple[type[Exception], str]] = [
+        (errors.GatedRepoError, "the repository is gated; accept its terms on the Hub, then run `hf auth login`"),
+        (errors.RepositoryNotFoundError, "no such repository, or a private one; check the name or run `hf auth login`"),
+        (errors.RevisionNotFoundError, "the repository has no such revision; check what follows the @"),
+        (errors.RemoteEntryNotFoundError, "the repository has no such file; is it a ddsm-zoo model?"),
+        (errors.OfflineModeIsEnabled, "HF_HUB_OFFLINE is set and the cache has no copy; unset it or fetch it first"),
+        (errors.LocalEntryNotFoundError, "the Hub cannot be reached and the file not in the cache; check the network"),
+    ]
+    for kind, text in explanations:
+        if isinstance(error, kind):
+            return text
+    if status in (401, 403):
+        return f"the server refused access (HTTP {status}); check your token, or log in with `hf auth login`"
+    if status is not None:
+        advice = "try again later" if status == 429 or status >= 500 else "check the address and what you asked for"
+        return f"the server answered HTTP {status}; {advice}"
+    if isinstance(error, ClientError):
+        return f"the Hub cannot be reached ({type(error).__name__}); check the network and HF_ENDPOINT, then try again"
+    if isinstance(error, OSError) and error.strerror:
+        place = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{place}; free some space, or choose another folder with cache_dir or HF_HOME"
+    if isinstance(error, (OSError, RuntimeError, ValueError)):
+        return printable(" ".join(str(error).split()))
+    return f"the Hub's client failed ({type(error).__name__}); check the address and HF_ENDPOINT, then try again"

@@ -1,0 +1,86 @@
+"""The model card: the README.md beside a model's weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ddsm_zoo.zoo.model_config import Manifest
+
+
+def render_card(manifest: Manifest, address: str) -> str:
+    """Markdown with the YAML front matter that the Hub reads: licence, task, results, recipe and how to use it.
+
+    ``address`` is the model name to load these weights by.
+    """
+    return "\n".join([*_front_matter(manifest), *_body(manifest), *_usage(address)]) + "\n"
+
+
+def _front_matter(manifest: Manifest) -> Iterator[str]:
+    weights = manifest.pretrained_cfg
+    yield "---"
+    yield f"license: {_quoted(weights.license)}"
+    yield "library_name: ddsm-zoo"
+    yield "pipeline_tag: image-segmentation"
+    yield "tags: [semantic-segmentation, ddsm-zoo, pytorch]"
+    yield f"datasets: [{_quoted(_identifier(weights.dataset))}]"
+    if weights.metrics:
+        yield f"model-index: {_quoted([_measured(manifest)])}"
+    yield "---"
+
+
+def _quoted(data: object) -> str:
+    """JSON is YAML, but for characters beyond 16 bits, whose escapes differ: they stand as they are."""
+    return json.dumps(data, ensure_ascii=False)
+
+
+def _identifier(dataset: str) -> str:
+    """A data set's name as the Hub takes it: it refuses a card with any other one, such as that of a folder."""
+    if re.fullmatch(r"[\w-]+/[\w.-]+", dataset, re.ASCII):
+        return dataset
+    return re.sub(r"[^\w.]+", "-", dataset, flags=re.ASCII).strip("-.") or "unknown"
+
+
+def _measured(manifest: Manifest) -> dict[str, Any]:
+    """The figures measured on these weights, in the form in which the Hub compares models."""
+    weights = manifest.pretrained_cfg
+    # four decimals are enough, and never need an exponent, which YAML would take for text
+    metrics = [{"type": "mean_iou", "name": name, "value": round(value, 4)} for name, value in weights.metrics.items()]
+    dataset = {"type": _identifier(weights.dataset), "name": weights.dataset}
+    result = {"task": {"type": "image-segmentation"}, "dataset": dataset, "metrics": metrics}
+    return {"name": manifest.architecture, "results": [result]}
+
+
+def _body(manifest: Manifest) -> Iterator[str]:
+    config, weights = manifest.model_args, manifest.pretrained_cfg
+    yield f"\n# {manifest.architecture}\n"
+    yield (
+        f"Semantic segmentation into {manifest.num_classes} classes: decoder `{config.decoder}`, fusion "
+        f"`{config.fusion}`, backbone `{config.backbone}`. Trained on: {weights.dataset}.\n"
+    )
+    yield f"Classes: {', '.join(manifest.label_names)}.\n"
+    yield "## Results\n"
+    yield from _results("measured on these weights", weights.metrics)
+    yield from _results("published in the paper, not measured on these weights", weights.published)
+    if not weights.metrics and not weights.published:
+        yield "None recorded."
+    if weights.taps_on_map:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in weights.taps_on_map.items())
+        yield f"\nTaps of the samplers that read the map, rather than zeros outside it: {shares}."
+    yield f"\nRecipe: {f'`{weights.recipe}`' if weights.recipe else 'not recorded'}. Licence: {weights.license}."
+
+
+def _results(kind: str, figures: Mapping[str, float]) -> Iterator[str]:
+    for measure, figure in figures.items():
+        yield f"- {measure}: {figure:g} ({kind})"
+
+
+def _usage(address: str) -> Iterator[str]:
+    yield "\n## Use\n"
+    yield "```python"
+    yield "import ddsm_zoo\n"
+    yield f"model = ddsm_zoo.create_model({json.dumps(address)}, pretrained=True)"
+    yield 'ddsm_zoo.Predictor(model)("street.jpg").overlay().save("overlay.png")'
+    yield "```"

@@ -1,0 +1,371 @@
+"""The table of models: every name, the architecture behind it and the weights that exist for it.
+
+A name is ``{decoder}[_{fusion}]_{backbone}[_{dataset}]``. A dot is read as an underscore, so timm's spelling
+``uper_ddsm_r101.cityscapes`` names the same model. Without a data set it is an architecture with no task weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+import os
+import re
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ddsm_zoo.config import DDSMConfig, Decoder, Fusion, ModelConfig, Preprocess, WeightsSpec
+from ddsm_zoo.labels import CAMVID, CITYSCAPES, LabelSpace
+
+ORGANISATION = "ddsm-zoo"
+
+
+class UnknownModelError(LookupError):
+    """A model name that is not in the table; the message names the nearest ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A timm backbone with the decoder geometry its models are built in and the input its ImageNet weights expect."""
+
+    timm_name: str
+    width: int = 256
+    fused_stages: tuple[int, ...] = (2, 3, 4)
+    ddsm: DDSMConfig = field(default_factory=DDSMConfig)
+    separable: bool = False
+    preprocess: Preprocess = field(default_factory=Preprocess)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One row of the table. ``preprocess`` is the weights' own, the backbone's where there are none."""
+
+    name: str
+    config: ModelConfig
+    weights: WeightsSpec | None = None
+    preprocess: Preprocess = field(default_factory=Preprocess)
+
+    @property
+    def published(self) -> bool:
+        """Whether task weights can be had now: published weights, and no others, have a pinned hash."""
+        return self.weights is not None and self.weights.sha256 is not None
+
+
+_HALF = Preprocess(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+def _lite(number: int) -> Backbone:
+    return Backbone(timm_name=f"tf_efficientnet_lite{number}.in1k", width=128, separable=True, preprocess=_HALF)
+
+
+BACKBONES: Mapping[str, Backbone] = {
+    "r18": Backbone(timm_name="resnet18d.ra2_in1k"),
+    "r34": Backbone(timm_name="resnet34d.ra2_in1k"),
+    # The geometry of the paper's Table 1: two modules, 9 pixels, 9 channels.
+    "r50": Backbone(timm_name="resnet50s.gluon_in1k", fused_stages=(2, 3)),
+    # The geometry of the paper's Tables 3 and 4: three modules, 25 pixels, 9 channels.
+    "r101": Backbone(timm_name="resnet101s.gluon_in1k", ddsm=DDSMConfig(pixels=25)),
+    "lite0": _lite(0),
+    "lite1": _lite(1),
+    "lite2": _lite(2),
+    # For tests: a whole model in well under a million parameters.
+    "tiny": Backbone(
+        timm_name="test_resnet.r160_in1k",
+        width=32,
+        ddsm=DDSMConfig(width=16, pool=4, positions=8),
+        preprocess=_HALF,
+    ),
+}
+DATASETS: Mapping[str, LabelSpace] = {"cityscapes": CITYSCAPES, "camvid": CAMVID}
+
+
+def architecture(
+    decoder: Decoder, fusion: Fusion, backbone: str, *, num_classes: int = len(CITYSCAPES), auxiliary: bool = False
+) -> ModelConfig:
+    """The config of decoder, fusion and backbone in the zoo's geometry.
+
+    ``backbone`` is a name of `BACKBONES` or a timm name, which gets the geometry of `ModelConfig`'s defaults.
+    """
+    row = BACKBONES.get(backbone, Backbone(timm_name=backbone))
+    return ModelConfig(
+        decoder=decoder,
+        backbone=row.timm_name,
+        fusion=fusion,
+        num_classes=num_classes,
+        width=row.width,
+        # DeepLabV3+ forms only x~2, whatever the backbone.
+        fused_stages=row.fused_stages if decoder == "uper" else (2,),
+        ddsm=row.ddsm,
+        separable=row.separable,
+        auxiliary=auxiliary,
+    )
+
+
+def architecture_name(config: ModelConfig, name: str | None = None) -> str:
+    """``name`` where it is one for this architecture, as ``uper_ddsm_r50`` is; else the decoder's and the fusion's."""
+    family = _family(config.decoder, config.fusion)
+    return name if name is not None and (name == family or name.startswith(f"{family}_")) else family
+
+
+def backbone_preprocess(timm_name: str) -> Preprocess:
+    """The input that the ImageNet weights of a backbone expect, the usual one for backbones outside the table."""
+    known = (row.preprocess for row in BACKBONES.values() if row.timm_name == timm_name)
+    return next(known, Preprocess())
+
+
+def _family(decoder: Decoder, fusion: Fusion) -> str:
+    """The name that a decoder and a fusion have together: ``uper``, ``uper_dcn``, ..."""
+    return decoder if fusion == "none" else f"{decoder}_{fusion}"
+
+
+# The paper's rows. The other fusions are baselines to measure against: a config can name them, the table does not
+_FUSIONS: tuple[Fusion, ...] = ("none", "dcn", "ddsm_s", "ddsm_c", "ddsm")
+FAMILIES: Mapping[str, tuple[Decoder, Fusion]] = {
+    _family(decoder, fusion): (decoder, fusion) for decoder in typing.get_args(Decoder) for fusion in _FUSIONS
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What the task weights of several architectures share: data set, size (H, W), recipe and the paper's measure."""
+
+    dataset: str
+    size: tuple[int, int]
+    recipe: str
+    metric: str
+    suffix: str | None = None
+
+
+# Each task with its architectures and the figures that the paper publishes for them, None where it has none.
+_TASKS: tuple[tuple[Task, Mapping[str, float | None]], ...] = (
+    (  # Table 1
+        Task(
+            dataset="cityscapes", size=(1024, 2048), recipe="ddsm_zoo/recipes/cityscapes_r50.toml", metric="miou (val)"
+        ),
+        {
+            "uper_r50": 78.39,
+            "uper_dcn_r50": 78.51,
+            "uper_ddsm_s_r50": 79.25,
+            "uper_ddsm_c_r50": 78.99,
+            "uper_ddsm_r50": 79.65,
+            "deeplabv3plus_r50": 77.76,
+            "deeplabv3plus_dcn_r50": 78.09,
+            "deeplabv3plus_ddsm_s_r50": 78.34,
+            "deeplabv3plus_ddsm_c_r50": 78.22,
+            "deeplabv3plus_ddsm_r50": 78.57,
+        },
+    ),
+    (  # Table 3
+        Task(
+            dataset="cityscapes",
+            size=(1024, 2048),
+            recipe="ddsm_zoo/recipes/cityscapes_r101.toml",
+            metric="miou (test, multi-scale)",
+        ),
+        {"uper_r101": None, "uper_dcn_r101": None, "uper_ddsm_r101": 81.7},
+    ),
+    (  # Table 4, from ImageNet
+        Task(dataset="camvid", size=(720, 960), recipe="ddsm_zoo/recipes/camvid_r101.toml", metric="miou (test)"),
+        {"uper_ddsm_r101": 77.1},
+    ),
+    (  # Table 4, from Cityscapes
+        Task(
+            dataset="camvid",
+            size=(720, 960),
+            recipe="ddsm_zoo/recipes/camvid_r101_cs.toml",
+            metric="miou (test)",
+            suffix="camvid_cs",
+        ),
+        {"uper_ddsm_r101": 80.6},
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publication:
+    """Task weights that are on the Hub: the commit, the hash of the file, and the scores measured on it."""
+
+    commit: str
+    sha256: str
+    metrics: Mapping[str, float]
+
+
+# By the name of the model; `ddsm-zoo push` prints the commit (docs/publishing.md).
+_PUBLICATIONS: Mapping[str, Publication] = {}
+
+# The weights inside the package: the one task model with a file today. Its channel half died in training, under version
+# 0.1.0's sampler, and is switched off: `channel.out.weight` is zero, its taps are the plain grid.
+_BUNDLED = WeightsSpec(
+    uri="bundled:uper_ddsm_lite0_camvid.safetensors",
+    dataset="camvid",
+    labels=CAMVID,
+    preprocess=dataclasses.replace(_HALF, size=(360, 480), min_size=(480, 640)),
+    sha256="db7b7b2f13ce52255307b286aefdc7c11b3ee09e0b21b9dee9d7618b36463461",
+    license="apache-2.0",
+    recipe="ddsm_zoo/recipes/camvid_lite0_large.toml",
+    metrics={"miou (val)": 76.63},
+    taps_on_map={
+        "decoder.fusions.0.spatial": 0.9293,
+        "decoder.fusions.0.channel": 0.8403,
+        "decoder.fusions.1.spatial": 0.9785,
+        "decoder.fusions.1.channel": 0.8403,
+        "decoder.fusions.2.spatial": 0.9792,
+        "decoder.fusions.2.channel": 0.8403,
+    },
+)
+
+
+def _architectures() -> Iterator[Entry]:
+    for family, (decoder, fusion) in FAMILIES.items():
+        for backbone, row in BACKBONES.items():
+            yield Entry(
+                name=f"{family}_{backbone}",
+                config=architecture(decoder, fusion, backbone),
+                preprocess=row.preprocess,
+            )
+
+
+def _task_entry(entry: Entry, suffix: str, weights: WeightsSpec) -> Entry:
+    return Entry(
+        name=f"{entry.name}_{suffix}",
+        config=dataclasses.replace(entry.config, num_classes=len(weights.labels)),
+        weights=weights,
+        preprocess=weights.preprocess,
+    )
+
+
+def _at_commit(weights: WeightsSpec, publication: Publication | None) -> WeightsSpec:
+    if publication is None:
+        return weights
+    uri = f"{weights.uri}@{publication.commit}"
+    return dataclasses.replace(weights, uri=uri, sha256=publication.sha256, metrics=publication.metrics)
+
+
+def _build_table(publications: Mapping[str, Publication] = _PUBLICATIONS) -> dict[str, Entry]:
+    table = {entry.name: entry for entry in _architectures()}
+    for task, figures in _TASKS:
+        suffix = task.suffix or task.dataset
+        for name, figure in figures.items():
+            weights = WeightsSpec(
+                uri=f"hf-hub:{ORGANISATION}/{name}_{suffix}",
+                dataset=task.dataset,
+                labels=DATASETS[task.dataset],
+                preprocess=dataclasses.replace(table[name].preprocess, size=task.size),
+                license="apache-2.0",
+                recipe=task.recipe,
+                published={} if figure is None else {task.metric: figure},
+            )
+            weights = _at_commit(weights, publications.get(f"{name}_{suffix}"))
+            entry = _task_entry(table[name], suffix, weights)
+            table[entry.name] = entry
+    bundled = _task_entry(table["uper_ddsm_lite0"], "camvid", _BUNDLED)
+    return table | {bundled.name: bundled}
+
+
+_TABLE = _build_table()
+
+
+def list_models(
+    filter: str | Sequence[str] = "*", pretrained: bool = False, exclude_filters: str | Sequence[str] = ()
+) -> list[str]:
+    """Sorted names that match any of the shell wildcards in ``filter`` and none of ``exclude_filters``.
+
+    ``pretrained`` keeps the models whose task weights exist; those not published yet are left out.
+    """
+    names = _matching(filter) - _matching(exclude_filters)
+    return sorted(name for name in names if _TABLE[name].published or not pretrained)
+
+
+def list_pretrained(filter: str | Sequence[str] = "*") -> list[str]:
+    """Sorted names of the models that ``pretrained=True`` gives task weights today."""
+    return list_models(filter, pretrained=True)
+
+
+def is_model(name: str) -> bool:
+    """Whether the table has this name."""
+    return _normalise(name) in _TABLE
+
+
+def model_config(name: str) -> ModelConfig:
+    """The architecture behind a name. Raises UnknownModelError."""
+    return find(name).config
+
+
+def register_model(name: str, config: ModelConfig, weights: WeightsSpec | None = None) -> None:
+    """Add a model to the table of this process.
+
+    Raises ValueError for a name that is taken, that is no lower-case identifier, or whose weights have another
+    number of classes than ``config``.
+    """
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError(f"{name!r} is no model name, expected lower-case letters, digits and underscores")
+    if name in _TABLE or name in FAMILIES:
+        raise ValueError(f"a model named {name!r} exists already; register yours under another name")
+    if weights is not None and len(weights.labels) != config.num_classes:
+        raise ValueError(
+            f"the config of {name!r} has {config.num_classes} classes and its weights {len(weights.labels)}, "
+            "expected the same number"
+        )
+    preprocess = backbone_preprocess(config.backbone) if weights is None else weights.preprocess
+    _TABLE[name] = Entry(name=name, config=config, weights=weights, preprocess=preprocess)
+
+
+def find(name: str, backbone: str | None = None) -> Entry:
+    """The row of a name, with ``backbone`` (a short name or a timm name) in place of its own where that is given.
+
+    A name without a backbone, such as ``uper_ddsm``, needs one here. The Hub addresses in the row are those of the
+    organisation in the environment variable DDSM_ZOO_ORG, where it is set. Raises UnknownModelError.
+    """
+    key = _normalise(name)
+    if key in FAMILIES:
+        if backbone is None:
+            raise UnknownModelError(
+                f"{name!r} names no backbone; pass backbone='convnext_tiny.fb_in22k' or another timm name, "
+                f"or use {key}_{{{','.join(BACKBONES)}}}"
+            )
+        config = architecture(*FAMILIES[key], backbone)
+        return Entry(name=key, config=config, preprocess=backbone_preprocess(config.backbone))
+    if key not in _TABLE:
+        raise UnknownModelError(_unknown(name, key))
+    entry = with_backbone(_TABLE[key], backbone)
+    return dataclasses.replace(entry, weights=_at_organisation(entry.weights))
+
+
+def with_backbone(entry: Entry, backbone: str | None) -> Entry:
+    """The entry on another backbone, by short name or timm name, in its own geometry; the entry itself for None."""
+    if backbone is None:
+        return entry
+    timm_name = BACKBONES[backbone].timm_name if backbone in BACKBONES else backbone
+    config = dataclasses.replace(entry.config, backbone=timm_name)
+    preprocess = entry.preprocess if entry.weights else backbone_preprocess(timm_name)
+    return dataclasses.replace(entry, config=config, preprocess=preprocess)
+
+
+def _at_organisation(weights: WeightsSpec | None) -> WeightsSpec | None:
+    organisation = os.environ.get("DDSM_ZOO_ORG")
+    ours = f"hf-hub:{ORGANISATION}/"
+    if weights is None or not organisation or not weights.uri.startswith(ours):
+        return weights
+    return dataclasses.replace(weights, uri=f"hf-hub:{organisation}/{weights.uri.removeprefix(ours)}")
+
+
+def _unknown(name: str, key: str) -> str:
+    message = f"unknown model {name[:80]!r}"
+    known, _, dataset = key.rpartition("_")
+    if known in _TABLE and _TABLE[known].weights is None:
+        message += f": {known} has no weights for {dataset[:40]!r}"
+        candidates = [known, *(other for other in _TABLE if other.startswith(f"{known}_"))]
+        nearest = difflib.get_close_matches(key, candidates, n=3, cutoff=0.0)
+    else:
+        nearest = difflib.get_close_matches(key[:80], [*_TABLE, *FAMILIES], n=3)
+    return f"{message}; " + (f"did you mean {', '.join(nearest)}?" if nearest else "list_models() has all names")
+
+
+def _matching(filters: str | Iterable[str]) -> set[str]:
+    patterns = [filters] if isinstance(filters, str) else list(filters)
+    return {name for pattern in patterns for name in fnmatch.filter(_TABLE, _normalise(pattern))}
+
+
+def _normalise(name: str) -> str:
+    return name.replace(".", "_")

@@ -1,0 +1,75 @@
+"""Safetensors files: reading what cannot be trusted, and writing. No pickle is ever opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ddsm_zoo.config import printable
+from ddsm_zoo.utils.files import sha256_of
+
+MAX_HEADER_BYTES = 16 * 2**20
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
+
+
+class CheckpointError(ValueError):
+    """Weights that are damaged, unsafe or of another model; one line that names what is wrong."""
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises CheckpointError for anything else, pickles above all."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist, expected a safetensors file")
+    _check_header(path)
+    try:
+        tensors = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        reason = printable(" ".join(str(error).split()))
+        raise CheckpointError(f"{path} is damaged, expected a whole safetensors file: {reason}") from error
+    strange = [f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in DTYPES]
+    if strange:
+        raise CheckpointError(f"{path} has tensors of another type than weights have: {abbreviate(strange)}")
+    return tensors
+
+
+def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """The content of a safetensors file with these tensors, always the same for the same tensors."""
+    return safetensors.torch.save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)})
+
+
+def verify(path: Path, expected: str | None) -> str:
+    """The file's SHA-256. Raises CheckpointError when it is not the expected one, where one is expected."""
+    found = sha256_of(path)
+    if expected is not None and found != expected:
+        raise CheckpointError(
+            f"{path} has sha256 {found[:16]}..., expected {expected[:16]}...: it is damaged, it was changed or "
+            "saving it was interrupted; save it again, or delete it and fetch it again"
+        )
+    return found
+
+
+def abbreviate(items: list[str]) -> str:
+    """At most three of the items, which may be names from outside, and the number of the others."""
+    rest = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return ", ".join(map(printable, items[:3])) + rest
+
+
+def _check_header(path: Path) -> None:
+    """Refuse a file that cannot be safetensors before anything is allocated for it."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(9)
+    length = int.from_bytes(start[:8], "little")
+    if start[8:] != b"{" or length > MAX_HEADER_BYTES:
+        if start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5"):
+            raise CheckpointError(f"{path} is a pickle, which can run code and is never opened; expected safetensors")
+        raise CheckpointError(
+            f"{path} ({size} bytes) is not a safetensors file; expected one that save_pretrained wrote"
+        )
+    if length > size - 8:
+        raise CheckpointError(f"{path} is cut short: {size} bytes, expected more than {length + 8}; fetch it again")

@@ -1,0 +1,202 @@
+"""Whether tensors fit a model, and how they get into it: all of them or none."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ddsm_zoo.config import ConfigError, ModelConfig
+from ddsm_zoo.labels import LabelSpace
+from ddsm_zoo.models import Segmenter, build
+from ddsm_zoo.zoo.label_matching import match_classes
+from ddsm_zoo.zoo.safetensors_io import CheckpointError, abbreviate
+
+AUXILIARY = "auxiliary."
+CLASSIFIER = ("classifier.weight", "classifier.bias")
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+# Of a model that is described from outside and comes without weights: 2 GB in memory.
+MAX_PARAMETERS = 500_000_000
+
+logger = logging.getLogger(__name__)
+
+
+def load_weights(
+    model: Segmenter,
+    state_dict: Mapping[str, Tensor],
+    where: str = "the checkpoint",
+    dropped: Collection[str] = (),
+    in_chans: int | None = None,
+) -> list[str]:
+    """Copy a state dict into ``model`` if it fits exactly, and return the tensors that stay freshly initialised.
+
+    Those are the ones in ``dropped``, which are not read, and the auxiliary head's where the file has none of it; a
+    head in the file that the model does not have is left out. Half precision is converted. Weights known to take
+    ``in_chans`` channels, other than the model's, have their first kernels spread over these. Raises CheckpointError,
+    before anything is changed, for missing, unexpected and wrongly shaped tensors, NaN and infinity.
+    """
+    given = _matching(model, state_dict, where, dropped, in_chans)
+    model.load_state_dict(given, strict=False)
+    return [name for name in model.state_dict() if name not in given]
+
+
+def load_classes(
+    model: Segmenter,
+    state_dict: Mapping[str, Tensor],
+    where: str,
+    known: LabelSpace | None,
+    labels: LabelSpace | None,
+    in_chans: int | None = None,
+) -> dict[str, Any]:
+    """`load_weights` for weights whose classes are ``known`` and a model whose classes are ``labels``.
+
+    None is for classes that nobody names: those of the weights are then the model's, in this order. What became of
+    the classifier, as `create_model` has it in ``pretrained_cfg``.
+    """
+    if labels is None:
+        other = known is not None and len(known) != model.num_classes
+        fresh = load_weights(model, state_dict, where, CLASSIFIER if other else (), in_chans)
+        if fresh:
+            logger.info("freshly initialised: %s", ", ".join(fresh))
+        return {"dropped": fresh}
+    old_names = labels.names if known is None else known.names
+    rows = match_classes(labels.names, old_names)
+    moved = transplant(model, state_dict, rows, len(old_names), where)
+    fresh = load_weights(model, moved, where, () if rows else CLASSIFIER, in_chans)
+    kept = {labels.names[new]: old_names[old] for new, old in rows.items()}
+    rest = [name for name in labels.names if name not in kept]
+    logger.info(
+        "classes that keep their weights: %s; freshly initialised: %s",
+        ", ".join(new if new == old else f"{new} from {old}" for new, old in kept.items()) or "none",
+        ", ".join(rest) or "none",
+    )
+    return {"dropped": fresh, "kept_classes": kept, "fresh_classes": rest}
+
+
+def check_fit(
+    config: ModelConfig,
+    state_dict: Mapping[str, Tensor],
+    where: str,
+    dropped: Collection[str] = (),
+    in_chans: int | None = None,
+) -> None:
+    """Raise CheckpointError unless the tensors fit the model that ``config`` describes, which is not built for it.
+
+    A config from outside may describe a model larger than any memory; tensors of its size must have been sent too.
+    """
+    with torch.device("meta"):
+        model = build(config)
+    _matching(model, state_dict, where, dropped, in_chans)
+
+
+def check_size(config: ModelConfig, where: str) -> None:
+    """Raise ConfigError for a config from outside that describes a very large model, where no weights vouch for it."""
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in build(config).parameters())
+    if count > MAX_PARAMETERS:
+        raise ConfigError(
+            f"{where} describes a model of {count / 1e6:.0f} million parameters, expected at most "
+            f"{MAX_PARAMETERS / 1e6:.0f} million without its weights; load it with them, by pretrained=True"
+        )
+
+
+def transplant(
+    model: Segmenter,
+    state_dict: Mapping[str, Tensor],
+    rows: Mapping[int, int],
+    count: int,
+    where: str = "the checkpoint",
+) -> dict[str, Tensor]:
+    """The state dict for the classes of ``model``: class i gets the classifier's row ``rows[i]``, if that names one.
+
+    The other classes keep the model's own rows. Raises CheckpointError for a classifier without ``count`` rows; that
+    there is one is for `load_weights` to check.
+    """
+    moved = dict(state_dict)
+    for name in CLASSIFIER:
+        fresh, given = model.state_dict()[name].clone(), state_dict.get(name)
+        if given is None:
+            continue
+        expected = (count, *fresh.shape[1:])
+        if given.shape != expected:
+            raise CheckpointError(f"{where} is of another shape: {name} {tuple(given.shape)}, expected {expected}")
+        for new, old in rows.items():
+            fresh[new] = given[old]
+        moved[name] = fresh
+    return moved
+
+
+def _matching(
+    model: Segmenter,
+    state_dict: Mapping[str, Tensor],
+    where: str,
+    dropped: Collection[str],
+    in_chans: int | None,
+) -> dict[str, Tensor]:
+    """The tensors to copy into the model. Raises CheckpointError."""
+    expected = {name: tensor for name, tensor in model.state_dict().items() if name not in dropped}
+    given = {name: tensor for name, tensor in state_dict.items() if name not in dropped}
+    if not any(name.startswith(AUXILIARY) for name in given):
+        expected = {name: tensor for name, tensor in expected.items() if not name.startswith(AUXILIARY)}
+    elif model.auxiliary is None:
+        given = {name: tensor for name, tensor in given.items() if not name.startswith(AUXILIARY)}
+    if in_chans not in (None, model.config.in_chans):
+        given = {name: _spread(tensor, in_chans, expected.get(name)) for name, tensor in given.items()}
+    if model.config.norm == "group":  # which takes over weight and bias of batch normalisation alone
+        given = {name: tensor for name, tensor in given.items() if not name.endswith(_STATISTICS)}
+    problems = misfits(expected, given)
+    if problems:
+        raise CheckpointError(f"{where} does not fit the model: {'; '.join(problems)}{_class_hint(expected, given)}")
+    return given
+
+
+def _spread(tensor: Tensor, in_chans: int | None, expected: Tensor | None) -> Tensor:
+    """A kernel on ``in_chans`` channels for the number that ``expected`` takes, as timm does it; others as they are.
+
+    One channel gets the sum of them all, so that it means what it means in each of them. More channels get the old
+    ones in turn, scaled so that the results stay as large.
+    """
+    if expected is None or tensor.ndim != 4 or expected.ndim != 4 or tensor.shape[1] != in_chans:
+        return tensor
+    wanted = expected.shape[1]
+    if expected.shape != (len(tensor), wanted, *tensor.shape[2:]):
+        return tensor
+    if wanted == 1:
+        return tensor.sum(1, keepdim=True)
+    return tensor[:, torch.arange(wanted) % tensor.shape[1]] * (tensor.shape[1] / wanted)
+
+
+def misfits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """What keeps ``given`` from being ``expected``, one phrase for each kind of fault."""
+    common = [name for name in expected if name in given]
+    shapes = [
+        f"{name} {tuple(given[name].shape)}, expected {tuple(expected[name].shape)}"
+        for name in common
+        if given[name].shape != expected[name].shape
+    ]
+    kinds = [
+        f"{name} {given[name].dtype}, expected {expected[name].dtype}"
+        for name in common
+        if given[name].is_floating_point() != expected[name].is_floating_point()
+    ]
+    faults = {
+        "missing": [name for name in expected if name not in given],
+        "unexpected": [name for name in given if name not in expected],
+        "of another shape": shapes,
+        "of another type": kinds,
+        "with NaN or infinity": [name for name in common if not torch.isfinite(given[name]).all()],
+    }
+    counted = [f"{len(names)} tensors {fault}" for fault, names in faults.items() if names]
+    named = [name for names in faults.values() for name in names]
+    return [*counted, f"first {abbreviate(named)}"] if named else []
+
+
+def _class_hint(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    counts = [tensors["classifier.bias"].numel() for tensors in (given, expected) if "classifier.bias" in tensors]
+    if len(counts) == 2 and counts[0] != counts[1]:
+        return f". It has {counts[0]} classes, the model {counts[1]}: pass num_classes={counts[0]}"
+    return ""

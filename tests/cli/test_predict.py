@@ -1,0 +1,150 @@
+"""``predict`` on more than a few small images: tiles, memory, precision, videos, many files at once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+import ddsm_zoo
+from ddsm_zoo.cli.predict import UNITS, parse_memory, parse_tile
+from ddsm_zoo.data.scenes.render import render_scene
+from ddsm_zoo.labels import CAMVID
+from tests.support.command_line import run_command
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of a saved model of CamVid's classes with random weights."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    ddsm_zoo.save_pretrained(ddsm_zoo.create_model("uper_ddsm_tiny", labels=CAMVID), folder)
+    return f"local-dir:{folder}"
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Call the command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return run_command
+
+
+def write_scene(path: Path, seed: int, size: tuple[int, int]) -> Path:
+    Image.fromarray(render_scene(seed, size)[0]).save(path)
+    return path
+
+
+def ids(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_tiles_give_the_classes_of_the_whole(run: Run, tmp_path: Path, tiny: str) -> None:
+    write_scene(tmp_path / "wide.png", 1, (100, 1000))
+    run("predict", "wide.png", "-m", tiny, "-o", "whole")
+    run("predict", "wide.png", "-m", tiny, "-o", "tiles", "--tile", "768")
+    run("predict", "wide.png", "-m", tiny, "-o", "auto", "--tile", "auto", "--memory", "1 GiB")
+    whole, tiles, auto = (ids(tmp_path / name / "wide_ids.png") for name in ("whole", "tiles", "auto"))
+    assert whole.shape == (100, 1000)
+    assert (whole == tiles).mean() >= 0.999
+    assert np.array_equal(whole, auto)
+
+
+def test_more_pixels_than_pillow_decodes_unasked(run: Run, tmp_path: Path, tiny: str) -> None:
+    Image.new("L", (300_000, 600)).save(tmp_path / "strip.png")
+    assert "too large to be decoded safely" in run("predict", "strip.png", "-m", tiny, fails=1).stderr
+    small = run("predict", "strip.png", "-m", tiny, "--tile", "auto", "--memory", "2GiB", fails=1)
+    assert "too large to be decoded safely" in small.stderr
+
+
+def test_many_images_keep_their_order_and_a_bad_one_stops_none(run: Run, tmp_path: Path, tiny: str) -> None:
+    names = [f"{number:02}.png" for number in range(20)]
+    for number, name in enumerate(names):
+        write_scene(tmp_path / name, number, (16 + number, 24))
+    for bad in ("03.png", "11.png"):
+        (tmp_path / bad).write_bytes(b"no image")
+    result = run("predict", *names, "-m", tiny, "-o", "out", "--json", "figures.json", fails=2)
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    good = [name for name in names if name not in ("03.png", "11.png")]
+    assert [entry["image"] for entry in figures["images"]] == good
+    for entry in figures["images"]:
+        assert ids(tmp_path / entry["files"]["ids"]).shape == (16 + int(entry["image"][:2]), 24)
+    assert [failure["image"] for failure in figures["failures"]] == ["03.png", "11.png"]
+    assert result.stderr.index("03.png") < result.stderr.index("11.png")
+
+
+def test_bfloat16(run: Run, tmp_path: Path, tiny: str) -> None:
+    write_scene(tmp_path / "street.png", 0, (64, 64))
+    run("predict", "street.png", "-m", tiny, "--precision", "bf16")
+    assert ids(tmp_path / "predictions" / "street_ids.png").shape == (64, 64)
+
+
+def test_a_clip_and_an_image(run: Run, tmp_path: Path, tiny: str) -> None:
+    write_scene(tmp_path / "drive.png", 0, (32, 48))
+    with av.open(str(tmp_path / "drive.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=5)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        for seed in range(6):
+            frame = av.VideoFrame.from_ndarray(render_scene(seed, (32, 48))[0], format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    arguments = ["predict", "drive.png", "drive.mp4", "broken.mp4", "-m", tiny, "-o", "out", "--frames", "5"]
+    figures = json.loads(run(*arguments, "--json", "-", fails=1).stdout)
+    (clip,) = figures["videos"]
+    assert clip["frames"] == 5
+    assert clip["size"] == [32, 48]
+    assert clip["frames_per_second"] > 0
+    assert sum(clip["shares"].values()) == pytest.approx(1)
+    with av.open(clip["files"]["overlay"]) as container:
+        assert sum(1 for _ in container.decode(video=0)) == 5
+    assert [failure["image"] for failure in figures["failures"]] == ["broken.mp4"]
+    assert len(set(figures["images"][0]["files"].values()) | {clip["files"]["overlay"]}) == 4
+    assert "frames/s" in run(*arguments[:3], "-m", tiny, "-o", "out").stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tile", "100"], "tile is 100, expected 'auto' or a number of pixels from"),
+        (["--tile", "half"], "--tile is 'half', expected auto or a number"),
+        (["--memory", "much"], "--memory is 'much', expected an amount such as 4GiB"),
+        (["--precision", "fp8"], "precision is 'fp8', expected fp32 or bf16"),
+        (["--camera", "63"], "/dev/video63 cannot be read as a video"),
+    ],
+)
+def test_what_cannot_be(run: Run, tmp_path: Path, tiny: str, options: list[str], message: str) -> None:
+    write_scene(tmp_path / "street.png", 0, (16, 16))
+    assert message in run("predict", "street.png", "-m", tiny, *options, fails=1).stderr
+
+
+@given(st.integers(1, 10**12), st.sampled_from(sorted(UNITS)), st.booleans(), st.booleans())
+def test_amounts_of_memory(amount: int, unit: str, capital: bool, space: bool) -> None:
+    text = f"{amount}{' ' if space else ''}{unit.upper() if capital else unit}"
+    assert parse_memory(text) == amount * UNITS[unit]
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1GiB", "1e9", "4TiB", "GiB", "4 GiB of it", "4\n", "\u0664GiB"])
+def test_other_amounts_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="--memory is .*, expected an amount such as 4GiB or 2500MB"):
+        parse_memory(text)
+
+
+@pytest.mark.parametrize("text", ["", "-3", "1.5", "\u0663", "Auto", "512 "])
+def test_other_tiles_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="--tile is .*, expected auto or a number of pixels such as 1024"):
+        parse_tile(text)
+
+
+def test_tiles() -> None:
+    assert [parse_tile(text) for text in (None, "auto", "1024")] == [None, "auto", 1024]

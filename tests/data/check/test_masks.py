@@ -1,0 +1,288 @@
+"""What the label doctor says of masks that do not hold what they should."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddsm_zoo.data.masks import CAMVID_OBJECTS
+from ddsm_zoo.labels import CITYSCAPES, Colour, voc_colour
+from tests.support.data_sets import IMAGE, write
+from tests.support.label_doctor import IDS, SIZE, build, check, found, four, picture, text_of
+
+EVERY = {("train", 3), ("val", 1)}
+
+
+def in_every_mask(kind: str, severity: str = "error") -> dict[tuple[str, str], tuple[str, int]]:
+    """What is found when all masks of `four` have this problem."""
+    return {(split, kind): (severity, count) for split, count in EVERY}
+
+
+def smooth(values: int) -> np.ndarray:
+    """Ids in broad stripes, as objects have them."""
+    return np.repeat(np.arange(64, dtype=np.uint8)[None] * values // 64, 48, 0)
+
+
+# --- ids ------------------------------------------------------------------------------------------------------
+
+
+def test_ids_out_of_range(tmp_path: Path) -> None:
+    mask = np.zeros(SIZE, np.uint8)
+    mask[:3] = [[7], [9], [7]]
+    report = check(build(tmp_path, four() | {"train/b": mask}))
+    assert found(report) == {("train", "unknown-id"): ("error", 1)}
+    assert text_of(report, "unknown-id") == (
+        "train: ids that stand for no class in 1 of 3 masks, expected 0 to 2, 255: "
+        "masks/train/b.png (7, 9 on 25.0% of it)"
+    )
+
+
+def test_ids_that_start_at_one(tmp_path: Path) -> None:
+    report = check(build(tmp_path, four(IDS + 1)))
+    assert ("train", "unknown-id") in found(report)
+    assert "these start at 1, subtract 1" in text_of(report, "unknown-id")
+
+
+def test_ids_of_sixteen_bits(tmp_path: Path) -> None:
+    report = check(build(tmp_path, four(IDS.astype(np.uint16) * 1000)))
+    assert found(report)["train", "unknown-id"] == ("error", 3)
+    assert "1000, 2000" in text_of(report, "unknown-id")
+
+
+@pytest.mark.parametrize("labels", [{}, {"ignore_index": 200}])
+def test_masks_of_0_and_255(tmp_path: Path, labels: dict[str, object]) -> None:
+    """Where 255 is ignored they can be read, and all of the objects are ignored."""
+    masks = {name: (mask > 0) * np.uint8(255) for name, mask in four().items()}
+    report = check(build(tmp_path, masks, names=["background", "object"], **labels))
+    problems = found(report)
+    assert problems["train", "binary-mask"] == ("error", 3)
+    assert problems["val", "binary-mask"] == ("error", 1)
+    assert ("train", "unknown-id") not in problems
+    assert "if 255 stands for a class, store its id" in text_of(report, "binary-mask")
+
+
+def test_one_mask_of_0_and_255_among_others_may_be_meant(tmp_path: Path) -> None:
+    masks = four() | {"train/b": (IDS > 0) * np.uint8(255)}
+    assert found(check(build(tmp_path, masks))) == {("train", "binary-mask"): ("warning", 1)}
+
+
+def test_classes_0_and_1_are_no_such_mask(tmp_path: Path) -> None:
+    assert found(check(build(tmp_path, four(IDS % 2), names=["background", "object"]))) == {}
+
+
+def test_masks_without_any_class(tmp_path: Path) -> None:
+    void = np.full(SIZE, 255, np.uint8)
+    assert found(check(build(tmp_path / "one", four() | {"train/b": void}))) == {("train", "void-mask"): ("warning", 1)}
+    assert found(check(build(tmp_path / "all", four(void)))) == in_every_mask("void-mask")
+
+
+def test_classes_that_never_occur(tmp_path: Path) -> None:
+    report = check(build(tmp_path, four() | {"val/d": np.ones(SIZE, np.uint8)}))
+    assert found(report) == {("val", "empty-class"): ("warning", 2)}
+    assert text_of(report, "empty-class").startswith("val: no pixel of 2 of 3 classes")
+    assert text_of(report, "empty-class").endswith(": road, sky")
+
+
+# --- Cityscapes' two numberings -------------------------------------------------------------------------------
+
+LABEL_IDS = np.resize(np.array([0, 7, 8, 11, 21, 23, 26, 33], np.uint8), SIZE)
+TRAIN_IDS = np.resize(np.arange(19, dtype=np.uint8), SIZE)
+
+
+def write_cityscapes(root: Path, mask: np.ndarray, kind: str) -> Path:
+    for seed, split in enumerate(("train", "val")):
+        name = f"{split}/ulm/ulm_000000_000019"
+        write(root / f"leftImg8bit/{name}_leftImg8bit.png", picture(seed))
+        write(root / f"gtFine/{name}_gtFine_{kind}.png", mask)
+    return root
+
+
+def test_label_ids_for_train_ids(tmp_path: Path) -> None:
+    report = check(build(tmp_path / "a", four(LABEL_IDS), names=CITYSCAPES.names))
+    assert found(report)["train", "label-ids"] == ("error", 3)
+    assert "cityscapes:ROOT reads label ids" in text_of(report, "label-ids")
+    report = check(write_cityscapes(tmp_path / "b", LABEL_IDS, "labelTrainIds"), "cityscapes")
+    assert found(report)["train", "label-ids"] == ("error", 1)
+    report = check(build(tmp_path / "c", four(LABEL_IDS), names=[f"class {index}" for index in range(19)]))
+    assert found(report)["train", "unknown-id"] == ("error", 3)
+
+
+def test_the_void_masks_that_the_test_split_is_published_with(tmp_path: Path) -> None:
+    void = np.resize(np.array([1, 2, 3], np.uint8), SIZE)
+    root = write_cityscapes(tmp_path, LABEL_IDS, "labelIds")
+    write(root / "leftImg8bit/test/bonn/bonn_000000_000019_leftImg8bit.png", picture(7))
+    write(root / "gtFine/test/bonn/bonn_000000_000019_gtFine_labelIds.png", void)
+    problems = {(split, kind) for split, kind in found(check(root, "cityscapes")) if kind != "empty-class"}
+    assert problems == {("test", "void-mask")}
+
+
+def test_train_ids_for_label_ids(tmp_path: Path) -> None:
+    void = TRAIN_IDS.copy()
+    void[0] = 255
+    report = check(write_cityscapes(tmp_path / "void", void, "labelIds"), "cityscapes")
+    assert found(report)["train", "train-ids"] == ("error", 1)
+    report = check(write_cityscapes(tmp_path / "none", TRAIN_IDS, "labelIds"), "cityscapes")
+    assert found(report)["train", "train-ids"] == ("warning", 1)
+    assert "NAME_gtFine_labelTrainIds.png" in text_of(report, "train-ids")
+
+
+def test_either_numbering_where_it_belongs(tmp_path: Path) -> None:
+    for kind, mask in {"labelIds": LABEL_IDS, "labelTrainIds": TRAIN_IDS}.items():
+        report = check(write_cityscapes(tmp_path / kind, mask, kind), "cityscapes")
+        assert {name for _, name in found(report)} <= {"empty-class"}
+
+
+# --- lossy files ----------------------------------------------------------------------------------------------
+
+
+def test_jpeg_masks(tmp_path: Path) -> None:
+    """Of neighbouring ids, compression makes other ids: no value need be out of range."""
+    for name, mask in {"a": smooth(3), "flat": np.ones_like(smooth(3))}.items():
+        write(tmp_path / f"images/train/{name}.png", picture(len(name), mask.shape))
+        path = tmp_path / f"masks/train/{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(path, format="jpeg", quality=30)
+    (tmp_path / "labels.json").write_text(json.dumps({"names": [f"class {index}" for index in range(200)]}))
+    problems = found(report := check(tmp_path))
+    assert problems["train", "smeared-mask"] == ("error", 1)
+    assert "masks/train/a.png (" in text_of(report, "smeared-mask")
+    assert "store masks as PNG" in text_of(report, "smeared-mask")
+
+
+def test_coloured_jpeg_masks(tmp_path: Path) -> None:
+    palette = [(9, 8, 7), (250, 0, 3), (1, 2, 3)]
+    coloured = np.array(palette, np.uint8)[smooth(3)]
+    for name, labels in {"ids": {}, "colours": {"palette": palette}}.items():
+        root = build(tmp_path / name, {"train/a": coloured}, **labels)
+        Image.fromarray(coloured).save(root / "masks/train/a.png", format="jpeg")
+        problems = found(check(root))
+        assert problems["train", "smeared-mask"] == ("error", 1)
+        assert (("train", "rgb-mask") in problems) == (name == "ids")
+        assert ("train", "unknown-colour") not in problems
+
+
+@pytest.mark.parametrize("steps", [1, 127])
+def test_masks_resized_with_interpolation(tmp_path: Path, steps: int) -> None:
+    """Ids far apart, such as 0 and 127, leave all the values in between where they meet."""
+    enlarged = Image.fromarray(smooth(3) * np.uint8(steps)).resize((500, 400), Image.Resampling.BICUBIC)
+    names = [f"class {index}" for index in range(3)]
+    palette = [(steps * index,) * 3 for index in range(3)]
+    masks = four(np.repeat(np.asarray(enlarged)[..., None], 3, 2))
+    report = check(build(tmp_path, masks, names=names, palette=palette))
+    if steps == 127:
+        assert found(report)["train", "smeared-mask"] == ("error", 3)
+    else:
+        assert ("train", "smeared-mask") not in found(report)
+
+
+# --- colours --------------------------------------------------------------------------------------------------
+
+
+def painted(palette: list[Colour]) -> np.ndarray:
+    return np.array(palette, np.uint8)[np.resize(np.arange(len(palette)), SIZE)]
+
+
+def test_a_known_palette_is_offered_for_the_names(tmp_path: Path) -> None:
+    wanted = [CITYSCAPES.palette[CITYSCAPES.names.index(name)] for name in ("road", "car", "sky")]
+    root = build(tmp_path, four(painted([*wanted, (0, 0, 0)])), names=["Road", "car", "sky"])
+    report = check(root)
+    assert found(report) == in_every_mask("rgb-mask")
+    offer = text_of(report, "rgb-mask")
+    assert "the colours of Cityscapes" in offer
+    assert "void [0, 0, 0]" in offer
+    # what is offered can be pasted into labels.json
+    pasted = json.loads("{" + offer[offer.index('"palette"') : offer.index("]]") + 2] + "}")
+    (root / "labels.json").write_text(json.dumps({"names": ["Road", "car", "sky"], **pasted}))
+    problems = check(root).problems
+    assert {problem.kind for problem in problems} == {"unknown-colour"}  # void has no colour there
+    assert "(0, 0, 0)" in str(problems[0])
+
+
+@pytest.mark.parametrize(
+    ("palette", "words"),
+    [
+        (
+            [voc_colour(0), voc_colour(7), voc_colour(15)],
+            "PASCAL VOC: background [0, 0, 0], car [128, 128, 128], person",
+        ),
+        ([colour for _, colour, _ in CAMVID_OBJECTS], "the colours of CamVid: Animal [64, 128, 64]"),
+        ([(3, 1, 4), (1, 5, 9), (2, 6, 5)], "no known palette: [1, 5, 9], [2, 6, 5], [3, 1, 4]"),
+        ([(index, 0, 255) for index in range(100)], "100 colours of no known palette"),
+        ([(0, 0, 0), (1, 1, 1), (2, 2, 2)], "three channels are equal: store one of them"),
+    ],
+)
+def test_colours_where_ids_are_expected(tmp_path: Path, palette: list[Colour], words: str) -> None:
+    report = check(build(tmp_path, four(painted(palette)), names=["this", "that", "other"]))
+    assert found(report) == in_every_mask("rgb-mask")
+    assert words in text_of(report, "rgb-mask")
+
+
+def write_with_palette(path: Path, ids: np.ndarray, palette: list[Colour]) -> None:
+    image = Image.fromarray(ids)
+    image.putpalette([channel for colour in palette for channel in colour])
+    path.unlink()
+    image.save(path)
+
+
+def test_palettes_that_show_other_classes_than_the_numbers(tmp_path: Path) -> None:
+    """What tools that make RGB masks smaller leave: all numbers are ids, and none of them is right."""
+    palette = [(9, 8, 7), (250, 0, 3), (1, 2, 3)]
+    root = build(tmp_path, four(), palette=palette)
+    write_with_palette(root / "masks/train/b.png", (IDS + 1) % 3, [palette[2], palette[0], palette[1]])
+    report = check(root)
+    assert found(report) == {("train", "palette-mask"): ("error", 1)}
+    assert "numbers in the colours of other classes in 1 of 3 masks" in text_of(report, "palette-mask")
+    assert text_of(report, "palette-mask").endswith("masks/train/b.png (0 has the colour of sky)")
+    assert check(root, quick=True).problems == report.problems
+
+
+@pytest.mark.parametrize(
+    "shown", [[(9, 8, 7), (1, 1, 1), (2, 2, 2)], [(index,) * 3 for index in range(3)], [(1, 0, 0), (2, 0, 0)]]
+)
+def test_palettes_that_contradict_nothing(tmp_path: Path, shown: list[Colour]) -> None:
+    """The classes' own colours, a grey ramp in which the first class has a grey, colours of one's own."""
+    root = build(tmp_path, four(), palette=[(9, 8, 7), (0, 0, 0), (1, 2, 3)])
+    write_with_palette(root / "masks/train/b.png", IDS, shown)
+    assert found(check(root)) == {}
+
+
+def test_photographs_in_place_of_masks(tmp_path: Path) -> None:
+    size = (300, 400)
+    for palette in ({}, {"palette": [(9, 9, 9), (1, 2, 3), (4, 5, 6)]}):
+        report = check(build(tmp_path, {"train/a": picture(99, size)}, **palette))
+        kind = "unknown-colour" if palette else "rgb-mask"
+        assert found(report)["train", kind] == ("error", 1)
+        assert "more than 65536" in text_of(report, kind)
+
+
+def test_colours_that_stand_for_no_class(tmp_path: Path) -> None:
+    palette = [(9, 8, 7), (250, 0, 3), (1, 2, 3)]
+    masks = four(painted(palette)) | {"train/b": painted([*palette, (1, 2, 4)])}
+    report = check(build(tmp_path, masks, palette=palette))
+    assert found(report) == {("train", "unknown-colour"): ("error", 1)}
+    assert "expected one of the 3 colours" in text_of(report, "unknown-colour")
+    assert "((1, 2, 4) on 25.0% of it)" in text_of(report, "unknown-colour")
+
+
+def test_ids_where_colours_are_expected(tmp_path: Path) -> None:
+    for seed, split in enumerate(("train", "val")):
+        write(tmp_path / split / "x.png", picture(seed))
+        write(tmp_path / f"{split}_labels/x_L.png", IDS)
+    assert found(check(tmp_path, "camvid")) == {
+        ("train", "id-mask"): ("error", 1),
+        ("val", "id-mask"): ("error", 1),
+    }
+
+
+@pytest.mark.parametrize(("layout", "words"), [("camvid", "SPLIT_labels/NAME_L.png"), ("cityscapes", "labelIds.png")])
+def test_colours_in_other_layouts(tmp_path: Path, layout: str, words: str) -> None:
+    if layout == "camvid":
+        write(tmp_path / "train/x.png", IMAGE)
+        write(tmp_path / "trainannot/x.png", IMAGE)
+    else:
+        write_cityscapes(tmp_path, picture(5), "labelIds")
+    assert words in text_of(check(tmp_path, layout), "rgb-mask")

@@ -1,0 +1,256 @@
+"""Scores by the names of model and data: against counting by hand, on data sets as they lie on disk."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import ddsm_zoo
+from ddsm_zoo import Predictor, evaluate
+from ddsm_zoo.data.datasets import DatasetError, open_dataset
+from ddsm_zoo.data.scenes.render import render_scene
+from ddsm_zoo.evaluation.evaluate import Evaluation, Request, score_model
+from ddsm_zoo.inference.protocol import InferenceProtocol
+from ddsm_zoo.labels import CAMVID
+from ddsm_zoo.metrics import BoundaryFScore, BoundaryIoU, ConfusionMatrix
+from ddsm_zoo.models import Segmenter
+
+
+def competing_model(seed: int) -> Segmenter:
+    """Random weights of which no single class wins everywhere."""
+    torch.manual_seed(seed)
+    model = ddsm_zoo.create_model("uper_tiny", num_classes=len(CAMVID))
+    with torch.no_grad():
+        model.classifier.weight *= 30
+    model.pretrained_cfg["labels"] = {"names": CAMVID.names, "palette": CAMVID.palette}
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model() -> Segmenter:
+    return competing_model(3)
+
+
+def write_camvid(root: Path, size: tuple[int, int], count: int, *, colours: bool) -> None:
+    """Rendered scenes in the layout of class ids with 11 for void, or in that of the original's colours."""
+    images, masks = root / "val", root / ("val_labels" if colours else "valannot")
+    for folder in (images, masks):
+        folder.mkdir(parents=True)
+    for index in range(count):
+        image, mask = render_scene(index, size)
+        mask[: 5 * (index + 1)] = 255
+        Image.fromarray(image).save(images / f"{index}.png")
+        if colours:
+            palette = np.array([*CAMVID.palette, (0, 0, 0)], np.uint8)
+            Image.fromarray(palette[np.where(mask == 255, 11, mask)]).save(masks / f"{index}_L.png")
+        else:
+            Image.fromarray(np.where(mask == 255, 11, mask).astype(np.uint8)).save(masks / f"{index}.png")
+
+
+def iou_by_hand(pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[float]:
+    """IoU of each class over all pairs of prediction and label, void left out."""
+    ious = []
+    for label in range(len(CAMVID)):
+        hits = [((pred == label) & (target == label)).sum() for pred, target in pairs]
+        either = [(((pred == label) | (target == label)) & (target != 255)).sum() for pred, target in pairs]
+        ious.append(sum(hits) / sum(either) if sum(either) else math.nan)
+    return ious
+
+
+@pytest.mark.parametrize(("size", "colours"), [((360, 480), False), ((720, 960), True)])
+def test_camvid_at_both_resolutions(model: Segmenter, tmp_path: Path, size: tuple[int, int], colours: bool) -> None:
+    write_camvid(tmp_path, size, 2, colours=colours)
+    result = evaluate(model, f"camvid:{tmp_path}", "val", protocol="whole")
+    predictor = Predictor(model)
+    pairs = []
+    for index in range(2):
+        image, mask = render_scene(index, size)
+        mask[: 5 * (index + 1)] = 255
+        pairs.append((predictor(image).mask, mask))
+    expected = iou_by_hand(pairs)
+    np.testing.assert_allclose(list(result["iou"].values()), expected, rtol=1e-3)
+    assert result["miou"] == pytest.approx(np.nanmean(expected), rel=1e-4)
+    assert result["resolutions"] == [list(size)]
+    assert tuple(result["iou"]) == CAMVID.names
+    assert np.sum(result["confusion"]) == sum((mask != 255).sum() for _, mask in pairs)
+
+
+def test_images_predicted_smaller_are_compared_at_the_labels_size(model: Segmenter, tmp_path: Path) -> None:
+    write_camvid(tmp_path, (144, 192), 1, colours=True)
+    (tmp_path / "half.toml").write_text("size = [72, 96]")
+    result = evaluate(model, f"camvid:{tmp_path}", protocol=tmp_path / "half.toml")
+    image, mask = open_dataset(f"camvid:{tmp_path}", "val").load(0)
+    config = ddsm_zoo.resolve_data_config(model)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (config.mean, config.std))
+    small = F.interpolate(((image / 255 - mean) / std)[None], (72, 96), mode="bilinear")
+    with torch.inference_mode():
+        scores = F.interpolate(model(small), (144, 192), mode="bilinear")
+    expected = iou_by_hand([(scores.argmax(1)[0].numpy(), mask.numpy())])
+    np.testing.assert_allclose(list(result["iou"].values()), expected, rtol=1e-3)
+    assert result["protocol"]["size"] == (72, 96)
+
+
+def test_all_figures_equal_predicting_one_by_one(model: Segmenter) -> None:
+    seen: list[tuple[int, int]] = []
+    result = evaluate(model, "scenes:2", "val", boundary=True, progress=lambda done, total: seen.append((done, total)))
+    metrics = ConfusionMatrix(len(CAMVID)), BoundaryFScore(len(CAMVID)), BoundaryIoU(len(CAMVID))
+    predictor = Predictor(model)
+    for index in range(2):
+        image, mask = render_scene(1_000_000_000 + index)
+        for metric in metrics:
+            metric.update(torch.from_numpy(predictor(image).mask)[None], torch.from_numpy(mask)[None])
+    confusion, f_score, boundary_iou = (metric.compute() for metric in metrics)
+    assert result["miou"] == pytest.approx(confusion["miou"], rel=1e-4)
+    np.testing.assert_allclose(list(result["iou"].values()), confusion["iou"], rtol=1e-3)
+    for key in (0.00088, 0.001875, 0.00375, 0.005, "mean"):
+        assert result["boundary_f"][key] == pytest.approx(f_score[key], rel=1e-3)
+        assert result["boundary_f"]["present_only"][key] == pytest.approx(f_score["present_only"][key], rel=1e-3)
+    assert result["boundary_f_pixels"] == {0.00088: [1], 0.001875: [2], 0.00375: [3], 0.005: [3]}
+    assert result["boundary_iou"] == pytest.approx(boundary_iou["boundary_iou"], rel=1e-3)
+    assert seen == [(1, 2), (2, 2)]
+    assert result["count"] == 2
+    assert result["resolutions"] == [[360, 480]]
+
+
+def test_a_result_says_what_it_depends_on(tmp_path: Path, model: Segmenter) -> None:
+    ddsm_zoo.save_pretrained(model, tmp_path)
+    address = f"local-dir:{tmp_path}"
+    result = evaluate(address, "scenes:1", boundary=True, protocol="flip")
+    assert result["model"] == address
+    assert len(result["weights"]["sha256"]) == 64
+    assert (result["data"], result["split"], result["count"], result["dtype"]) == ("scenes:1", "val", 1, "float32")
+    assert result["protocol"] == {
+        "name": "flip",
+        "size": None,
+        "crop": None,
+        "stride": None,
+        "scales": (1.0,),
+        "flip": True,
+        "diagonal_shares": [0.00088, 0.001875, 0.00375, 0.005],
+        "boundary_iou_ratio": 0.02,
+    }
+    assert result["versions"]["torch"] == torch.__version__
+    assert result["versions"]["ddsm_zoo"] == ddsm_zoo.__version__
+
+
+def test_radii_in_pixels_on_request(model: Segmenter) -> None:
+    result = evaluate(model, "scenes:1", boundary=True, boundary_radii=(1, 12))
+    metric = BoundaryFScore(len(CAMVID), (1, 12))
+    image, mask = render_scene(1_000_000_000)
+    metric.update(torch.from_numpy(Predictor(model)(image).mask), torch.from_numpy(mask))
+    assert set(result["boundary_f"]) == {1, 12, "mean", "present_only"}
+    for key in (1, 12, "mean"):
+        assert result["boundary_f"][key] == pytest.approx(metric.compute()[key], rel=1e-3)
+    assert result["protocol"]["radii"] == [1, 12]
+    assert "diagonal_shares" not in result["protocol"]
+
+
+def test_radii_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match=r"radii are \(0.005,\), expected .* leave them out for the published shares"):
+        Request(data="scenes:1", boundary=True, boundary_radii=(0.005,))  # type: ignore[arg-type]  # what a user may give
+    with pytest.raises(ValueError, match="expected boundary=True"):
+        evaluate("not_a_model", "scenes:1", boundary_radii=(1, 2))
+
+
+@pytest.fixture(scope="module")
+def two() -> tuple[Evaluation, Evaluation]:
+    request = Request(data="scenes:3", boundary=True)
+    return score_model(competing_model(3), request), score_model(competing_model(4), request)
+
+
+def test_intervals_hold_the_score_and_repeat(two: tuple[Evaluation, Evaluation]) -> None:
+    figures = two[0].figures(200)
+    intervals = figures["intervals"]
+    for key in ("miou", "boundary_iou"):
+        low, high = intervals[key]
+        assert low <= figures[key] <= high
+    low, high = intervals["boundary_f"]
+    assert low <= figures["boundary_f"]["mean"] <= high
+    assert tuple(intervals["iou"]) == CAMVID.names
+    assert (intervals["draws"], intervals["level"]) == (200, 0.95)
+    assert two[0].figures(200)["intervals"] == intervals
+
+
+def test_intervals_say_what_they_are_over(two: tuple[Evaluation, Evaluation]) -> None:
+    by_image = two[0].figures(50)["intervals"]
+    assert (by_image["by"], by_image["units"]) == ("image", 3)
+    assert "each of a sequence of its own" in by_image["note"]
+    blocks = evaluate(competing_model(3), "scenes:3", boundary=True, bootstrap=50, bootstrap_by="block:1")["intervals"]
+    assert (blocks["by"], blocks["units"]) == ("block:1", 3)
+    assert blocks["iou"] == by_image["iou"]
+
+
+def test_the_gain_is_the_difference_and_is_paired(two: tuple[Evaluation, Evaluation]) -> None:
+    first, second = two
+    gain = second.gain_over(first, 200)
+    scores = first.figures(), second.figures()
+    assert gain["miou"] == pytest.approx(scores[1]["miou"] - scores[0]["miou"])
+    for name in CAMVID.names:
+        assert gain["iou"][name] == pytest.approx(scores[1]["iou"][name] - scores[0]["iou"][name], nan_ok=True)
+    low, high = gain["intervals"]["miou"]
+    assert low <= gain["miou"] <= high
+    itself = first.gain_over(first, 50)
+    assert itself["intervals"]["miou"] == [0.0, 0.0]  # the same images are drawn for both
+
+
+def test_a_gain_needs_the_same_images(two: tuple[Evaluation, Evaluation], model: Segmenter) -> None:
+    with pytest.raises(ValueError, match="of different images"):
+        two[0].gain_over(score_model(model, Request(data="scenes:2", boundary=True)), 10)
+
+
+def test_a_gain_needs_the_same_boundary_measures(two: tuple[Evaluation, Evaluation], model: Segmenter) -> None:
+    request = Request(data="scenes:3", boundary=True, boundary_radii=(3, 5, 9, 12))
+    for other in (score_model(model, request), score_model(model, Request(data="scenes:3"))):
+        with pytest.raises(ValueError, match="different boundary measures"):
+            two[0].gain_over(other, 10)
+
+
+def test_the_worst_images_and_their_pictures(two: tuple[Evaluation, Evaluation], tmp_path: Path) -> None:
+    evaluation = two[0]
+    worst = evaluation.worst(3)
+    alone = []
+    for index in range(3):
+        confusion = ConfusionMatrix(len(CAMVID))
+        confusion.update(evaluation.again(index).ids, evaluation.again(index).target)
+        alone.append(confusion.compute()["miou"])
+    assert [entry["miou"] for entry in worst] == pytest.approx(sorted(alone))
+    assert [entry["index"] for entry in worst] == np.argsort(alone).tolist()
+    evaluation.write_pictures(tmp_path, 2)
+    names = {"confusion.png", *(f"worst_{rank:02d}_{worst[rank - 1]['name']}.png" for rank in (1, 2))}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    with Image.open(tmp_path / f"worst_01_{worst[0]['name']}.png") as sheet:
+        captions = sheet.height - 720
+        shown = np.asarray(sheet)[captions // 2 : captions // 2 + 360, :480]
+    assert np.array_equal(shown, render_scene(1_000_000_000 + worst[0]["index"])[0])
+
+
+def test_what_cannot_be_scored(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="camvit"):  # the data is checked before the model
+        evaluate("not_a_model_either", "camvit:somewhere")
+    with pytest.raises(ValueError, match="predicts 19 classes and the data has 11"):
+        evaluate(ddsm_zoo.create_model("uper_tiny"), "scenes:1")
+    renamed = ddsm_zoo.create_model("uper_tiny", num_classes=11)
+    names = [*CAMVID.names[:-1], "Horse"]
+    renamed.pretrained_cfg["labels"] = {"names": names, "palette": CAMVID.palette}
+    with pytest.raises(ValueError, match="class 10 is 'Horse' for the model and 'Bicyclist' in the data"):
+        evaluate(renamed, "scenes:1")
+    broken = ddsm_zoo.create_model("uper_tiny", num_classes=11)
+    torch.nn.init.constant_(broken.classifier.bias, math.nan)
+    with pytest.raises(ValueError, match="NaN on image 0 of the set"):
+        evaluate(broken, "scenes:1")
+    with pytest.raises(FileNotFoundError, match="no protocol 'hole'"):
+        evaluate(broken, "scenes:1", protocol="hole")
+
+
+@pytest.mark.parametrize("name", ["flip", "sliding", "multi_scale"])
+def test_protocols_run_on_a_model(model: Segmenter, tmp_path: Path, name: str) -> None:
+    write_camvid(tmp_path, (36, 48), 1, colours=False)
+    result = evaluate(model, f"camvid:{tmp_path}", protocol=name)
+    assert 0 < result["miou"] < 1
+    assert result["protocol"]["scales"] == InferenceProtocol.load(name).scales

@@ -1,0 +1,211 @@
+"""What is said about a pixel must be what the model computed there, and in the right place."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ddsm_zoo
+from ddsm_zoo import Predictor
+from ddsm_zoo.data.masks import DatasetError
+from ddsm_zoo.data.scenes.render import render_scene
+from ddsm_zoo.explain.explain import compare, explain, principal_colours, read_target, save_figure
+from ddsm_zoo.inference.tiling import MIN_SIDE
+from ddsm_zoo.labels import CAMVID, LabelSpace
+from ddsm_zoo.layers import DDSM, SpatialAffinity
+from ddsm_zoo.models import Segmenter
+from tests.support.brute_force import bilinear
+
+AT = (75, 41)
+NAMES = ("uper_ddsm_tiny", "uper_ddsm_s_tiny", "deeplabv3plus_ddsm_tiny")
+
+
+def unsettled(name: str, **options: object) -> Segmenter:
+    """A model whose sampler has left the plain grid."""
+    torch.manual_seed(0)
+    model = ddsm_zoo.create_model(name, num_classes=len(CAMVID), **options)
+    for module in model.modules():
+        if isinstance(module, SpatialAffinity):
+            torch.nn.init.normal_(module.sampler.predict.weight, std=0.5)
+            torch.nn.init.normal_(module.sampler.predict.bias, std=1.5)
+    return model
+
+
+@pytest.fixture(scope="module")
+def scene() -> Image.Image:
+    return Image.fromarray(render_scene(3, (96, 128))[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("pixels", [9, 25])
+def test_what_is_read_at_the_reported_places_makes_the_output_of_s(name: str, pixels: int, scene: Image.Image) -> None:
+    """The value map is taken from the module, read by hand at the reported pixels, and summed by the affinities."""
+    model = unsettled(name, pixels=pixels)
+    levels = iter(explain(model, scene, AT).levels)
+    for module in (module for module in model.modules() if isinstance(module, DDSM)):
+        level = next(levels)
+        affinity = module.spatial
+        stride = 2**level.stage
+        assert level.positions.shape == (pixels, 2)
+        assert level.affinities.sum() == pytest.approx(1)
+        low, high = (torch.from_numpy(features)[None] for features in (level.low, level.high))
+        with torch.no_grad():
+            value = affinity.project(low, high)[2]
+            total = np.zeros(value.shape[1])
+            for (x, y), strength, share in zip(level.positions, level.modulations, level.affinities, strict=True):
+                row, column = (y + 0.5) / stride - 0.5, (x + 0.5) / stride - 0.5
+                total += share * strength * bilinear(value[0].double().numpy(), row, column)
+            expected = affinity.out(torch.from_numpy(total).float()[None, :, None, None])[0, :, 0, 0].numpy()
+        found = level.spatial[:, AT[1] // stride, AT[0] // stride]
+        assert found == pytest.approx(expected, abs=1e-4)
+    assert next(levels, None) is None
+
+
+def test_the_levels_go_from_coarse_to_fine_with_what_the_module_is_made_of(scene: Image.Image) -> None:
+    explanation = explain(unsettled("uper_ddsm_tiny"), scene, AT)
+    assert [level.stage for level in explanation.levels] == [4, 3, 2]
+    for level in explanation.levels:
+        stride = 2**level.stage
+        assert level.low.shape[1:] == level.spatial.shape[1:] == (96 // stride, 128 // stride)
+        assert level.high.shape[1:] == (48 // stride, 64 // stride)
+        assert level.both is not None
+    assert all(level.both is None for level in explain(unsettled("uper_ddsm_s_tiny"), scene, AT).levels)
+    assert explanation.label == CAMVID.names[explanation.result.mask[AT[1], AT[0]]] or "class" in explanation.label
+    plain = explanation.to_dict()
+    assert plain["at"] == [75, 41]
+    assert np.allclose(plain["levels"][2]["affinities"], explanation.levels[2].affinities)
+
+
+@pytest.mark.parametrize("at", [(0, 0), (127, 95), (64, 32)])
+def test_a_settled_sampler_reads_the_cells_around_the_pixel(at: tuple[int, int], scene: Image.Image) -> None:
+    """A fresh model samples the plain grid: 3 x 3 cells around the one that holds the pixel, a stride apart."""
+    levels = explain(ddsm_zoo.create_model("uper_ddsm_tiny"), scene, at).levels
+    for level in levels:
+        stride = 2**level.stage
+        x, y = (place // stride * stride + (stride - 1) / 2 for place in at)
+        assert level.centre == pytest.approx((x, y))
+        expected = [(x + dx * stride, y + dy * stride) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+        assert level.positions == pytest.approx(np.array(expected))
+        assert level.modulations == pytest.approx(0.5)
+
+
+def test_cells_of_an_enlarged_image_are_smaller(scene: Image.Image) -> None:
+    """The model sees 144 x 192 pixels, extended to 160 x 192, where the image has 96 x 128."""
+    model = ddsm_zoo.create_model("uper_ddsm_tiny")
+    model.pretrained_cfg["min_size"] = [144, 192]
+    explanation = explain(model, scene, (64, 32))
+    assert explanation.size == pytest.approx((160 / 1.5, 128))
+    for level in explanation.levels:
+        assert level.low.shape[1:] == (160 // 2**level.stage, 192 // 2**level.stage)
+        pitch = 2**level.stage / 1.5
+        assert level.pitch == pytest.approx(pitch)
+        x, y = (((place + 0.5) // pitch + 0.5) * pitch - 0.5 for place in (64, 32))
+        assert level.centre == pytest.approx((x, y))
+        assert level.positions[0] == pytest.approx((x - pitch, y - pitch))
+
+
+def test_the_model_is_left_as_it_was(scene: Image.Image) -> None:
+    predictor = Predictor(unsettled("uper_ddsm_tiny"))
+    explain(predictor, scene, AT)
+    hooks = [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in predictor.model.modules()]
+    assert not any(hooks)
+    first, second = explain(predictor, np.asarray(scene), AT), explain(predictor, scene, AT)
+    assert np.array_equal(first.levels[0].affinities, second.levels[0].affinities)
+
+
+def test_a_model_in_bfloat16_and_one_that_cuts_tiles(scene: Image.Image) -> None:
+    model = unsettled("uper_ddsm_tiny")
+    full, half = (explain(Predictor(model, precision=precision), scene, AT) for precision in ("fp32", "bf16"))
+    for one, other in zip(full.levels, half.levels, strict=True):
+        assert one.positions == pytest.approx(other.positions, abs=2**one.stage)
+    with pytest.raises(ValueError, match="cut into tiles cannot be explained"):
+        explain(Predictor(model, tile=MIN_SIDE), scene.resize((1200, 40)), (0, 0))
+
+
+@pytest.mark.parametrize("name", ["uper_tiny", "uper_dcn_tiny", "uper_ddsm_c_tiny"])
+def test_models_that_sample_no_pixels(name: str, scene: Image.Image) -> None:
+    with pytest.raises(ValueError, match=f"{name} has the fusion .*, which samples no pixels; expected a model with"):
+        explain(ddsm_zoo.create_model(name), scene, AT)
+
+
+@pytest.mark.parametrize("at", [(-1, 0), (128, 0), (0, 96)])
+def test_pixels_outside_the_image(at: tuple[int, int], scene: Image.Image) -> None:
+    with pytest.raises(ValueError, match="lies outside the image, expected 0,0 to 127,95"):
+        explain(ddsm_zoo.create_model("uper_ddsm_tiny"), scene, at)
+
+
+def test_main_components_become_colours() -> None:
+    """Three independent patterns of falling strength, mixed into seven channels, come back as red, green and blue."""
+    rng = np.random.default_rng(0)
+    rows, columns = np.mgrid[0:12, 0:15]
+    patterns = np.stack([9.0 * (rows % 2), 4.0 * (columns % 2), 2.0 * (columns % 4 > 1)])
+    mixing = np.linalg.qr(rng.normal(size=(7, 3)))[0]
+    colours = principal_colours(np.einsum("cp,phw->chw", mixing, patterns).astype(np.float32))
+    assert colours.shape == (12, 15, 3)
+    for place, pattern in enumerate(patterns):
+        assert abs(np.corrcoef(colours[..., place].ravel(), pattern.ravel())[0, 1]) > 0.99
+    assert colours.min() == 0
+    assert colours.max() == 1
+    assert principal_colours(np.ones((2, 3, 4), np.float32)).shape == (3, 4, 3)
+
+
+def test_two_models_side_by_side(scene: Image.Image) -> None:
+    target = render_scene(3, (96, 128))[1]
+    model = unsettled("uper_ddsm_tiny", labels=CAMVID)
+    comparison = compare({"ours": model, "again": Predictor(model)}, scene, target)
+    known = target != CAMVID.ignore_index
+    assert list(comparison.results) == ["ours", "again"]
+    for name, result in comparison.results.items():
+        assert comparison.wrong()[name] == pytest.approx((result.mask != target)[known].mean())
+    axes = comparison.figure().axes
+    assert len(axes) == 6
+    assert np.array_equal(axes[2].images[0].get_array(), np.asarray(comparison.results["ours"].colour()))
+    with pytest.raises(ValueError, match="expected the same size"):
+        compare({"ours": model, "again": model}, scene, target[:50])
+    with pytest.raises(ValueError, match="ours and other have different classes"):
+        compare({"ours": model, "other": ddsm_zoo.create_model("uper_tiny", num_classes=3)}, scene, target)
+
+
+@pytest.mark.parametrize(("name", "columns"), [("uper_ddsm_tiny", 6), ("uper_ddsm_s_tiny", 5)])
+def test_the_figure_shows_each_module_with_its_taps(
+    name: str, columns: int, scene: Image.Image, tmp_path: Path
+) -> None:
+    explanation = explain(unsettled(name), scene, AT)
+    figure = explanation.figure()
+    assert len(figure.axes) == 3 * columns
+    for row, level in enumerate(explanation.levels):
+        panel = figure.axes[row * columns + 1]
+        discs = panel.collections[0]
+        assert discs.get_offsets().data == pytest.approx(level.positions)
+        assert discs.get_sizes() / discs.get_sizes().sum() == pytest.approx(level.affinities)
+        left, right = panel.get_xlim()
+        assert left < level.positions[:, 0].min() <= level.positions[:, 0].max() < right
+    save_figure(figure, tmp_path / "new" / "why.png")
+    with Image.open(tmp_path / "new" / "why.png") as picture:
+        assert min(picture.size) > 300
+    with pytest.raises(ValueError, match="no format of a figure, expected a name ending in .png"):
+        save_figure(figure, tmp_path / "why.txt")
+
+
+def test_without_matplotlib_the_error_names_the_extra(scene: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    explanation = explain(unsettled("uper_ddsm_tiny"), scene, AT)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(LookupError, match="pip install 'ddsm-zoo\\[explain\\]'"):
+        explanation.figure()
+
+
+def test_targets_are_read_as_ids_or_colours(tmp_path: Path) -> None:
+    labels = LabelSpace(names=("a", "b"), palette=((9, 9, 9), (200, 0, 0)))
+    Image.fromarray(np.array([[0, 1], [2, 255]], np.uint8)).save(tmp_path / "ids.png")
+    colours = np.array([[[9, 9, 9], [200, 0, 0]], [[0, 0, 0], [0, 0, 0]]], np.uint8)
+    Image.fromarray(colours).save(tmp_path / "colours.png")
+    for name in ("ids.png", "colours.png"):
+        assert read_target(tmp_path / name, labels).tolist() == [[0, 1], [255, 255]]
+    Image.fromarray(np.array([[3]], np.uint8)).save(tmp_path / "other.png")
+    with pytest.raises(DatasetError, match="holds id 3"):
+        read_target(tmp_path / "other.png", labels)

@@ -1,0 +1,171 @@
+"""Clips in, clips out: the frames, their order and their time."""
+
+from __future__ import annotations
+
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+import ddsm_zoo
+from ddsm_zoo import Predictor
+from ddsm_zoo.inference.video import Source, VideoError, label_video
+from ddsm_zoo.labels import LabelSpace
+
+RED, BLUE = (200, 30, 30), (30, 30, 200)
+LABELS = LabelSpace(names=("dark", "bright"), palette=(RED, BLUE))
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    """Says "bright" where a picture is bright: the backbone is left out."""
+    torch.manual_seed(0)
+    predictor = Predictor(ddsm_zoo.create_model("uper_tiny", labels=LABELS))
+    predictor.predict = lambda image: torch.stack((-image.sum(1), image.sum(1)), 1)
+    return predictor
+
+
+def write_clip(path: Path, levels: list[int], size: tuple[int, int] = (48, 64), **options: object) -> Path:
+    """A clip of grey frames, ten a second; the left half of each is black."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width = size
+        stream.pix_fmt = "yuv444p"
+        for level in levels:
+            pixels = np.zeros((*size, 3), np.uint8)
+            pixels[:, size[1] // 2 :] = level
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def frames_of(path: Path) -> list[av.VideoFrame]:
+    with av.open(str(path)) as container:
+        return list(container.decode(video=0))
+
+
+def test_every_frame_is_shown_under_its_classes_at_its_time(predictor: Predictor, tmp_path: Path) -> None:
+    levels = [250, 10, 250, 250, 10, 10, 250, 10, 250, 250, 10, 250]
+    source = write_clip(tmp_path / "clip.mp4", levels)
+    seen: list[tuple[int, int]] = []
+    clip = label_video(
+        predictor,
+        Source(name=str(source)),
+        tmp_path / "out" / "clip.mp4",
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    frames = frames_of(tmp_path / "out" / "clip.mp4")
+    assert len(frames) == clip.frames == len(levels)
+    assert clip.size == (48, 64)
+    assert seen == [(done, len(levels)) for done in range(1, len(levels) + 1)]
+    times = [float(frame.time) for frame in frames]
+    assert times == pytest.approx([index / 10 for index in range(len(levels))], abs=0.002)
+    for frame, level in zip(frames, levels, strict=True):
+        pixels = frame.to_ndarray(format="rgb24").astype(int)
+        left, right = pixels[:, 8:24].mean((0, 1)), pixels[:, 40:56].mean((0, 1))
+        assert left == pytest.approx(np.array(RED) / 2, abs=12)
+        expected = (np.array(BLUE if level > 128 else RED) + level) / 2
+        assert right == pytest.approx(expected, abs=12)
+    assert clip.shares["bright"] == pytest.approx(levels.count(250) / len(levels) / 2, abs=0.02)
+    assert clip.to_dict()["frames_per_second"] == pytest.approx(clip.frames / clip.seconds)
+
+
+def test_an_odd_size_loses_its_last_row_and_column(predictor: Predictor, tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "odd.mkv", [250] * 3, (33, 47))
+    label_video(predictor, Source(name=str(source)), tmp_path / "out.mp4")
+    assert {(frame.height, frame.width) for frame in frames_of(tmp_path / "out.mp4")} == {(32, 46)}
+
+
+def test_frames_that_are_too_small_for_the_clip_to_come(predictor: Predictor, tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "line.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=5)
+        stream.height, stream.width, stream.pix_fmt = 1, 64, "gray"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((1, 64), np.uint8), format="gray")))
+        container.mux(stream.encode(None))
+    with pytest.raises(VideoError, match=r"line\.mkv has frames of 64 x 1 pixels, expected at least 2 x 2"):
+        label_video(predictor, Source(name=str(tmp_path / "line.mkv")), tmp_path / "out" / "line.mp4")
+    assert not (tmp_path / "out").exists()
+    source = write_clip(tmp_path / "least.mkv", [250] * 2, (2, 3))
+    label_video(predictor, Source(name=str(source)), tmp_path / "out" / "least.mp4")
+    assert {(frame.height, frame.width) for frame in frames_of(tmp_path / "out" / "least.mp4")} == {(2, 2)}
+
+
+def test_no_more_frames_than_asked(predictor: Predictor, tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "clip.mp4", [250] * 9)
+    assert label_video(predictor, Source(name=str(source)), tmp_path / "out.mp4", frames=4).frames == 4
+    assert len(frames_of(tmp_path / "out.mp4")) == 4
+
+
+def test_a_device_gives_frames_until_it_is_told_to_stop(predictor: Predictor, tmp_path: Path) -> None:
+    """FFmpeg's test pattern stands for a camera: it never ends either."""
+    pattern = Source(name="testsrc=size=64x48:rate=5", format="lavfi")
+    clip = label_video(predictor, pattern, tmp_path / "out.mp4", frames=7)
+    assert clip.frames == len(frames_of(tmp_path / "out.mp4")) == 7
+
+
+def test_cameras_have_the_names_of_their_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = {}
+    for system in ("linux", "darwin", "win32"):
+        monkeypatch.setattr(sys, "platform", system)
+        named[system] = Source.camera(1)
+    assert named["linux"] == Source(name="/dev/video1", format="v4l2")
+    assert named["darwin"] == Source(name="1", format="avfoundation")
+    assert named["win32"] == Source(name="1", format="vfwcap")
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "message"),
+    [
+        (None, FileNotFoundError, "no video file at .*clip.mp4"),
+        (b"no video at all", VideoError, "clip.mp4 cannot be read as a video: Invalid data"),
+    ],
+)
+def test_what_is_no_video(
+    predictor: Predictor, tmp_path: Path, content: bytes | None, error: type[Exception], message: str
+) -> None:
+    if content is not None:
+        (tmp_path / "clip.mp4").write_bytes(content)
+    with pytest.raises(error, match=message) as caught:
+        label_video(predictor, Source(name=str(tmp_path / "clip.mp4")), tmp_path / "out" / "clip.mp4")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out" / "clip.mp4").exists()
+
+
+def test_a_camera_that_is_not_there(predictor: Predictor, tmp_path: Path) -> None:
+    with pytest.raises(VideoError, match="/dev/video63 cannot be read as a video"):
+        label_video(predictor, Source(name="/dev/video63", format="v4l2"), tmp_path / "out.mp4")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_clip_that_breaks_off_leaves_no_half_clip(predictor: Predictor, tmp_path: Path) -> None:
+    whole = write_clip(tmp_path / "clip.mkv", list(range(0, 250, 5)))
+    whole.write_bytes(whole.read_bytes()[:700])
+    with pytest.raises(VideoError):
+        label_video(predictor, Source(name=str(whole)), tmp_path / "out" / "clip.mp4")
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_without_pyav_the_error_names_the_extra(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(LookupError, match=r"pip install 'ddsm-zoo\[video\]'"):
+        label_video(predictor, Source(name="clip.mp4"), tmp_path / "out.mp4")
+
+
+def test_a_turned_phones_clip_is_upright() -> None:
+    from ddsm_zoo.inference.video import _upright
+
+    class Turned:
+        rotation, pts, time_base = 90, 3, Fraction(1, 30)
+
+        def to_ndarray(self, format: str) -> np.ndarray:
+            return np.arange(6, dtype=np.uint8).reshape(2, 3, 1).repeat(3, 2)
+
+    when, pixels = _upright(Turned())
+    assert when == Fraction(1, 10)
+    assert pixels[..., 0].tolist() == [[2, 5], [1, 4], [0, 3]]

@@ -1,0 +1,203 @@
+"""Recipes: what the paper's defaults are, what a file may say, and what the error says when it may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from ddsm_zoo.config import ConfigError
+from ddsm_zoo.training.optimizer import create_optimizer, parameter_groups, schedule, set_learning_rate
+from ddsm_zoo.training.recipe import Recipe, parse_change
+
+RECIPES = sorted(Path(__file__).parents[2].joinpath("ddsm_zoo", "recipes").glob("*.toml"))
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults_are_the_papers() -> None:
+    recipe = Recipe(model="m")
+    assert (recipe.optimizer, recipe.lr, recipe.momentum, recipe.weight_decay) == ("sgd", 0.01, 0.9, 5e-4)
+    assert (recipe.power, recipe.warmup_steps, recipe.scale, recipe.crop_size) == (0.9, 0, (0.75, 2.0), (1024, 1024))
+
+
+def test_load(tmp_path: Path) -> None:
+    text = 'model = "m"\nlr = 1\ncrop_size = [3, 4]\noptimizer = "adamw"\n[overrides]\nwidth = 64\n'
+    recipe = Recipe.load(write(tmp_path, text))
+    assert recipe == Recipe(model="m", lr=1.0, crop_size=(3, 4), optimizer="adamw", overrides={"width": 64})
+    assert recipe.to_plain()["crop_size"] == [3, 4]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_of_the_repository_load_and_say_what_to_expect(path: Path) -> None:
+    assert Recipe.load(path).model
+    header = path.read_text().partition("\nmodel")[0].lower()
+    for word in ("ddsm-zoo train", "duration", "score"):
+        assert word in header
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "lacks the field 'model'"),
+        ('model = ""', "model is empty"),
+        ('model = "m"\nlearning_rate = 1.0', "unknown field 'learning_rate', expected model"),
+        ('model = "m"\nepochs = "ten"', "epochs is 'ten' (str), expected int"),
+        ('model = "m"\nepochs = 0', "epochs is 0, expected at least 1"),
+        ('model = "m"\noptimizer = "adam"', "optimizer is 'adam' (str), expected one of sgd, adamw"),
+        ('model = "m"\nprecision = "fp8"', "precision is 'fp8' (str), expected one of no, bf16, fp16"),
+        ('model = "m"\nscale = [2.0, 1.0]', "scale is (2.0, 1.0), expected two factors"),
+        ('model = "m"\ncrop_size = [64]', "crop_size has 1 entries, expected 2"),
+        ('model = "m"\ncrop_size = [64, 0]', "crop_size is (64, 0), expected"),
+        ('model = "m"\nlr = nan', "lr is nan, expected more than 0"),
+        ('model = "m"\nseed = -1', "seed is -1, expected 0 or more"),
+        ('model = "m"\nema_decay = 1.0', "ema_decay is 1.0, expected from 0 up to 1"),
+        ('model = "m"\nflip = 1.5', "flip is 1.5, expected a probability"),
+        ('model = "m"\nbatch_size = "auto"', "batch_size is 'auto' (str), expected int"),
+        ('model = "m"\nbatch_size = -1', "batch_size is -1, expected 0 or more"),
+        ('model = "m"\nimages_per_epoch = -1', "images_per_epoch is -1, expected 0 or more"),
+        ('model = "m"\nsampling = "rare"', "sampling is 'rare' (str), expected one of uniform, balanced"),
+        ('model = "m"\nholdout = 0.0', "holdout is 0.0, expected more than 0"),
+        ('model = "m"\nholdout = 1', "holdout is 1.0, expected less than 1"),
+        ('model = "m"\nstage_decay = 1.5', "stage_decay is 1.5, expected more than 0 and at most 1"),
+        ('model = "m"\nfrozen_stages = -1', "frozen_stages is -1, expected 0 or more, or all"),
+        (
+            'model = "m"\nfrozen_stages = "backbone"',
+            "frozen_stages is 'backbone' (str), expected int or all",
+        ),
+        ('model = "m"\nfrozen_stages = 1.0', "frozen_stages is 1.0 (float), expected int"),
+        (
+            'model = "m"\nfrozen_norms = "decoder"',
+            "frozen_norms is 'decoder' (str), expected one of none",
+        ),
+        ('model = "m"\nclass_weights = "median"', "class_weights is 'median' (str), expected a list or auto"),
+        ('model = "m"\nclass_weights = [1.0, -1.0]', "class_weights is (1.0, -1.0), expected numbers of 0 or more"),
+        ('model = "m"\nclass_weights = [0, 0]', "class_weights is (0.0, 0.0), expected numbers of 0 or more, not all"),
+        ('model = "m"\nclass_weights = []', "class_weights is (), expected numbers"),
+        ('model = "m"\nclass_weights = [nan]', "class_weights is (nan,), expected numbers"),
+        ('model = "m"\nohem = 1.0', "ohem is 1.0, expected from 0 up to 1"),
+        ('model = "m"\nohem_keep = 0.0', "ohem_keep is 0.0, expected more than 0 and at most 1"),
+        ('model = "m"\npatience = -2', "patience is -2, expected 0 or more"),
+        ('model = "m', "is not valid TOML"),
+        ("model = \udcff", "is not valid TOML"),
+    ],
+)
+def test_bad_recipes_name_file_and_field_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ConfigError) as error:
+        Recipe.load(path)
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_words_and_values_of_one_field(tmp_path: Path) -> None:
+    text = 'model = "m"\nfrozen_stages = "all"\nclass_weights = [1, 2.5]\n'
+    recipe = Recipe.load(write(tmp_path, text))
+    assert (recipe.frozen_stages, recipe.class_weights) == ("all", (1.0, 2.5))
+    recipe = Recipe.load(write(tmp_path, 'model = "m"\nclass_weights = "auto"\nfrozen_stages = 2\n'))
+    assert (recipe.frozen_stages, recipe.class_weights) == (2, "auto")
+
+
+def test_changes_take_the_place_of_fields(tmp_path: Path) -> None:
+    path = write(tmp_path, 'model = "m"\nlr = 1.0\nepochs = 3\n')
+    assert Recipe.load(path, {"lr": 2, "model": "n"}) == Recipe(model="n", lr=2.0, epochs=3)
+    with pytest.raises(ConfigError, match="unknown field 'lrr'"):
+        Recipe.load(path, {"lrr": 2})
+    with pytest.raises(ConfigError, match="epochs is 'x' \\(str\\), expected int"):
+        Recipe.load(path, {"epochs": "x"})
+
+
+plain_words = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]*", fullmatch=True).filter(
+    lambda word: word not in ("true", "false", "inf", "nan")
+)
+numbers = st.integers(-(2**40), 2**40) | st.floats(allow_nan=False, allow_infinity=False)
+toml_values = numbers | st.booleans() | plain_words
+
+
+@given(name=plain_words, value=toml_values | st.lists(st.integers(0, 9)), gap=st.sampled_from(["", " "]))
+def test_a_change_is_a_field_and_a_value_of_toml(name: str, value: object, gap: str) -> None:
+    written = str(value).lower() if isinstance(value, bool) else str(value)
+    assert parse_change(f"{gap}{name}{gap}={gap}{written}") == (name, value)
+    if isinstance(value, str):
+        assert parse_change(f'{name} = "{value}"') == (name, value)
+
+
+@pytest.mark.parametrize("text", ["", "lr", "=3", "lr=", "lr = ", "learning rate=3", "a.b=1", "lr\nx=3"])
+def test_what_is_no_change(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected FIELD=VALUE") as error:
+        parse_change(text)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["absent.toml", "."])
+def test_no_recipe(tmp_path: Path, name: str) -> None:
+    with pytest.raises(FileNotFoundError, match="no recipe at"):
+        Recipe.load(tmp_path / name)
+
+
+@given(steps=st.integers(1, 500), warmup=st.integers(0, 50))
+def test_schedule_rises_then_falls_and_stays_within_bounds(steps: int, warmup: int) -> None:
+    recipe = Recipe(model="m", warmup_steps=warmup)
+    factors = [schedule(step, steps, recipe) for step in range(steps)]
+    assert all(0 < factor <= 1 for factor in factors)
+    falling = factors[warmup:]
+    assert falling == sorted(falling, reverse=True)
+    assert falling == [pytest.approx((1 - step / steps) ** 0.9) for step in range(warmup, steps)]
+    if warmup < steps:
+        assert factors[0] == pytest.approx(1 / (warmup + 1))
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        self.rows = nn.Parameter(nn.Linear(4, 8).weight.detach())
+        self.head = nn.Conv2d(4, 2, 1)
+
+
+def settings_by_parameter(recipe: Recipe) -> dict[str, tuple[float, float]]:
+    net = Net()
+    settings = {id(p): (g["lr"], g["weight_decay"]) for g in parameter_groups(net, recipe) for p in g["params"]}
+    return {name: settings[id(parameter)] for name, parameter in net.named_parameters()}
+
+
+def test_adamw_decays_kernels_alone_and_the_backbone_has_its_own_rate() -> None:
+    recipe = Recipe(model="m", optimizer="adamw", lr=0.5, backbone_lr=0.1, weight_decay=0.2)
+    assert settings_by_parameter(recipe) == {
+        "backbone.0.weight": (0.1, 0.2),
+        "backbone.0.bias": (0.1, 0.0),
+        "backbone.1.weight": (0.1, 0.0),
+        "backbone.1.bias": (0.1, 0.0),
+        "rows": (0.5, 0.0),
+        "head.weight": (0.5, 0.2),
+        "head.bias": (0.5, 0.0),
+    }
+
+
+def test_sgd_decays_everything_as_the_paper_does() -> None:
+    assert set(settings_by_parameter(Recipe(model="m")).values()) == {(0.01, 5e-4)}
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    net = Net()
+    net.backbone.requires_grad_(False)
+    groups = parameter_groups(net, Recipe(model="m", backbone_lr=0.1))
+    assert [len(group["params"]) for group in groups] == [3]
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        create_optimizer(net.requires_grad_(False), Recipe(model="m"))
+
+
+def test_every_group_follows_the_schedule_from_its_own_rate() -> None:
+    optimizer = create_optimizer(Net(), Recipe(model="m", lr=0.4, backbone_lr=0.2))
+    for factor in (0.5, 0.25):
+        set_learning_rate(optimizer, factor)
+        assert sorted(group["lr"] for group in optimizer.param_groups) == [0.2 * factor, 0.4 * factor]

@@ -1,0 +1,123 @@
+"""From a recipe and a data set to a saved model: the whole way, on rendered scenes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import ddsm_zoo
+from ddsm_zoo.config import ConfigError, Preprocess
+from ddsm_zoo.data.check.report import check_data
+from ddsm_zoo.data.images import ImageError
+from ddsm_zoo.data.masks import DatasetError
+from ddsm_zoo.labels import CAMVID
+from ddsm_zoo.training.checkpoint import CheckpointError
+from ddsm_zoo.training.loop import ProgressEvent
+from ddsm_zoo.training.recipe import Recipe
+from ddsm_zoo.training.run import run_recipe
+
+RECIPES = Path(__file__).resolve().parents[2] / "ddsm_zoo" / "recipes"
+
+
+def test_a_tiny_model_learns_rendered_scenes(tmp_path: Path) -> None:
+    recipe = Recipe.load(RECIPES / "tiny_scenes.toml")
+    summary = run_recipe(recipe, "scenes:16", tmp_path, pretrained=False, source="tiny_scenes.toml")
+    # one class everywhere scores 0.03: a third of the pixels is road, and ten classes are missed
+    assert summary["best_miou"] > 0.15
+
+    model = ddsm_zoo.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    assert model.pretrained_cfg["labels"]["names"] == CAMVID.names
+    scores = ddsm_zoo.evaluate(model, "scenes:16")
+    assert scores["miou"] == pytest.approx(summary["best_miou"], abs=1e-3)
+    assert min(scores["iou"]["Road"], scores["iou"]["Sky"]) > 0.5
+
+
+def test_the_least_size_of_images_belongs_to_the_weights(tmp_path: Path) -> None:
+    recipe = Recipe(
+        model="uper_ddsm_tiny", epochs=1, batch_size=2, crop_size=(32, 32), scale=(0.2, 0.2), workers=0,
+        optimizer="adamw", lr=1e-3, min_size=(400, 533),
+    )  # fmt: skip
+    summary = run_recipe(recipe, "scenes:4", tmp_path, pretrained=False)
+    model = ddsm_zoo.create_model(f"local-dir:{tmp_path / 'best'}", pretrained=True)
+    assert ddsm_zoo.resolve_data_config(model).min_size == (400, 533)
+    scores = ddsm_zoo.evaluate(model, "scenes:4")
+    assert scores["preprocess"]["min_size"] == (400, 533)
+    assert scores["miou"] == pytest.approx(summary["miou"], abs=1e-4)
+    unchanged = ddsm_zoo.evaluate(model, "scenes:4", preprocess=Preprocess())
+    assert scores["confusion"] != unchanged["confusion"]
+
+
+def test_an_override_that_no_model_has_is_refused(tmp_path: Path) -> None:
+    recipe = Recipe(model="uper_ddsm_tiny", overrides={"pixel": 25})
+    with pytest.raises(ConfigError, match="'pixels'"):
+        run_recipe(recipe, "scenes:2", tmp_path, pretrained=False)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_refused_run_leaves_the_model_of_the_earlier_one(tmp_path: Path) -> None:
+    recipe = Recipe(model="uper_ddsm_tiny", epochs=1, batch_size=2, crop_size=(32, 32), workers=0)
+    run_recipe(recipe, "scenes:2", tmp_path, pretrained=False)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "best").iterdir()}
+    with pytest.raises(CheckpointError, match="holds the state of a run"):
+        run_recipe(recipe, "scenes:2", tmp_path, pretrained=False)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "best").iterdir()} == before
+
+
+def write_pair(root: Path, split: str, image: np.ndarray, mask: np.ndarray) -> Path:
+    """The path of the image."""
+    for kind, pixels in (("images", image), ("masks", mask)):
+        (root / kind / split).mkdir(parents=True)
+        Image.fromarray(pixels).save(root / kind / split / "a.png")
+    (root / "labels.json").write_text('{"names": ["this", "that"]}')
+    return root / "images" / split / "a.png"
+
+
+def test_data_with_errors_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        picture = np.full((8, 8, 3), len(split), np.uint8)
+        write_pair(tmp_path / "data", split, picture, np.full((8, 8), 9, np.uint8))
+    events: list[ProgressEvent] = []
+    recipe = Recipe(model="uper_ddsm_tiny", epochs=1, batch_size=1, crop_size=(64, 64), workers=0)
+    data = f"folder:{tmp_path}/data"
+    with pytest.raises(DatasetError) as error:
+        run_recipe(recipe, data, tmp_path / "out", pretrained=False, progress=events.append)
+    assert str(check_data(data).errors[0]) in str(error.value)
+    assert "a.png (9 on 100.0% of it)" in str(error.value)
+    assert [(event.phase, event.done, event.total) for event in events] == [("check", 1, 2), ("check", 2, 2)]
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_image_that_is_damaged_inside_is_one_line_from_a_loading_process_too(tmp_path: Path) -> None:
+    """What is not looked at before a run, because decoding all images takes too long."""
+    for seed, split in enumerate(("train", "val")):
+        noise = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        image = write_pair(tmp_path, split, noise, np.zeros((32, 32), np.uint8))
+        content = bytearray(image.read_bytes())
+        content[len(content) // 2] ^= 0xFF
+        image.write_bytes(content)
+    recipe = Recipe(model="uper_ddsm_tiny", epochs=1, batch_size=1, crop_size=(64, 64), workers=1)
+    with pytest.raises(ImageError, match=r"a\.png is truncated or damaged") as error:
+        run_recipe(recipe, f"folder:{tmp_path}", tmp_path / "out", pretrained=False)
+    assert "Traceback" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["checkpoint_path", "num_classes", "in_chans"])
+def test_overrides_are_of_the_architecture_alone(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"overrides '{name}'"):
+        run_recipe(Recipe(model="uper_ddsm_tiny", overrides={name: 4}), "scenes:2", tmp_path, pretrained=False)
+
+
+def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
+    def recipe(epochs: int) -> Recipe:
+        return Recipe(model="uper_ddsm_tiny", epochs=epochs, batch_size=2, crop_size=(32, 32), workers=0, seed=3)
+
+    run_recipe(recipe(1), "scenes:2", tmp_path, pretrained=False)
+    summary = run_recipe(recipe(2), "scenes:2", tmp_path, pretrained=False, resume=True)
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in log if line["event"] == "epoch"] == [1, 2]
+    assert summary["epochs"] == 2

@@ -1,0 +1,207 @@
+"""Pictures of masks: every pixel's colour is known beforehand."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from ddsm_zoo.labels import CAMVID, LabelSpace
+from ddsm_zoo.utils.visualize import (
+    colourise,
+    confusion_picture,
+    error_map,
+    error_sheet,
+    overlay,
+    overlay_bands,
+    shares,
+)
+
+RED, GREEN, BLUE = (200, 0, 0), (0, 200, 0), (0, 0, 200)
+LABELS = LabelSpace(names=("a", "b", "c"), palette=(RED, GREEN, BLUE), ignore_index=255)
+MASK = np.array([[0, 1], [2, 255]], np.uint8)
+
+
+def pixels(picture: Image.Image) -> list[list[list[int]]]:
+    assert picture.mode == "RGB"
+    listed: list[list[list[int]]] = np.asarray(picture).tolist()
+    return listed
+
+
+def test_colours_are_the_palettes_and_ignored_is_black() -> None:
+    assert pixels(colourise(MASK, LABELS)) == [[[*RED], [*GREEN]], [[*BLUE], [0, 0, 0]]]
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint16])
+def test_any_whole_numbers_do(dtype: type[np.integer]) -> None:
+    assert pixels(colourise(MASK.astype(dtype), LABELS)) == pixels(colourise(MASK, LABELS))
+
+
+def test_a_negative_ignore_index() -> None:
+    labels = LabelSpace(names=("a",), palette=(RED,), ignore_index=-1)
+    assert pixels(colourise(np.array([[0, -1]], np.int16), labels)) == [[[*RED], [0, 0, 0]]]
+    assert pixels(colourise(np.array([[0]], np.uint8), labels)) == [[[*RED]]]
+
+
+def test_shares_leave_out_the_ignored() -> None:
+    mask = np.array([[0, 0, 1, 255]], np.uint8)
+    assert shares(mask, LABELS) == pytest.approx({"a": 2 / 3, "b": 1 / 3, "c": 0})
+    assert shares(np.full((2, 2), 255, np.uint8), LABELS) == {"a": 0, "b": 0, "c": 0}
+
+
+def test_overlay_mixes_by_alpha_and_leaves_the_ignored_alone() -> None:
+    image = np.full((2, 2, 3), 100, np.uint8)
+    mixed = pixels(overlay(image, MASK, LABELS, alpha=0.5, legend=False))
+    assert mixed == [[[150, 50, 50], [50, 150, 50]], [[50, 50, 150], [100, 100, 100]]]
+    assert pixels(overlay(image, MASK, LABELS, alpha=0, legend=False)) == image.tolist()
+    assert pixels(overlay(image, MASK, LABELS, alpha=1, legend=False))[0] == [[*RED], [*GREEN]]
+
+
+def test_overlay_takes_grey_and_transparent_pictures() -> None:
+    for mode in ("L", "RGBA", "P"):
+        assert overlay(Image.new(mode, (2, 2)), MASK, LABELS, legend=False).size == (2, 2)
+
+
+def test_the_legend_lists_what_is_there_largest_first() -> None:
+    mask = np.zeros((120, 100), np.uint8)
+    mask[:, 10:] = 2
+    picture = overlay(np.zeros((120, 100, 3), np.uint8), mask, LABELS, alpha=1)
+    strip = np.asarray(picture)[:, 100:]
+    assert picture.height == 120
+    top = {colour: int(np.nonzero((strip == colour).all(-1))[0].min()) for colour in (RED, BLUE)}
+    assert top[BLUE] < top[RED]
+    assert not (strip == GREEN).all(-1).any()
+    assert np.array_equal(np.asarray(picture)[:, :100], np.asarray(colourise(mask, LABELS)))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from([1, 2, 30, 200, 4000]), st.sampled_from([1, 3, 50, 300, 4000]))
+def test_the_legend_fits_any_picture(height: int, width: int) -> None:
+    if height * width > 10**6:
+        height = 2
+    mask = (np.arange(height * width) % len(CAMVID)).reshape(height, width).astype(np.uint8)
+    image = np.full((height, width, 3), 7, np.uint8)
+    picture = overlay(image, mask, CAMVID, alpha=0)
+    assert np.array_equal(np.asarray(picture)[:height, :width], image)
+    rest = np.asarray(picture).copy()
+    rest[:height, :width] = 255
+    for label in np.unique(mask):
+        assert (rest == CAMVID.palette[label]).all(-1).sum() >= 100  # a swatch
+
+
+@pytest.mark.parametrize("size", [(400, 60), (10, 200)])  # a legend beside the picture and one below it
+def test_bands_of_an_overlay_make_the_same_picture(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (*size, 3), np.uint8)
+    mask = rng.choice(np.array([0, 1, 2, 255], np.uint8), size)
+    whole, counted = overlay(image, mask, LABELS), shares(mask, LABELS)
+    monkeypatch.setattr("ddsm_zoo.utils.visualize.BAND", 1000)
+    parts = list(overlay_bands(image, mask, LABELS))
+    assert max(len(part) for part in parts[:-1]) <= 1000 // size[1] + 1
+    assert np.array_equal(np.concatenate(parts), np.asarray(whole))
+    assert shares(mask, LABELS) == pytest.approx(counted)
+
+
+def test_nothing_to_explain_needs_no_legend() -> None:
+    ignored = np.full((3, 4), 255, np.uint8)
+    assert overlay(np.zeros((3, 4, 3), np.uint8), ignored, LABELS).size == (4, 3)
+
+
+def test_errors_are_bright_right_is_dim_and_ignored_black() -> None:
+    target = np.array([[0, 0, 255, 255]], np.uint8)
+    right, wrong, *ignored = pixels(error_map(np.array([[0, 1, 0, 255]], np.uint8), target, LABELS))[0]
+    assert ignored == [[0, 0, 0], [0, 0, 0]]
+    assert right == [50, 0, 0]
+    assert min(wrong) > 150
+    assert wrong[0] > wrong[1] == wrong[2]  # still a tone of the true class
+
+
+def test_a_prediction_that_says_nothing_is_wrong() -> None:
+    assert min(pixels(error_map(np.array([[255]], np.uint8), np.array([[1]], np.uint8), LABELS))[0][0]) > 150
+
+
+def test_errors_stand_out_from_every_right_colour() -> None:
+    ids = np.arange(len(CAMVID), dtype=np.uint8)[None]
+    right = np.asarray(error_map(ids, ids, CAMVID)).astype(int).sum(-1)
+    wrong = np.asarray(error_map(np.roll(ids, 1), ids, CAMVID)).astype(int).sum(-1)
+    assert wrong.min() > 2 * right.max()
+
+
+def test_the_sheet_shows_image_label_prediction_and_errors() -> None:
+    height, width = 90, 120
+    image = np.full((height, width, 3), 9, np.uint8)
+    target = np.kron(MASK, np.ones((45, 60), np.uint8))
+    prediction = np.kron(np.array([[0, 1], [1, 0]], np.uint8), np.ones((45, 60), np.uint8))
+    sheet = np.asarray(error_sheet(image, prediction, target, LABELS))
+    caption = len(sheet) // 2 - height
+    rows = [sheet[start + caption : start + caption + height] for start in (0, caption + height)]
+    found = [row[:, start : start + width] for row in rows for start in (0, width)]
+    expected = (image, colourise(target, LABELS), colourise(prediction, LABELS), error_map(prediction, target, LABELS))
+    for panel, picture in zip(found, expected, strict=True):
+        assert np.array_equal(panel, np.asarray(picture))
+    for start in (0, caption + height):  # a name over every panel
+        for left in (0, width):
+            assert (sheet[start : start + caption, left : left + width] < 128).any()
+    legend = sheet[:, 2 * width :]
+    tops = [int(np.nonzero((legend == colour).all(-1))[0].min()) for colour in (GREEN, RED, BLUE)]
+    assert tops == sorted(tops)  # b is in most of label or prediction
+
+
+def test_cells_of_a_confusion_matrix_are_as_dark_as_their_share() -> None:
+    """Rows are 100 % right, half right, and a class without a pixel; the middle of a cell holds the text."""
+    picture = np.asarray(confusion_picture(np.array([[7, 0, 0], [4, 4, 0], [0, 0, 0]]), LABELS))
+    blue = picture[..., 2].astype(int) - picture[..., 0]  # how far from grey
+    left = int(np.flatnonzero(blue.any(0))[0])
+    cells = blue[-14 - 3 * 44 : -14, left : left + 3 * 44].reshape(3, 44, 3, 44)
+    assert cells.max(axis=(1, 3)).tolist() == [[255, 0, 0], [127, 127, 0], [0, 0, 0]]
+
+
+def test_a_confusion_matrix_of_any_size_is_drawn() -> None:
+    one = confusion_picture(np.array([[3]]), LabelSpace(names=("only",), palette=(RED,)))
+    many = confusion_picture(np.eye(len(CAMVID), dtype=np.int64), CAMVID)
+    assert many.height - one.height >= 44 * 10
+    with pytest.raises(ValueError, match=r"matrix is \(2, 2\), expected 3 rows and columns"):
+        confusion_picture(np.zeros((2, 2), np.int64), LABELS)
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (np.array([[3]], np.uint8), "holds id 3, expected 0 to 2 or 255"),
+        (np.array([[-1]], np.int64), "holds id -1"),
+        (np.array([[0.0]]), "holds float64"),
+        (np.array([[True]]), "holds bool"),
+        (np.zeros((2, 2, 3), np.uint8), r"\(2, 2, 3\), expected an array \(H, W\)"),
+        (np.zeros((0, 4), np.uint8), r"\(0, 4\), expected"),
+        ([[0]], "is list, expected an array"),
+    ],
+)
+def test_other_masks_are_refused_in_one_line(mask: npt.NDArray[np.uint8], words: str) -> None:
+    image = np.zeros((1, 1, 3), np.uint8)
+    good = np.zeros((1, 1), np.uint8)
+    for call in (
+        lambda: colourise(mask, LABELS),
+        lambda: shares(mask, LABELS),
+        lambda: overlay(image, mask, LABELS),
+        lambda: error_map(mask, good, LABELS),
+        lambda: error_map(good, mask, LABELS),
+    ):
+        with pytest.raises(ValueError, match=words) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_what_does_not_fit_together_is_refused() -> None:
+    with pytest.raises(ValueError, match="mask is 2 x 2 pixels and the image 3 x 1"):
+        overlay(np.zeros((1, 3, 3), np.uint8), MASK, LABELS)
+    with pytest.raises(ValueError, match="prediction is 2 x 2 pixels and the target 1 x 1"):
+        error_map(MASK, np.zeros((1, 1), np.uint8), LABELS)
+    with pytest.raises(ValueError, match="image is 3 x 1 pixels and its masks 2 x 2"):
+        error_sheet(np.zeros((1, 3, 3), np.uint8), MASK, MASK, LABELS)
+    with pytest.raises(ValueError, match="alpha is 1.5, expected 0"):
+        overlay(np.zeros((2, 2, 3), np.uint8), MASK, LABELS, alpha=1.5)
+    with pytest.raises(ValueError, match=r"image is float64 \(2, 2, 3\), expected a picture or a uint8 array"):
+        overlay(np.zeros((2, 2, 3)), MASK, LABELS)

@@ -1,0 +1,141 @@
+"""config.json: what is written comes back, and anything else is refused in one line before anything is built."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddsm_zoo.config import ConfigError, ModelConfig, WeightsSpec
+from ddsm_zoo.labels import LabelSpace
+from ddsm_zoo.zoo.model_config import Manifest, flatten, read_manifest, render_manifest, unflatten
+from tests.support.tiny_weights import one_line, write
+
+
+def manifest(**changes: Any) -> Manifest:
+    labels = LabelSpace.from_names(("road", "sky", "tree"))
+    values: dict[str, Any] = {
+        "architecture": "uper_tiny",
+        "num_classes": 3,
+        "label_names": labels.names,
+        "model_args": ModelConfig(decoder="uper", backbone="test_resnet.r160_in1k", num_classes=3),
+        "pretrained_cfg": WeightsSpec(uri="file:model.safetensors", dataset="made up", labels=labels),
+    }
+    return Manifest(**{**values, **changes})
+
+
+TEXT = render_manifest(manifest()).encode()
+
+
+def changed(**changes: Any) -> bytes:
+    return json.dumps({**json.loads(TEXT), **changes}).encode()
+
+
+ARGS = json.loads(TEXT)["model_args"]
+WEIGHTS = json.loads(TEXT)["pretrained_cfg"]
+TWICE = {"names": ["\x1b[2J\n" + "a" * 1000] * 3, "palette": [[0, 0, 0]] * 3}
+MANY = {"names": [str(number) for number in range(100_000)], "palette": [[0, 0, 0]] * 100_000, "ignore_index": -1}
+BAD_CONFIGS = {
+    "empty": (b"", "not valid JSON"),
+    "binary": (bytes(range(256)), "not valid JSON"),
+    "half": (TEXT[:100], "not valid JSON"),
+    "deep": (b"[" * 100_000, "not valid JSON"),
+    "a list": (b"[]", "expected a table"),
+    "NaN": (changed(num_classes=float("nan")), "NaN is no JSON number"),
+    "unknown field": (changed(evil=1), "unknown field 'evil'"),
+    "missing field": (b"{}", "lacks the field 'architecture'"),
+    "unknown decoder": (changed(model_args={**ARGS, "decoder": "pspnet"}), "expected one of uper"),
+    "wrong type": (changed(model_args={**ARGS, "width": "wide"}), "expected int"),
+    "version 0.1.0's reading of DDSM": (
+        changed(model_args={**ARGS, "fusion": "ddsm", "ddsm": {"width": 16}}),
+        "ddsm.reading is 1, expected 2",
+    ),
+    "a million channels": (changed(model_args={**ARGS, "width": 10**6}), "expected 8 to 4096"),
+    "a number beyond any float": (changed(model_args={**ARGS, "dropout": 10**400}), "at most 64 bits"),
+    "a number of a thousand digits": (changed(model_args={**ARGS, "width": 10**1000}), "at most 64 bits"),
+    "means without deviations": (changed(pretrained_cfg={**WEIGHTS, "std": [1, 1]}), "one of each for every channel"),
+    "a deviation of zero": (changed(pretrained_cfg={**WEIGHTS, "std": [1, 0, 1]}), "expected numbers above 0"),
+    "a size below one": (changed(pretrained_cfg={**WEIGHTS, "size": [-1, 4]}), "at least 1"),
+    "a licence that turns the line": (changed(pretrained_cfg={**WEIGHTS, "license": "a\u202eb"}), "control characters"),
+    "half a character": (changed(pretrained_cfg={**WEIGHTS, "license": "a\ud800"}), "control characters"),
+    "classes that disagree": (changed(num_classes=4), "disagree"),
+    "names that disagree": (changed(label_names=["a", "b", "c"]), "differ"),
+    "weights of another kind": (changed(pretrained_cfg=3), "expected a table"),
+    "a backbone of many letters": (changed(model_args={**ARGS, "backbone": "a" * 10**6}), "the name of a timm model"),
+    "a key of many characters": (changed(**{"a" * 10**6: 1}), "unknown field 'aaa"),
+    "a key that turns the line": (
+        changed(pretrained_cfg={**WEIGHTS, "metrics": {"a\n\x1b[2J": "b"}}),
+        "expected float",
+    ),
+    "a number of many digits": (b"[1" + b"0" * 4000 + b".0e999]", "is no JSON number"),
+    "a class twice": (
+        changed(label_names=["a"] * 3, pretrained_cfg={**WEIGHTS, "labels": TWICE}),
+        "class names must differ",
+    ),
+    "a hundred thousand classes": (changed(pretrained_cfg={**WEIGHTS, "labels": MANY}), "disagree"),
+    "no character": (changed(pretrained_cfg={**WEIGHTS, "license": "a\uffff"}), "control characters"),
+    "mean of another kind": (changed(pretrained_cfg={**WEIGHTS, "mean": "grey"}), "expected a list"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CONFIGS)
+def test_bad_configs(tmp_path: Path, case: str) -> None:
+    content, reason = BAD_CONFIGS[case]
+    with pytest.raises(ConfigError, match=reason) as error:
+        read_manifest(write(tmp_path / "config.json", content))
+    assert one_line(error).isprintable()
+    assert len(str(error.value)) < 700
+
+
+def test_a_number_that_json_lacks_is_not_written() -> None:
+    weights = dataclasses.replace(manifest().pretrained_cfg, metrics={"miou (val)": math.nan})
+    with pytest.raises(ConfigError, match="is nan, expected finite") as error:
+        manifest(pretrained_cfg=weights)
+    one_line(error)
+
+
+def test_a_config_of_absurd_length(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="bytes"):
+        read_manifest(write(tmp_path / "config.json", b" " * (2**24 + 1)))
+    with pytest.raises(FileNotFoundError, match="save_pretrained"):
+        read_manifest(tmp_path / "absent" / "config.json")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(st.sampled_from([*json.loads(TEXT)]), JSON)
+def test_any_value_in_any_field_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, name: str, value: object
+) -> None:
+    path = tmp_path_factory.mktemp("fuzz") / "config.json"
+    try:
+        found = read_manifest(write(path, changed(**{name: value})))
+    except ConfigError:
+        return
+    assert found == manifest(**{name: value})
+
+
+def test_pretrained_cfg_has_timms_keys_and_comes_back() -> None:
+    weights = manifest().pretrained_cfg
+    data = flatten(weights)
+    assert data["mean"] == weights.preprocess.mean
+    assert "preprocess" not in data
+    assert unflatten(data) == weights
+
+
+def test_models_without_the_module_are_what_they_were_in_version_0_1_0(tmp_path: Path) -> None:
+    """Which wrote no reading of the module into any config."""
+    old = {name: value for name, value in ARGS["ddsm"].items() if name != "reading"}
+    (tmp_path / "config.json").write_bytes(changed(model_args={**ARGS, "ddsm": old}))
+    assert read_manifest(tmp_path / "config.json") == manifest()

@@ -1,0 +1,220 @@
+"""Publishing with the real client to a server in this process, and the whole way round."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+
+from ddsm_zoo.models import Segmenter
+from ddsm_zoo.utils.files import sha256_of
+from ddsm_zoo.zoo import factory, hub
+from ddsm_zoo.zoo.factory import create_model
+from ddsm_zoo.zoo.hub import HubError
+from tests.support.hub_server import TOKEN, HubServer, guarded_server
+from tests.support.tiny_weights import logits, one_line, trained_model
+
+FILES = {hub.CONFIG_FILE: b"any text", hub.CARD_FILE: b"# A card", hub.WEIGHTS_FILE: bytes(range(256)) * 100}
+
+server = pytest.fixture(guarded_server)
+trained = pytest.fixture(scope="module")(trained_model)
+
+
+def test_files_arrive_in_one_commit(server: HubServer, tmp_path: Path) -> None:
+    address = hub.push("someone/model", FILES)
+    assert server.files("someone/model") == FILES
+    assert len(server.repositories["someone/model"]) == 1
+    assert [path.read_bytes() for path in hub.fetch(address, *FILES, cache_dir=tmp_path)] == list(FILES.values())
+
+
+def test_a_branch_and_a_pull_request_leave_main_alone(server: HubServer, tmp_path: Path) -> None:
+    hub.push("someone/model", FILES)
+    other = {**FILES, hub.CONFIG_FILE: b"other"}
+    for options in ({"revision": "trial"}, {"create_pr": True}):
+        address = hub.push("someone/model", other, **options)
+        assert server.files("someone/model") == FILES
+        assert hub.fetch(address, hub.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == b"other"
+    assert server.files("someone/model", "trial") == other
+    assert hub.fetch("hf-hub:someone/model@trial", hub.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == b"other"
+
+
+def test_a_private_repository(server: HubServer, tmp_path: Path) -> None:
+    hub.push("someone/model", FILES, private=True)
+    hub.push("someone/other", FILES)
+    assert server.private == {"someone/model"}
+    address = hub.push("someone/model", {**FILES, hub.CONFIG_FILE: b"newer"}, private=True)
+    assert hub.fetch(address, hub.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == b"newer"
+
+
+@pytest.mark.parametrize(("is_private", "state"), [(False, "public"), (True, "private")])
+def test_a_repository_that_others_may_see_or_not(server: HubServer, is_private: bool, state: str) -> None:
+    """The client would publish, and leave the repository as it is."""
+    hub.push("someone/model", FILES, private=is_private)
+    with pytest.raises(HubError, match=f"exists and is {state}, got private={not is_private}: nothing") as error:
+        hub.push("someone/model", {**FILES, hub.CONFIG_FILE: b"newer"}, private=not is_private)
+    one_line(error)
+    assert server.files("someone/model") == FILES
+
+
+def test_the_token_that_is_given_is_used(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_another")
+    with pytest.raises(HubError, match="cannot publish hf-hub:someone/model: .*`hf auth login`") as error:
+        hub.push("someone/model", FILES)
+    assert "hf_another" not in one_line(error)
+    hub.push("someone/model", FILES, token=TOKEN)
+    assert server.files("someone/model") == FILES
+
+
+@pytest.mark.parametrize(
+    ("method", "where", "status", "advice"),
+    [
+        ("POST", "/api/repos/create", 401, "hf auth login"),
+        ("POST", "/api/repos/create", 403, "check your token"),
+        ("POST", "/commit/main", 403, "check your token"),
+        ("POST", "/commit/main", 500, "HTTP 500; try again later"),
+        ("POST", "/commit/main", 409, "HTTP 409; check the address"),
+        ("PUT", "", 403, "check your token"),
+        ("POST", "/api/validate-yaml", 502, ""),
+    ],
+)
+def test_a_refusing_server(
+    server: HubServer, caplog: pytest.LogCaptureFixture, method: str, where: str, status: int, advice: str
+) -> None:
+    server.faults[method, where] = status
+    with caplog.at_level(logging.DEBUG), pytest.raises(HubError, match="cannot publish") as error:
+        hub.push("someone/model", FILES)
+    assert advice in one_line(error)
+    assert TOKEN not in caplog.text + str(error.value)
+    assert server.files("someone/model") == {}
+    server.faults.clear()
+    hub.push("someone/model", FILES)
+    assert server.files("someone/model") == FILES
+
+
+def test_a_server_that_is_down(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
+    with pytest.raises(HubError, match="cannot be reached") as error:
+        hub.push("someone/model", FILES)
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("repository", "options", "reason"),
+    [
+        ("model", {}, "names no repository"),
+        ("../model", {}, "names no repository"),
+        ("someone/model", {"revision": "../main"}, "no valid revision"),
+        ("someone/model", {"revision": "v1", "create_pr": True}, "drop one of them"),
+    ],
+)
+def test_what_cannot_be_published(server: HubServer, repository: str, options: dict[str, str], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason) as error:
+        hub.push(repository, FILES, **options)
+    one_line(error)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("token", ["", "hf_a_secret\nX: y", "hf_\xe9"])
+def test_a_token_that_is_none_is_not_repeated(server: HubServer, token: str) -> None:
+    with pytest.raises(ValueError, match="the token is empty or has characters") as error:
+        hub.push("someone/model", FILES, token=token)
+    assert TOKEN not in one_line(error)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("token", ["hf_a_secr\xe9t", "hf_a secret", "\u201chf_a_secret\u201d"])
+def test_a_token_in_the_environment_that_is_none(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    for task in (
+        lambda: hub.push("someone/model", FILES),
+        lambda: hub.fetch("hf-hub:someone/model", hub.CONFIG_FILE, cache_dir=tmp_path),
+    ):
+        with pytest.raises(HubError, match="the token is empty or has characters.*HF_TOKEN.*`hf auth login`") as error:
+            task()
+        assert "secr" not in one_line(error)
+    assert server.requests == []
+
+
+def test_a_server_that_stops_in_the_middle(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "PATIENCE", 0.3)
+    server.faults["PUT", ""] = "stall"
+    with pytest.raises(HubError, match="cannot publish hf-hub:someone/model: the server stopped") as error:
+        hub.push("someone/model", FILES)
+    one_line(error)
+    assert server.files("someone/model") == {}
+
+
+def test_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(HubError, match="cannot be reached") as error:
+            hub.push("someone/model", FILES)
+    assert error.value.__suppress_context__  # the client's text may repeat what is secret
+
+
+# -- the whole way
+
+
+def test_fetch_tune_save_push_fetch(server: HubServer, trained: Segmenter, tmp_path: Path) -> None:
+    address = factory.push_to_hub(trained, "someone/model")
+    fetched = create_model(address, pretrained=True, cache_dir=tmp_path / "one")
+    assert torch.equal(logits(fetched), logits(trained))
+
+    tuned = create_model(address, pretrained=True, labels=["sky", "roads", "boat"], cache_dir=tmp_path / "one")
+    optimizer = torch.optim.SGD(tuned.get_classifier().parameters(), lr=0.1)
+    tuned.train()(torch.rand(2, 3, 64, 64)).square().mean().backward()
+    optimizer.step()
+    expected = logits(tuned)
+    assert not torch.equal(expected, logits(trained))
+
+    tuned.save_pretrained(tmp_path / "saved")
+    saved = create_model(f"local-dir:{tmp_path / 'saved'}", pretrained=True)
+    assert torch.equal(logits(saved), expected)
+    again = saved.push_to_hub("someone/tuned", private=True)
+    final = create_model(again, pretrained=True, cache_dir=tmp_path / "two")
+    assert torch.equal(logits(final), expected)
+    assert final.pretrained_cfg["labels"]["names"] == ("sky", "roads", "boat")
+    assert final.pretrained_cfg["uri"] == again
+    assert {"kept_classes", "fresh_classes"}.isdisjoint(final.pretrained_cfg)
+
+
+def test_the_class_fetches_too(server: HubServer, trained: Segmenter, tmp_path: Path) -> None:
+    commit = factory.push_to_hub(trained, "someone/model", half=True).partition("@")[2]
+    for source, options in (
+        ("someone/model", {"cache_dir": tmp_path}),
+        ("someone/model", {"cache_dir": tmp_path, "revision": commit}),
+        (f"hf-hub:someone/model@{commit}", {"cache_dir": tmp_path}),
+    ):
+        model = Segmenter.from_pretrained(source, **options)
+        assert not model.training
+        torch.testing.assert_close(logits(model), logits(trained), atol=0.1, rtol=0.1)
+    model.save_pretrained(tmp_path / "folder")
+    assert torch.equal(logits(Segmenter.from_pretrained(tmp_path / "folder")), logits(model))
+    with pytest.raises(ValueError, match="takes no revision='v1'") as error:
+        Segmenter.from_pretrained(tmp_path / "folder", revision="v1")
+    one_line(error)
+
+
+def test_what_is_published_says_what_it_is(server: HubServer, trained: Segmenter, tmp_path: Path) -> None:
+    factory.push_to_hub(trained, "someone/model")
+    files = server.files("someone/model")
+    assert sorted(files) == sorted((hub.CARD_FILE, hub.CONFIG_FILE, hub.WEIGHTS_FILE))
+    text = files[hub.CARD_FILE].decode()
+    assert 'create_model("hf-hub:someone/model", pretrained=True)' in text
+    assert TOKEN not in text
+    card = ModelCard(text).data
+    facts = card.to_dict()
+    assert (facts["license"], facts["datasets"], facts["library_name"]) == ("cc0-1.0", ["made-up"], "ddsm-zoo")
+    assert [(result.metric_name, result.metric_value) for result in card.eval_results or []] == [("miou (val)", 71.5)]
+    assert yaml.safe_load(text.split("---\n")[1])["pipeline_tag"] == "image-segmentation"
+    hub.write_files(tmp_path, files)
+    factory.save_pretrained(trained, tmp_path / "saved")
+    assert sha256_of(tmp_path / hub.WEIGHTS_FILE) == sha256_of(tmp_path / "saved" / hub.WEIGHTS_FILE)

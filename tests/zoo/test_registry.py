@@ -1,0 +1,204 @@
+"""The table of models: names, geometry, published figures, and what is said to who mistypes one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddsm_zoo.config import ModelConfig, WeightsSpec
+from ddsm_zoo.labels import CAMVID, CITYSCAPES, LabelSpace
+from ddsm_zoo.zoo import registry
+from ddsm_zoo.zoo.registry import UnknownModelError
+
+NAMES = registry.list_models()
+# Tables 1, 3 and 4 of the paper
+PUBLISHED = {
+    "uper_r50_cityscapes": 78.39,
+    "uper_dcn_r50_cityscapes": 78.51,
+    "uper_ddsm_s_r50_cityscapes": 79.25,
+    "uper_ddsm_c_r50_cityscapes": 78.99,
+    "uper_ddsm_r50_cityscapes": 79.65,
+    "deeplabv3plus_r50_cityscapes": 77.76,
+    "deeplabv3plus_dcn_r50_cityscapes": 78.09,
+    "deeplabv3plus_ddsm_s_r50_cityscapes": 78.34,
+    "deeplabv3plus_ddsm_c_r50_cityscapes": 78.22,
+    "deeplabv3plus_ddsm_r50_cityscapes": 78.57,
+    "uper_ddsm_r101_cityscapes": 81.7,
+    "uper_ddsm_r101_camvid": 77.1,
+    "uper_ddsm_r101_camvid_cs": 80.6,
+}
+
+
+@pytest.fixture
+def own_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Models registered in a test are gone after it."""
+    monkeypatch.setattr(registry, "_TABLE", dict(registry._TABLE))
+    return
+
+
+@pytest.mark.parametrize(("name", "miou"), PUBLISHED.items())
+def test_every_row_of_the_papers_tables_has_a_name(name: str, miou: float) -> None:
+    weights = registry.find(name).weights
+    assert weights is not None
+    assert list(weights.published.values()) == [miou]
+    assert weights.metrics == {}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_entry_is_consistent(name: str) -> None:
+    entry = registry.find(name)
+    assert re.fullmatch(r"(uper|deeplabv3plus)(_dcn|_ddsm|_ddsm_s|_ddsm_c)?_(r\d+|lite\d|tiny)(_\w+)?", name)
+    assert entry.name == name
+    if entry.weights is None:
+        return
+    labels = {"cityscapes": CITYSCAPES, "camvid": CAMVID}[entry.weights.dataset]
+    assert entry.weights.labels == labels
+    assert entry.config.num_classes == len(labels)
+    assert entry.weights.uri.partition("@")[0] in (f"hf-hub:ddsm-zoo/{name}", f"bundled:{name}.safetensors")
+    assert entry.published == (entry.weights.uri.startswith("bundled:") or "@" in entry.weights.uri)
+    assert entry.weights.recipe is not None
+    assert entry.weights.preprocess.size is not None
+
+
+def test_the_papers_geometry() -> None:
+    r50, r101 = registry.model_config("uper_ddsm_r50_cityscapes"), registry.model_config("uper_ddsm_r101_cityscapes")
+    assert (r50.fused_stages, r50.ddsm.pixels, r50.ddsm.channels) == ((2, 3), 9, 9)
+    assert (r101.fused_stages, r101.ddsm.pixels, r101.ddsm.channels) == ((2, 3, 4), 25, 9)
+    assert r101 == registry.model_config("uper_ddsm_r101")
+
+
+@pytest.mark.parametrize("family", ["uper", "uper_ddsm_c", "deeplabv3plus_dcn"])
+def test_a_family_takes_any_backbone(family: str) -> None:
+    config = registry.find(family, "convnext_tiny.fb_in22k").config
+    assert (config.backbone, config.width) == ("convnext_tiny.fb_in22k", 256)
+    assert registry.find(family, "lite0").config == registry.model_config(f"{family}_lite0")
+    with pytest.raises(UnknownModelError, match="pass backbone="):
+        registry.find(family)
+    assert not registry.is_model(family)
+
+
+def test_another_backbone_keeps_the_geometry_and_brings_its_own_input() -> None:
+    entry = registry.find("uper_ddsm_r50", "lite0")
+    assert entry.config.backbone == "tf_efficientnet_lite0.in1k"
+    assert entry.config.fused_stages == (2, 3)
+    assert entry.preprocess.mean == (0.5, 0.5, 0.5)
+
+
+@given(st.sampled_from(NAMES), st.data())
+def test_a_dot_reads_as_an_underscore(name: str, data: st.DataObject) -> None:
+    places = [index for index, letter in enumerate(name) if letter == "_"]
+    chosen = data.draw(st.sets(st.sampled_from(places)))
+    dotted = "".join("." if index in chosen else letter for index, letter in enumerate(name))
+    assert registry.find(dotted) == registry.find(name)
+    assert registry.is_model(dotted)
+    assert registry.list_models(dotted) == [name]
+
+
+@given(st.text(max_size=200))
+def test_any_other_name_is_refused_in_one_line(name: str) -> None:
+    if registry.is_model(name):
+        return
+    with pytest.raises(UnknownModelError) as error:
+        registry.find(name)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 800
+
+
+@given(st.sampled_from(NAMES), st.data())
+def test_one_wrong_letter_brings_the_right_name(name: str, data: st.DataObject) -> None:
+    position = data.draw(st.integers(0, len(name) - 1))
+    mistyped = name[:position] + "z" + name[position + 1 :]
+    with pytest.raises(UnknownModelError, match="did you mean") as error:
+        registry.find(mistyped)
+    assert len(name) < 16 or name in str(error.value) or "_r" in name  # r18, r34, r50 and r101 are near each other
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("uper_ddsm_r101.cityscape", "has no weights for 'cityscape'; did you mean uper_ddsm_r101_cityscapes"),
+        ("uper_ddsm_lite0_ade20k", "has no weights for 'ade20k'; did you mean uper_ddsm_lite0_camvid, uper_ddsm_lite0"),
+        ("upper_ddsm_lite0", "did you mean uper_ddsm_lite0"),
+        ("resnet", "list_models"),
+    ],
+)
+def test_hints(name: str, message: str) -> None:
+    with pytest.raises(UnknownModelError, match=message):
+        registry.find(name)
+
+
+def test_lists_are_sorted_and_filtered() -> None:
+    assert sorted(NAMES) == NAMES
+    assert set(PUBLISHED) < set(NAMES)
+    assert registry.list_models("uper_ddsm_r101*") == [
+        "uper_ddsm_r101",
+        "uper_ddsm_r101_camvid",
+        "uper_ddsm_r101_camvid_cs",
+        "uper_ddsm_r101_cityscapes",
+    ]
+    assert registry.list_models(["*_camvid", "*_camvid_cs"], exclude_filters="*_r101_*") == ["uper_ddsm_lite0_camvid"]
+    assert registry.list_models("nothing*") == []
+
+
+def test_only_published_weights_are_listed_as_pretrained(own_table: None) -> None:
+    config = ModelConfig(decoder="uper", backbone="resnet18", num_classes=2)
+    labels = LabelSpace.from_names(("a", "b"))
+    registry.register_model("mine", config, WeightsSpec(uri="file:x", dataset="d", labels=labels))
+    registry.register_model(
+        "mine_published", config, WeightsSpec(uri="file:x", dataset="d", labels=labels, sha256="0" * 64)
+    )
+    assert registry.list_models("mine*") == ["mine", "mine_published"]
+    assert registry.list_models("mine*", pretrained=True) == registry.list_pretrained("mine*") == ["mine_published"]
+    assert registry.model_config("mine") == config
+
+
+def test_registering_refuses(own_table: None) -> None:
+    config = ModelConfig(decoder="uper", backbone="resnet18", num_classes=2)
+    with pytest.raises(ValueError, match="exists already"):
+        registry.register_model("uper_r50", config)
+    for name in ("Mine", "my.model", "", "1st", "mine\n", "uper"):
+        with pytest.raises(ValueError, match="no model name|exists already"):
+            registry.register_model(name, config)
+    with pytest.raises(ValueError, match="2 classes and its weights 11"):
+        registry.register_model("mine", config, WeightsSpec(uri="file:x", dataset="d", labels=CAMVID))
+
+
+def test_a_publication_pins_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    publication = registry.Publication(commit="c" * 40, sha256="0" * 64, metrics={"miou (val)": 80.0})
+    monkeypatch.setattr(registry, "_TABLE", registry._build_table({"uper_ddsm_r101_camvid_cs": publication}))
+    assert registry.list_pretrained("*_r101_*") == ["uper_ddsm_r101_camvid_cs"]
+    weights = registry.find("uper_ddsm_r101_camvid_cs").weights
+    assert weights is not None
+    assert weights.uri == f"hf-hub:ddsm-zoo/uper_ddsm_r101_camvid_cs@{'c' * 40}"
+    assert (weights.sha256, weights.metrics) == ("0" * 64, {"miou (val)": 80.0})
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("uper_ddsm", "uper_ddsm"),
+        ("uper_ddsm_r50_cityscapes", "uper_ddsm_r50_cityscapes"),
+        ("uper_ddsmr50", "uper_ddsm"),
+        ("deeplabv3plus_ddsm_r50", "uper_ddsm"),
+        ("mine", "uper_ddsm"),
+        (None, "uper_ddsm"),
+    ],
+)
+def test_the_name_of_an_architecture(name: str | None, expected: str) -> None:
+    assert registry.architecture_name(registry.model_config("uper_ddsm_r50"), name) == expected
+
+
+def test_the_organisation_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DDSM_ZOO_ORG", "somebody")
+    weights, bundled = (
+        registry.find("uper_ddsm_r50_cityscapes").weights,
+        registry.find("uper_ddsm_lite0_camvid").weights,
+    )
+    assert weights is not None
+    assert weights.uri == "hf-hub:somebody/uper_ddsm_r50_cityscapes"
+    assert bundled is not None
+    assert bundled.uri.startswith("bundled:")

@@ -1,0 +1,240 @@
+"""Weights that do not fit are refused in one line and change nothing; a classifier's rows move by class names."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from timm.models import adapt_input_conv
+from torch import Tensor
+
+from ddsm_zoo.config import ConfigError
+from ddsm_zoo.labels import LabelSpace
+from ddsm_zoo.models import Segmenter
+from ddsm_zoo.zoo import factory, registry
+from ddsm_zoo.zoo import state_dict as fitting
+from ddsm_zoo.zoo.factory import create_model
+from ddsm_zoo.zoo.safetensors_io import CheckpointError
+from tests.support.tiny_weights import LABELS, NAME, logits, one_line, saved_model, trained_model
+
+trained = pytest.fixture(scope="module")(trained_model)
+saved = pytest.fixture(saved_model)
+
+
+def without(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if part not in name}
+
+
+SPOILED: dict[str, tuple[Callable[[dict[str, Tensor]], dict[str, Tensor]], str]] = {
+    "missing": (lambda s: without(s, "classifier.bias"), r"1 tensors? missing.*classifier\.bias"),
+    "many missing": (lambda s: without(s, "backbone."), r"\d+ tensors missing; .* and \d+ more"),
+    "extra": (lambda s: {**s, "evil": torch.zeros(1)}, r"1 tensors? unexpected.*evil"),
+    "shape": (
+        lambda s: {**s, "classifier.weight": torch.zeros(3, 9, 1, 1)},
+        r"classifier\.weight \(3, 9, 1, 1\), expected \(3, 32, 1, 1\)",
+    ),
+    "transposed": (
+        lambda s: {**s, "classifier.weight": s["classifier.weight"].mT.reshape(32, 3, 1, 1)},
+        "another shape",
+    ),
+    "classes": (
+        lambda s: {**s, "classifier.weight": torch.zeros(5, 32, 1, 1), "classifier.bias": torch.zeros(5)},
+        "It has 5 classes, the model 3: pass num_classes=5",
+    ),
+    "NaN": (lambda s: {**s, "classifier.bias": torch.full((3,), float("nan"))}, r"with NaN.*classifier\.bias"),
+    "infinity": (lambda s: {**s, "classifier.bias": torch.full((3,), float("inf"))}, "infinity"),
+    "integers": (lambda s: {**s, "classifier.bias": torch.zeros(3, dtype=torch.int64)}, "another type"),
+    "nothing": (lambda s: {}, "missing"),
+    "another model": (lambda s: create_model("deeplabv3plus_tiny", num_classes=3).state_dict(), "unexpected"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILED)
+@pytest.mark.parametrize("way", ["checkpoint", "address"])
+def test_weights_that_do_not_fit(saved: Path, trained: Segmenter, case: str, way: str) -> None:
+    spoil, message = SPOILED[case]
+    safetensors.torch.save_file(spoil(trained.state_dict()), saved / "model.safetensors")
+    with pytest.raises(CheckpointError, match=message) as error:
+        if way == "checkpoint":
+            create_model(NAME, num_classes=3, checkpoint_path=saved / "model.safetensors")
+        else:
+            create_model(f"local-dir:{saved}", pretrained=True)
+    assert len(one_line(error)) < 700
+
+
+def test_a_refused_state_dict_changes_nothing(trained: Segmenter) -> None:
+    model = create_model(NAME, num_classes=3)
+    before = logits(model)
+    with pytest.raises(CheckpointError):
+        fitting.load_weights(model, without(trained.state_dict(), "classifier.bias"))
+    assert torch.equal(logits(model), before)
+
+
+def test_a_classifier_of_no_shape_is_refused_too(trained: Segmenter) -> None:
+    with pytest.raises(CheckpointError, match="another shape") as error:
+        fitting.load_weights(trained, {**trained.state_dict(), "classifier.bias": torch.tensor(1.0)})
+    one_line(error)
+
+
+def test_a_config_larger_than_memory_is_only_compared(trained: Segmenter) -> None:
+    config = dataclasses.replace(trained.config, width=4096, num_classes=65536)
+    with pytest.raises(CheckpointError, match="another shape") as error:
+        fitting.check_fit(config, trained.state_dict(), "the file")
+    one_line(error)
+    fitting.check_fit(trained.config, trained.state_dict(), "the file")
+    with pytest.raises(
+        ConfigError, match="describes a model of [0-9]{3,} million parameters, expected at most"
+    ) as error:
+        fitting.check_size(config, "the file")
+    one_line(error)
+    fitting.check_size(registry.model_config("uper_ddsm_r101"), "the file")
+
+
+def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="was fused for inference and cannot be saved; save it before") as error:
+        factory.save_pretrained(create_model(NAME, num_classes=3).fuse(), tmp_path / "fused")
+    one_line(error)
+    model = create_model(NAME, num_classes=3)
+    with torch.no_grad():
+        model.classifier.bias[0] = torch.inf
+    with pytest.raises(CheckpointError, match="infinity") as error:
+        factory.save_pretrained(model, tmp_path / "infinite")
+    one_line(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+# -- transplants: the trained model knows road, sky and tree
+
+ROWS = {"classifier.weight": (32, 1, 1), "classifier.bias": ()}
+
+
+def rows(model: Segmenter) -> list[Tensor]:
+    """Each class's weights and bias as one vector."""
+    state = model.state_dict()
+    return [*torch.cat((state["classifier.weight"].flatten(1), state["classifier.bias"][:, None]), dim=1)]
+
+
+@pytest.mark.parametrize("as_labels", [list, tuple, LabelSpace.from_names])
+@pytest.mark.parametrize("way", ["address", "checkpoint"])
+def test_rows_follow_their_names(
+    trained: Segmenter, saved: Path, caplog: pytest.LogCaptureFixture, as_labels: Callable[..., Any], way: str
+) -> None:
+    labels = as_labels(["Boat", "Vegetation", "Roads", "person"])
+    with caplog.at_level(logging.INFO, logger="ddsm_zoo"):
+        if way == "address":
+            model = create_model(f"local-dir:{saved}", pretrained=True, labels=labels)
+        else:
+            model = create_model(NAME, checkpoint_path=saved, labels=labels)
+    assert model.num_classes == 4
+    before, after = rows(trained), rows(model)
+    assert torch.equal(after[1], before[2])
+    assert torch.equal(after[2], before[0])
+    assert not any(torch.equal(after[new], old) for new in (0, 3) for old in before)
+    assert model.pretrained_cfg["kept_classes"] == {"Vegetation": "tree", "Roads": "road"}
+    assert model.pretrained_cfg["fresh_classes"] == ["Boat", "person"]
+    assert model.pretrained_cfg["labels"]["names"] == ("Boat", "Vegetation", "Roads", "person")
+    assert not {"metrics", "published"} & model.pretrained_cfg.keys()
+    assert "Vegetation from tree, Roads from road; freshly initialised: Boat, person" in caplog.text
+    expected = trained.state_dict()
+    for name, tensor in model.state_dict().items():
+        assert name.startswith("classifier.") or torch.equal(tensor, expected[name]), name
+
+
+def test_kept_classes_have_the_same_logits(trained: Segmenter, saved: Path) -> None:
+    model = create_model(f"local-dir:{saved}", pretrained=True, labels=["tree", "boat", "sky"])
+    torch.testing.assert_close(logits(model)[:, [0, 2]], logits(trained)[:, [2, 1]])
+    factory.save_pretrained(model, saved.parent / "moved")
+    again = create_model(f"local-dir:{saved.parent / 'moved'}", pretrained=True)
+    assert torch.equal(logits(again), logits(model))
+    assert again.pretrained_cfg["labels"]["names"] == ("tree", "boat", "sky")
+
+
+def test_the_same_names_change_nothing_but_the_colours(trained: Segmenter, saved: Path) -> None:
+    labels = LabelSpace(names=LABELS.names, palette=((1, 2, 3),) * 3)
+    model = create_model(f"local-dir:{saved}", pretrained=True, labels=labels)
+    assert torch.equal(logits(model), logits(trained))
+    assert model.pretrained_cfg["metrics"] == {"miou (val)": 71.5}
+    assert model.pretrained_cfg["labels"]["palette"] == labels.palette
+    assert model.pretrained_cfg["kept_classes"] == {"road": "road", "sky": "sky", "tree": "tree"}
+    assert model.pretrained_cfg["fresh_classes"] == []
+
+
+def test_weights_that_name_no_classes_have_those_that_are_given(trained: Segmenter, tmp_path: Path) -> None:
+    safetensors.torch.save_file(trained.state_dict(), tmp_path / "alone.safetensors")
+    model = create_model(NAME, checkpoint_path=tmp_path / "alone.safetensors", labels=["a", "b", "c"])
+    assert torch.equal(logits(model), logits(trained))
+    assert model.pretrained_cfg["kept_classes"] == {"a": "a", "b": "b", "c": "c"}
+    with pytest.raises(CheckpointError, match=r"classifier\.weight \(3, 32, 1, 1\), expected \(2, 32, 1, 1\)") as error:
+        create_model(NAME, checkpoint_path=tmp_path / "alone.safetensors", labels=["a", "b"])
+    one_line(error)
+
+
+def test_more_rows_than_names_are_refused(trained: Segmenter, saved: Path) -> None:
+    """They would fit a model of five classes, under names that nobody gave them."""
+    more = {name: torch.cat((trained.state_dict()[name], torch.ones(2, *shape))) for name, shape in ROWS.items()}
+    safetensors.torch.save_file({**trained.state_dict(), **more}, saved / "model.safetensors")
+    with pytest.raises(CheckpointError, match="of another shape") as error:
+        create_model(f"local-dir:{saved}", pretrained=True, labels=["sky", "boat", "fish", "net", "road"])
+    one_line(error)
+
+
+def test_no_name_in_common_is_a_fresh_classifier(saved: Path) -> None:
+    model = create_model(f"local-dir:{saved}", pretrained=True, labels=["boat", "fish", "net"])
+    assert model.pretrained_cfg["dropped"] == ["classifier.weight", "classifier.bias"]
+    assert model.pretrained_cfg["kept_classes"] == {}
+    assert model.pretrained_cfg["fresh_classes"] == ["boat", "fish", "net"]
+
+
+def test_labels_without_weights_name_the_classes(tmp_path: Path) -> None:
+    model = create_model(NAME, labels=["boat", "fish"])
+    assert model.num_classes == 2
+    assert (model.pretrained_cfg["kept_classes"], model.pretrained_cfg["fresh_classes"]) == ({}, ["boat", "fish"])
+    factory.save_pretrained(model, tmp_path)
+    assert create_model(f"local-dir:{tmp_path}").pretrained_cfg["labels"]["names"] == ("boat", "fish")
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "reason"),
+    [
+        ({"labels": ["a", "b"], "num_classes": 3}, ValueError, "2 labels and num_classes=3"),
+        ({"labels": "road"}, TypeError, "expected a LabelSpace or a list of class names"),
+        ({"labels": [1, 2]}, TypeError, "expected a LabelSpace or a list of class names"),
+        ({"labels": ["a", "a"]}, ValueError, "a more than once"),
+        ({"labels": []}, ValueError, "at least one class name"),
+    ],
+)
+def test_labels_that_cannot_be(options: dict[str, Any], kind: type[Exception], reason: str) -> None:
+    with pytest.raises(kind, match=reason) as error:
+        create_model(NAME, **options)
+    one_line(error)
+
+
+# -- other channels
+
+
+def test_one_channel_counts_as_all_of_them(trained: Segmenter, saved: Path) -> None:
+    model = create_model(f"local-dir:{saved}", pretrained=True, in_chans=1).eval()
+    grey = torch.rand(1, 1, 40, 33)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(grey), trained(grey.expand(1, 3, 40, 33)), atol=1e-4, rtol=1e-4)
+    assert model.pretrained_cfg["labels"]["names"] == LABELS.names
+    assert model.pretrained_cfg["metrics"] == {}
+
+
+@pytest.mark.parametrize("in_chans", [2, 4, 8])
+def test_kernels_are_spread_as_timm_spreads_them(trained: Segmenter, saved: Path, in_chans: int) -> None:
+    model = create_model(f"local-dir:{saved}", pretrained=True, in_chans=in_chans)
+    before, after = trained.state_dict(), model.state_dict()
+    changed = [name for name in after if not torch.equal(after[name], before[name])]
+    assert len(changed) == 1
+    torch.testing.assert_close(after[changed[0]], adapt_input_conv(in_chans, before[changed[0]]))
+    factory.save_pretrained(model, saved.parent / "spread")
+    again = create_model(f"local-dir:{saved.parent / 'spread'}", pretrained=True)
+    assert again.config.in_chans == in_chans
+    assert torch.equal(again.state_dict()[changed[0]], after[changed[0]])

@@ -1,0 +1,39 @@
+"""Average the weights of models of one architecture and save the result, as "model soups" do (Wortsman et al., 2022).
+
+    python tools/average.py local-dir:runs/camvid_lite0/best local-dir:runs/camvid_lite0_large/best -o runs/average
+
+Weights of which one began from the other lie in one valley: between them a model scores about as well on images like
+those of the training, and better on others (docs/models/uper_ddsm_lite0_camvid.md has figures). Classes, preprocessing
+and everything else are those of the last model.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+import ddsm_zoo
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "models", nargs="+", help="names or addresses of pretrained models, the last one lends the rest"
+    )
+    parser.add_argument("-o", "--out", type=Path, required=True, help="the folder to save to")
+    options = parser.parse_args()
+    models = [ddsm_zoo.create_model(name, pretrained=True) for name in options.models]
+    model = models[-1]
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.stack([each.state_dict()[name] for each in models]).mean(0))
+    model.pretrained_cfg["metrics"] = {}  # of the last one alone
+    ddsm_zoo.save_pretrained(model, options.out)
+    print(f"wrote the average of {len(models)} models to {options.out}")
+
+
+if __name__ == "__main__":
+    main()
