@@ -13,8 +13,6 @@ from typing import Any, Literal, TypeVar
 
 from ddsm_zoo.labels import LabelSpace
 
-Decoder = Literal["uper", "deeplabv3plus"]
-Fusion = Literal["none", "laterals", "dcn", "fam", "ddsm_s", "ddsm_c", "ddsm"]
 Smoothing = Literal["plain", "all", "none"]
 Norm = Literal["batch", "group"]
 
@@ -70,17 +68,18 @@ class DDSMConfig:
 class ModelConfig:
     """The architecture of a segmenter; two equal configs build models with the same parameters.
 
-    ``backbone`` is a timm name. ``fused_stages`` are the stages s whose x~s is formed by the fusion module
-    (UPerNet: any of 2, 3, 4; DeepLabV3+ always forms x~2 alone). ``smoothing`` says which levels of UPerNet keep their
-    3 x 3 convolution: the plain ones, which have no fusion module, all of them or none. ``separable`` replaces the
-    decoder's dense 3 x 3 convolutions by depthwise-separable ones, for light backbones. ``norm`` "group" has group
-    normalisation in the place of all batch normalisation, for training on batches of one or two images. ``auxiliary``
-    adds the FCN head on x4 that is used in training only.
+    ``decoder`` and ``fusion`` are registered names (`register_decoder`, `register_fusion`), ``backbone`` a timm name.
+    ``fused_stages`` are the stages s whose x~s is formed by the fusion module (UPerNet: any of 2, 3, 4; DeepLabV3+
+    always forms x~2 alone). ``smoothing`` says which levels of UPerNet keep their 3 x 3 convolution: the plain ones,
+    which have no fusion module, all of them or none. ``separable`` replaces the decoder's dense 3 x 3 convolutions by
+    depthwise-separable ones, for light backbones. ``norm`` "group" has group normalisation in the place of all batch
+    normalisation, for training on batches of one or two images. ``auxiliary`` adds the FCN head on x4 that is used in
+    training only.
     """
 
-    decoder: Decoder
+    decoder: str
     backbone: str
-    fusion: Fusion = "none"
+    fusion: str = "none"
     num_classes: int = 19
     in_chans: int = 3
     width: int = 256
@@ -93,7 +92,10 @@ class ModelConfig:
     auxiliary: bool = False
 
     def __post_init__(self) -> None:
-        for name, choices in (("decoder", Decoder), ("fusion", Fusion), ("smoothing", Smoothing), ("norm", Norm)):
+        for name in ("decoder", "fusion"):
+            if not re.fullmatch(r"[a-z][a-z0-9_]{0,79}", getattr(self, name)):
+                raise ConfigError(f"{name} is {getattr(self, name)[:80]!r}, expected a name such as uper or ddsm")
+        for name, choices in (("smoothing", Smoothing), ("norm", Norm)):
             if getattr(self, name) not in typing.get_args(choices):
                 raise ConfigError(
                     f"{name} is {getattr(self, name)!r}, expected one of {', '.join(typing.get_args(choices))}"
@@ -106,8 +108,6 @@ class ModelConfig:
         # timm would follow the address in a name such as hf-hub:org/model
         if not re.fullmatch(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_-]{1,100})?", self.backbone):
             raise ConfigError(f"backbone is {self.backbone[:80]!r}, expected the name of a timm model")
-        if self.decoder == "deeplabv3plus" and self.fusion == "laterals":
-            raise ConfigError("fusion is laterals, which leaves nothing of DeepLabV3+'s context; expected decoder uper")
         if self.decoder == "deeplabv3plus" and self.smoothing != "plain":
             raise ConfigError(f"smoothing is {self.smoothing}, expected plain: only UPerNet has levels to smooth")
         if len(set(self.fused_stages)) != len(self.fused_stages) or not set(self.fused_stages) <= {2, 3, 4}:
@@ -166,6 +166,50 @@ class WeightsSpec:
     metrics: Mapping[str, float] = field(default_factory=dict)
     published: Mapping[str, float] = field(default_factory=dict)
     taps_on_map: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """All that is known of a model's weights.
+
+    ``name`` is the model's own, ``preprocess`` how images become its input and ``labels`` what its classes mean, None
+    where nobody says. ``weights`` are the task weights it was loaded from, None for a model without; scores that no
+    longer hold, since the input or the classes changed, are left out of it. Of a loaded model, ``fresh`` are the
+    tensors that the weights did not fill. Where the classes were given by name, ``reused`` are the classes whose
+    classifier rows were kept, by what the weights call them, and ``reinitialized`` those with fresh rows.
+    ``converted`` says what became of another library's tensors (`zoo.convert`).
+    """
+
+    name: str
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    labels: LabelSpace | None = None
+    weights: WeightsSpec | None = None
+    fresh: tuple[str, ...] = ()
+    reused: Mapping[str, str] = field(default_factory=dict)
+    reinitialized: tuple[str, ...] = ()
+    converted: Mapping[str, Any] | None = None
+
+    @property
+    def scored(self) -> bool:
+        """Whether the scores recorded with the weights are those of this model: its classes are the weights'."""
+        return self.weights is not None and self.labels is not None and self.labels.names == self.weights.labels.names
+
+    def to_cfg(self) -> dict[str, Any]:
+        """Plain data with timm's keys where timm has them. What is not known has no key."""
+        known = {} if self.weights is None else to_dict(self.weights)
+        for key in ("preprocess", "labels", *(() if self.scored else ("metrics", "published", "taps_on_map"))):
+            known.pop(key, None)
+        if self.labels is not None:
+            known |= {
+                "labels": to_dict(self.labels),
+                "reused": dict(self.reused),
+                "reinitialized": list(self.reinitialized),
+            }
+        if self.weights is not None:
+            known["fresh"] = list(self.fresh)
+        if self.converted is not None:
+            known["converted"] = dict(self.converted)
+        return {"name": self.name, **known, **to_dict(self.preprocess)}
 
 
 def _check_range(name: str, value: float, low: int, high: int) -> None:

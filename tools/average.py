@@ -10,6 +10,7 @@ and everything else are those of the last model.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -30,7 +31,9 @@ def main() -> None:
         for name, tensor in model.state_dict().items():
             if tensor.is_floating_point():
                 tensor.copy_(torch.stack([each.state_dict()[name] for each in models]).mean(0))
-    model.pretrained_cfg["metrics"] = {}  # of the last one alone
+    assert model.provenance.weights is not None
+    weights = dataclasses.replace(model.provenance.weights, metrics={}, taps_on_map={})  # of the last one alone
+    model.provenance = dataclasses.replace(model.provenance, weights=weights)
     ddsm_zoo.save_pretrained(model, options.out)
     print(f"wrote the average of {len(models)} models to {options.out}")
 

@@ -19,10 +19,10 @@ from PIL import Image, ImageDraw, ImageFont
 from ddsm_zoo.data.images import ImageError, read_image
 from ddsm_zoo.data.scenes.render import render_scene
 from ddsm_zoo.explain.explain import Explanation, Level, explain
+from ddsm_zoo.hub.client import is_uri
 from ddsm_zoo.inference.predictor import Predictor, Segmentation
 from ddsm_zoo.utils.signals import interruptible
 from ddsm_zoo.utils.visualize import BLACK, WHITE
-from ddsm_zoo.zoo.hub import is_uri
 from ddsm_zoo.zoo.registry import find, list_pretrained
 
 Pixel = tuple[int, int]

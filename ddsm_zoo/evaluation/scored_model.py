@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ddsm_zoo.config import Preprocess, to_dict
+from ddsm_zoo.hub.client import public_address
+from ddsm_zoo.hub.safetensors_io import pack_tensors
+from ddsm_zoo.hub.state_dict import AUXILIARY
 from ddsm_zoo.inference.modes import Predict, resize, whole
 from ddsm_zoo.inference.predictor import choose_device, prepare, recorded_labels
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.zoo.factory import resolve_data_config
-from ddsm_zoo.zoo.hub import public_address
-from ddsm_zoo.zoo.safetensors_io import pack_tensors
-from ddsm_zoo.zoo.state_dict import AUXILIARY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +50,13 @@ def open_subject(
     if isinstance(model, (str, Segmenter)):
         segmenter = prepare(model, device)
         _check_classes(segmenter, labels)
-        known = segmenter.pretrained_cfg
+        known = segmenter.provenance
         predict, preprocess = whole(segmenter), preprocess or resolve_data_config(segmenter)
         if isinstance(model, str):
-            name, uri, sha256 = model, public_address(known["uri"]), known["sha256"]
+            assert known.weights is not None  # a model without weights is not prepared
+            name, uri, sha256 = model, public_address(known.weights.uri), known.weights.sha256
         else:
-            name, sha256 = known.get("name", type(model).__name__), _hash_of(model)
+            name, sha256 = known.name, _hash_of(model)
     elif isinstance(model, nn.Module):
         name, sha256 = type(model).__name__, _hash_of(model)
         predict = whole(model.to(choose_device(device)))

@@ -133,7 +133,7 @@ def explain(model: str | Segmenter | Predictor, image: Picture, at: tuple[int, i
     network = predictor.model
     modules = [module for module in network.modules() if isinstance(module, DDSM) and module.spatial]
     if not modules:
-        name, fusion = network.pretrained_cfg.get("name", "the model"), network.config.fusion
+        name, fusion = network.provenance.name, network.config.fusion
         raise ValueError(
             f"{name} has the fusion {fusion!r}, which samples no pixels; expected a model with ddsm or ddsm_s"
         )

@@ -205,13 +205,13 @@ def _scoring(run: Run, preprocess: Preprocess, num_classes: int, options: Export
 
 def _metadata(eager: Segmenter, options: ExportOptions) -> dict[str, str]:
     """What somebody who has only the file needs to know; lists are JSON."""
-    known, labels, preprocess = eager.pretrained_cfg, model_labels(eager), resolve_data_config(eager)
+    known, labels, preprocess = eager.provenance, model_labels(eager), resolve_data_config(eager)
     eight_bits = "uint8 RGB (1, H, W, 3)"
     normalised = "float32 RGB (1, 3, H, W), scaled to 0..1, minus mean, divided by std"
     return {
-        "model": str(known.get("name", type(eager).__name__)),
-        "sha256": str(known.get("sha256") or ""),
-        "license": str(known.get("license", "")),
+        "model": known.name,
+        "sha256": (known.weights and known.weights.sha256) or "",
+        "license": known.weights.license if known.weights else "",
         "labels": json.dumps(labels.names),
         "palette": json.dumps(labels.palette),
         "mean": json.dumps(preprocess.mean),

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddsm_zoo.config import from_dict
 from ddsm_zoo.data.images import read_image, to_rgb
 from ddsm_zoo.data.transforms import ImageTransform
 from ddsm_zoo.inference.modes import Precision, resize, whole
@@ -220,7 +219,5 @@ def prepare(model: str | Segmenter, device: str | torch.device | None) -> Segmen
 
 def recorded_labels(model: Segmenter) -> LabelSpace | None:
     """What the class ids of ``model`` mean as far as its weights say, None where they do not."""
-    recorded = model.pretrained_cfg.get("labels")
-    if recorded is None or len(recorded["names"]) != model.num_classes:  # as after reset_classifier
-        return None
-    return from_dict(LabelSpace, recorded, where="pretrained_cfg.labels")
+    labels = model.provenance.labels
+    return labels if labels is not None and len(labels) == model.num_classes else None  # reset_classifier keeps it

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import DeformConv2d, deform_conv2d
 
-from ddsm_zoo.config import DDSMConfig, Fusion
+from ddsm_zoo.config import ModelConfig
 from ddsm_zoo.layers.common import BatchNorm2d, resize
 from ddsm_zoo.layers.ddsm import DDSM
 from ddsm_zoo.layers.sampler import OffsetConv2d
 from ddsm_zoo.ops.traced import sample
+from ddsm_zoo.utils.registry import FUSIONS
 
 
 class UpsampleFusion(nn.Module):
@@ -20,45 +23,6 @@ class UpsampleFusion(nn.Module):
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         """low (N, C, H, W), high (N, C, h, w) -> (N, C, H, W)."""
         return low + resize(high, (low.shape[-2], low.shape[-1]))
-
-
-class LateralFusion(nn.Module):
-    """low alone: no top-down path. The control that shows what a fusion adds to the decoder around it."""
-
-    def forward(self, low: Tensor, high: Tensor) -> Tensor:  # noqa: ARG002 - every fusion takes both
-        """low (N, C, H, W), high (N, C, h, w) -> low."""
-        return low
-
-
-class FlowAlignment(nn.Module):
-    """low + high warped by a learned flow: the flow alignment module of SFNet (Li et al., ECCV 2020).
-
-    A 3 x 3 convolution over both maps, reduced to half their width, predicts one displacement per position of low.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.reduce_low = nn.Conv2d(channels, channels // 2, 1, bias=False)
-        self.reduce_high = nn.Conv2d(channels, channels // 2, 1, bias=False)
-        self.flow = nn.Conv2d(2 * (channels // 2), 2, 3, padding=1, bias=False)
-
-    def forward(self, low: Tensor, high: Tensor) -> Tensor:
-        """low (N, C, H, W), high (N, C, h, w) -> (N, C, H, W)."""
-        size = (low.shape[-2], low.shape[-1])
-        pair = torch.cat((self.reduce_low(low), resize(self.reduce_high(high), size)), dim=1)
-        # one tap, displaced in cells of low, and clamped to the border as the flow of SFNet is
-        return low + _warp(resize(high, size), self.flow(pair))
-
-
-def _warp(features: Tensor, flow: Tensor) -> Tensor:
-    """Read (N, C, H, W) at every position plus ``flow`` (N, 2, H, W), (dy, dx) in cells; the border goes on outside."""
-    height, width = features.shape[-2], features.shape[-1]
-    flow = flow.to(torch.promote_types(flow.dtype, torch.float32))
-    y = torch.arange(height, device=flow.device, dtype=flow.dtype)[:, None] + flow[:, 0]
-    x = torch.arange(width, device=flow.device, dtype=flow.dtype) + flow[:, 1]
-    grid = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1)  # (N, H, W, 2)
-    warped = F.grid_sample(features.to(flow.dtype), grid, mode="bilinear", padding_mode="border", align_corners=False)
-    return warped.to(features.dtype)
 
 
 class FullDeformConv2d(DeformConv2d):  # type: ignore[misc]  # torchvision ships no types
@@ -104,14 +68,32 @@ class DeformableFusion(nn.Module):
         return out
 
 
-def build_fusion(fusion: Fusion, channels: int, config: DDSMConfig) -> nn.Module:
-    """The fusion module that a model name's ``fusion`` part stands for."""
-    if fusion == "none":
-        return UpsampleFusion()
-    if fusion == "laterals":
-        return LateralFusion()
-    if fusion == "fam":
-        return FlowAlignment(channels)
-    if fusion == "dcn":
-        return DeformableFusion(channels)
-    return DDSM(channels, config, spatial=fusion != "ddsm_c", channel=fusion != "ddsm_s")
+# What a model name's ``fusion`` part stands for: (channels, config) -> a module (low, high) -> low's size
+BuildFusion = Callable[[int, ModelConfig], nn.Module]
+
+
+def register_fusion(name: str, build: BuildFusion) -> None:
+    """Make ``build`` a fusion that configs and model names can name, such as ``uper_{name}_r50``.
+
+    Args:
+        name: lower-case letters, digits and underscores.
+        build: ``build(channels, config)`` gives the module of one level: low (N, C, H, W) and high (N, C, h, w), both
+            of ``channels`` features, to (N, C, H, W). A module class with this signature will do.
+
+    Raises:
+        ValueError: the name is taken or malformed.
+    """
+    FUSIONS.register(name, build)
+
+
+register_fusion("none", lambda _channels, _config: UpsampleFusion())
+register_fusion("dcn", lambda channels, _config: DeformableFusion(channels))
+register_fusion("ddsm_s", lambda channels, config: DDSM(channels, config.ddsm, channel=False))
+register_fusion("ddsm_c", lambda channels, config: DDSM(channels, config.ddsm, spatial=False))
+register_fusion("ddsm", lambda channels, config: DDSM(channels, config.ddsm))
+
+
+def build_fusion(channels: int, config: ModelConfig) -> nn.Module:
+    """The fusion module of one level that ``config.fusion`` names. Raises UnregisteredError."""
+    fusion: nn.Module = FUSIONS.find(config.fusion)(channels, config)
+    return fusion

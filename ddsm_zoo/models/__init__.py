@@ -2,16 +2,17 @@
 
 from ddsm_zoo.models.backbone import BackboneError, hub_address, imagenet_preprocess, packaged_weights
 from ddsm_zoo.models.complexity import Complexity, complexity, count
-from ddsm_zoo.models.segmenter import Segmenter, build
+from ddsm_zoo.models.decoders import register_decoder
+from ddsm_zoo.models.segmenter import Segmenter
 
 __all__ = [
     "BackboneError",
     "Complexity",
     "Segmenter",
-    "build",
     "complexity",
     "count",
     "hub_address",
     "imagenet_preprocess",
     "packaged_weights",
+    "register_decoder",
 ]

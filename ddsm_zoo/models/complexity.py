@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddsm_zoo.config import ModelConfig
-from ddsm_zoo.models.segmenter import build
+from ddsm_zoo.models.segmenter import Segmenter
 
 
 class Complexity(NamedTuple):
@@ -28,7 +28,7 @@ def complexity(config: ModelConfig, size: tuple[int, int] = (1024, 1024)) -> Com
     activations and interpolation (the bilinear sampling too) do not. The auxiliary head is left out.
     """
     with torch.device("meta"):
-        model = build(dataclasses.replace(config, auxiliary=False))
+        model = Segmenter(dataclasses.replace(config, auxiliary=False))
     return count(model, (config.in_chans, *size))
 
 

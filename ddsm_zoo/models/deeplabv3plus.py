@@ -28,7 +28,7 @@ class DeepLabV3Plus(nn.Module):
         width, plain = config.width, config.fusion == "none"
         self.context = ASPP(channels[-1], width, rates=self.rates, separable=config.separable)
         self.lateral = ConvNormAct(channels[0], LOW_WIDTH if plain else width)
-        self.fusion = None if plain else build_fusion(config.fusion, width, config.ddsm)
+        self.fusion = None if plain else build_fusion(width, config)
         self.refine = nn.Sequential(
             ConvNormAct(width + LOW_WIDTH if plain else width, width, 3, separable=config.separable),
             ConvNormAct(width, width, 3, separable=config.separable),

@@ -3,46 +3,109 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddsm_zoo.config import Decoder, ModelConfig
+from ddsm_zoo.config import ModelConfig, Provenance
+from ddsm_zoo.hub import client
 from ddsm_zoo.layers import ConvNormAct, crop, resize
 from ddsm_zoo.layers.group_norm import use_group_norm
-from ddsm_zoo.models.backbone import Backbone
-from ddsm_zoo.models.deeplabv3plus import DeepLabV3Plus
+from ddsm_zoo.models import saving
+from ddsm_zoo.models.backbone import Backbone, imagenet_preprocess
+from ddsm_zoo.models.decoders import find_decoder
 from ddsm_zoo.models.folding import fold_norms
-from ddsm_zoo.models.sharing import Shareable
-from ddsm_zoo.models.upernet import UPerNet
+from ddsm_zoo.models.saving import family
 
-DECODERS: dict[Decoder, type[UPerNet] | type[DeepLabV3Plus]] = {"uper": UPerNet, "deeplabv3plus": DeepLabV3Plus}
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
-class Segmenter(Shareable, nn.Module):
-    """Backbone, decoder and classifier.
+class Segmenter(nn.Module):
+    """Backbone, decoder and classifier, as ``config`` describes them.
 
-    ``config`` is the architecture, ``pretrained_cfg`` (also ``default_cfg``) what is known of the weights as plain
-    data, ``num_classes`` the number of logits per pixel. ``auxiliary`` is the training-time head on x4, or None.
-    ``fused`` says whether `fuse` was called.
+    ``provenance`` is what is known of the weights, ``num_classes`` the number of logits per pixel. ``auxiliary`` is the
+    training-time head on x4, or None. ``fused`` says whether `fuse` was called.
+
+    Args:
+        config: the architecture.
+        backbone_weights: a state dict of the whole timm model; without one, all starts from random numbers.
+
+    Raises:
+        UnregisteredError: a decoder or fusion that nobody registered.
+        BackboneError: a backbone that cannot serve.
     """
 
-    def __init__(
-        self, config: ModelConfig, backbone: Backbone, decoder: nn.Module, auxiliary: nn.Module | None = None
-    ) -> None:
+    def __init__(self, config: ModelConfig, *, backbone_weights: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
+        decoder = find_decoder(config.decoder)
         self.config = config
         self.num_classes = config.num_classes
-        self.pretrained_cfg: dict[str, Any] = {}
-        self.backbone = backbone
-        self.decoder = decoder
+        self.provenance = Provenance(name=family(config), preprocess=imagenet_preprocess(config.backbone))
+        self.backbone = Backbone(
+            config.backbone,
+            in_chans=config.in_chans,
+            output_stride=decoder.output_stride,
+            weights=backbone_weights,
+        )
+        self.decoder = decoder(self.backbone.channels, config)
         self.dropout = nn.Dropout2d(config.dropout)
         self.classifier = _classifier(config.width, config.num_classes)
-        self.auxiliary = auxiliary
+        self.auxiliary = _auxiliary(self.backbone, config) if config.auxiliary else None
         self.fused = False
+        if config.norm == "group":
+            use_group_norm(self)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> Self:
+        """Load a saved model from a folder or from ``org/name`` on the Hub, in evaluation mode.
+
+        `ddsm_zoo.from_pretrained` knows the zoo's names too, and other classes, channels and settings.
+
+        Args:
+            source: a folder that `save_pretrained` wrote, ``org/name``, or an ``hf-hub:`` or ``local-dir:`` address.
+            revision: a branch, tag or commit of the repository.
+            cache_dir: the Hub's cache, by default the client's own.
+
+        Raises:
+            HubError, FileNotFoundError: the files cannot be had.
+            ConfigError, CheckpointError: they are not a model's, or do not fit one another.
+        """
+        return saving.load(cls, saving.as_uri(source, revision), cache_dir)
+
+    def save_pretrained(self, directory: str | os.PathLike[str], *, half: bool = False) -> None:
+        """Write ``model.safetensors``, ``README.md`` and ``config.json``, see `ddsm_zoo.save_pretrained`."""
+        client.write_files(directory, saving.pack(self, half=half))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        token: str | None = None,
+        half: bool = False,
+    ) -> str:
+        """Publish the model, see `ddsm_zoo.push_to_hub`. Returns the address that gives these weights again."""
+        files = saving.pack(self, half=half, address=f"hf-hub:{repo_id}")
+        return client.push(repo_id, files, private=private, revision=revision, create_pr=create_pr, token=token)
+
+    @property
+    def pretrained_cfg(self) -> Mapping[str, Any]:
+        """``provenance`` as read-only data with timm's keys."""
+        return MappingProxyType(self.provenance.to_cfg())
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_chans, H, W), any H, W >= 1 -> logits (N, num_classes, H, W)."""
@@ -111,7 +174,7 @@ class Segmenter(Shareable, nn.Module):
         }
 
     @property
-    def default_cfg(self) -> dict[str, Any]:
+    def default_cfg(self) -> Mapping[str, Any]:
         """timm's older name of ``pretrained_cfg``."""
         return self.pretrained_cfg
 
@@ -138,22 +201,6 @@ class Segmenter(Shareable, nn.Module):
     def _to_input(self, logits: Tensor, x: Tensor) -> Tensor:
         """Logits of the padded input, brought to its size and cut to the input's own."""
         return crop(resize(logits, self._padded(x)), (x.shape[-2], x.shape[-1]))
-
-
-def build(config: ModelConfig, *, backbone_weights: Mapping[str, Tensor] | None = None) -> Segmenter:
-    """The model that ``config`` describes, freshly initialised but for the backbone where its weights are given."""
-    decoder = DECODERS[config.decoder]
-    backbone = Backbone(
-        config.backbone,
-        in_chans=config.in_chans,
-        output_stride=decoder.output_stride,
-        weights=backbone_weights,
-    )
-    auxiliary = _auxiliary(backbone, config) if config.auxiliary else None
-    model = Segmenter(config, backbone, decoder(backbone.channels, config), auxiliary)
-    if config.norm == "group":
-        use_group_norm(model)
-    return model
 
 
 def _classifier(width: int, num_classes: int) -> nn.Conv2d:

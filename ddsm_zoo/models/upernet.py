@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ddsm_zoo.config import ModelConfig
 from ddsm_zoo.layers import PPM, ConvNormAct, build_fusion, resize
+from ddsm_zoo.layers.fusion import UpsampleFusion
 
 TOP_DOWN = (4, 3, 2)
 
@@ -28,15 +29,12 @@ class UPerNet(nn.Module):
         width = config.width
         self.context = PPM(channels[-1], width)
         self.laterals = nn.ModuleList(ConvNormAct(channels[stage - 2], width) for stage in TOP_DOWN)
-        fusions = [config.fusion if stage in config.fused_stages else "none" for stage in TOP_DOWN]
-        self.fusions = nn.ModuleList(build_fusion(fusion, width, config.ddsm) for fusion in fusions)
-
-        def smooths(fusion: str) -> bool:
-            return config.smoothing == "all" or (config.smoothing == "plain" and fusion == "none")
-
+        fused = [config.fusion != "none" and stage in config.fused_stages for stage in TOP_DOWN]
+        self.fusions = nn.ModuleList(build_fusion(width, config) if here else UpsampleFusion() for here in fused)
+        smoothed = {"all": [True] * len(fused), "plain": [not here for here in fused], "none": [False] * len(fused)}
         self.smoothings = nn.ModuleList(
-            ConvNormAct(width, width, 3, separable=config.separable) if smooths(fusion) else nn.Identity()
-            for fusion in fusions
+            ConvNormAct(width, width, 3, separable=config.separable) if here else nn.Identity()
+            for here in smoothed[config.smoothing]
         )
         self.fuse = ConvNormAct(4 * width, width, 3, separable=config.separable)
 

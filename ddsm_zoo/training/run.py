@@ -19,6 +19,9 @@ from ddsm_zoo.data.check.report import Report, require_sound
 from ddsm_zoo.data.datasets import SegmentationDataset, open_dataset
 from ddsm_zoo.data.splits import open_training_sets, training_splits
 from ddsm_zoo.data.transforms import EvalTransform, TrainTransform
+from ddsm_zoo.hub import client
+from ddsm_zoo.hub.safetensors_io import read_tensors
+from ddsm_zoo.hub.state_dict import load_weights
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.layers.sampler import watch_taps
 from ddsm_zoo.models import Segmenter
@@ -29,10 +32,7 @@ from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.training.sampling import epoch_order, median_frequency, rarity
 from ddsm_zoo.training.visual_log import Monitor
 from ddsm_zoo.utils.memory import enough_memory
-from ddsm_zoo.zoo import hub
 from ddsm_zoo.zoo.factory import create_model, describe_weights, resolve_data_config, save_pretrained
-from ddsm_zoo.zoo.safetensors_io import read_tensors
-from ddsm_zoo.zoo.state_dict import load_weights
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def run_recipe(  # noqa: PLR0913 - each is a choice of its own
     counts = _class_counts(recipe, train_set, trained, report)
     settled = _settle(recipe, model, len(train_set), counts, out_dir if resumed else None)
     monitor = Monitor(out_dir, val_set, tensorboard=tensorboard)
-    best = out_dir / "best" / hub.WEIGHTS_FILE
+    best = out_dir / "best" / client.WEIGHTS_FILE
     begun = False
 
     def begin(event: ProgressEvent) -> None:
@@ -89,7 +89,7 @@ def run_recipe(  # noqa: PLR0913 - each is a choice of its own
         if not begun:  # until then the run may be refused, and what an earlier one left must stay as it is
             begun = True
             # It holds the hash of weights that training may replace; a kill must not leave the two side by side.
-            (best.parent / hub.CONFIG_FILE).unlink(missing_ok=True)
+            (best.parent / client.CONFIG_FILE).unlink(missing_ok=True)
         if progress:
             progress(event)
 

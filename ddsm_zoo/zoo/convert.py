@@ -20,11 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddsm_zoo.config import Decoder
+from ddsm_zoo.hub.safetensors_io import CheckpointError, abbreviate, read_tensors
+from ddsm_zoo.hub.state_dict import mismatches
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.models.deeplabv3plus import LOW_WIDTH
-from ddsm_zoo.zoo.safetensors_io import CheckpointError, abbreviate, read_tensors
-from ddsm_zoo.zoo.state_dict import misfits
 
 # A regular expression for the names of theirs, and ours in its place; None where we have no such layer.
 Rule = tuple[str, str | None]
@@ -45,7 +44,7 @@ class Imported:
     fresh: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON and for ``model.pretrained_cfg["imported"]``."""
+        """Plain data, for JSON and for ``model.provenance.converted``."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
@@ -67,7 +66,7 @@ class _Kind:
     name: str
     mark: str
     rules: tuple[Rule, ...]
-    decoder: Decoder | None = None
+    decoder: str | None = None
     fresh: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     fusing: str = ""
@@ -101,7 +100,7 @@ def load_foreign(model: Segmenter, checkpoint: str | os.PathLike[str] | Mapping[
         for name, tensor in expected.items()
         if name in given or not (name.startswith(optional) or name.endswith("num_batches_tracked"))
     }
-    problems = misfits(needed, given)
+    problems = mismatches(needed, given)
     if problems:
         raise CheckpointError(
             f"{where}, a {kind.name}, does not fit the model: {'; '.join(problems)}; "
@@ -114,7 +113,7 @@ def load_foreign(model: Segmenter, checkpoint: str | os.PathLike[str] | Mapping[
         left_out=tuple(name for name in tensors if name not in mapped),
         fresh=tuple(name for name in expected if name not in given and not name.endswith("num_batches_tracked")),
     )
-    model.pretrained_cfg["imported"] = done.to_dict()
+    model.provenance = dataclasses.replace(model.provenance, converted=done.to_dict())
     logger.info("%s", done)
     return done
 

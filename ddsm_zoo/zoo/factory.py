@@ -1,30 +1,28 @@
-"""From a name to a model and from a model to files: look up, build, load strictly, save, publish."""
+"""From a name to a model: look up, build, load strictly; and the functions that save and publish one."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
 import logging
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ddsm_zoo.config import ConfigError, DDSMConfig, ModelConfig, Preprocess, WeightsSpec, from_dict, to_dict
+from ddsm_zoo.config import DDSMConfig, ModelConfig, Preprocess, Provenance, WeightsSpec, from_dict, to_dict
+from ddsm_zoo.hub import client
+from ddsm_zoo.hub.client import HubError
+from ddsm_zoo.hub.config_file import read_manifest
+from ddsm_zoo.hub.safetensors_io import read_tensors, verify
+from ddsm_zoo.hub.state_dict import CLASSIFIER, check_fit, load_weights, remap_classifier
 from ddsm_zoo.labels import LabelSpace
-from ddsm_zoo.models import Segmenter, build, hub_address, imagenet_preprocess, packaged_weights
-from ddsm_zoo.zoo import hub, registry
-from ddsm_zoo.zoo.hub import HubError
-from ddsm_zoo.zoo.model_card import render_card
-from ddsm_zoo.zoo.model_config import Manifest, flatten, preprocess_of, read_manifest, render_manifest, unflatten
-from ddsm_zoo.zoo.safetensors_io import CheckpointError, pack_tensors, read_tensors, verify
-from ddsm_zoo.zoo.state_dict import AUXILIARY, CLASSIFIER, check_fit, check_size, load_classes
-
-# What ``pretrained_cfg`` says of one model's making and saved files do not: weights arrive complete.
-_TRANSIENT = ("name", "dropped", "kept_classes", "fresh_classes", "imported")
+from ddsm_zoo.models import Segmenter, hub_address, imagenet_preprocess, packaged_weights, saving
+from ddsm_zoo.zoo import registry
+from ddsm_zoo.zoo.label_matching import match_classes
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +47,9 @@ def create_model(
 
     ``pretrained`` loads the task weights; an architecture that has none gets its backbone's ImageNet weights.
     ``num_classes`` other than the weights' keeps everything but the classifier, which is freshly initialised and
-    named in ``pretrained_cfg["dropped"]``. ``labels``, the names of your classes, keep the classifier's rows too for
-    the classes that the weights know, by these names or others (`match_classes`): ``pretrained_cfg["kept_classes"]``
-    has theirs by yours, ``["fresh_classes"]`` the others, freshly initialised. ``in_chans`` 3 means as configured;
+    named in ``provenance.fresh``. ``labels``, the names of your classes, keep the classifier's rows too for the classes
+    that the weights know, by these names or others (`match_classes`): ``provenance.reused`` has theirs by yours,
+    ``provenance.reinitialized`` the others, freshly initialised. ``in_chans`` 3 means as configured;
     another number spreads the weights' first kernels over these channels, as timm does.
     ``pretrained_backbone`` forces or forbids the ImageNet weights; task weights and a ``checkpoint_path`` bring their
     own backbone, so that nothing is fetched for it then. ``checkpoint_path`` is a safetensors file, a saved model's
@@ -76,37 +74,34 @@ def create_model(
     if task is not None and weights_file is None:
         weights_file = _fetch_task_weights(entry, task, cache_dir)
     if checkpoint_path is not None:
-        weights_file = hub.find_weights(checkpoint_path)
-    if hub.is_uri(model_name) and task is not None and weights_file is not None:
-        check_fit(config, read_tensors(weights_file), str(weights_file), CLASSIFIER, entry.config.in_chans)
-    elif hub.is_uri(model_name):
-        check_size(config, model_name)
+        weights_file = client.find_weights(checkpoint_path)
+    tensors = None if weights_file is None else read_tensors(weights_file)
+    if client.is_uri(model_name):  # nobody vouches for its size but its weights
+        skeleton = saving.on_meta(Segmenter, config)
+        if task is not None and tensors is not None:
+            check_fit(skeleton, tensors, str(weights_file), CLASSIFIER, entry.config.in_chans)
+        else:
+            saving.check_size(skeleton, model_name)
     imagenet = pretrained if pretrained_backbone is None else pretrained_backbone
     backbone_weights = _imagenet_weights(config.backbone, cache_dir) if imagenet and weights_file is None else None
-    model = build(config, backbone_weights=backbone_weights)
-    model.pretrained_cfg = _describe(entry, config, label_space)
-    if task is not None and weights_file is not None:
-        _load_task_weights(model, entry, task, weights_file, label_space)
-    elif weights_file is not None:
-        _load_checkpoint(model, weights_file, label_space)
+    model = Segmenter(config, backbone_weights=backbone_weights)
+    model.provenance = _describe(entry, config, label_space)
+    if weights_file is not None and tensors is not None:
+        load = partial(_load_classes, model, tensors, str(weights_file))
+        if task is not None:
+            _load_task_weights(model, entry, task, weights_file, label_space, load)
+        else:
+            _load_checkpoint(model, weights_file, label_space, load)
     return model
 
 
 def from_pretrained(source: str | os.PathLike[str], *, revision: str | None = None, **options: Any) -> Segmenter:
     """The model in a folder, at ``org/name`` on the Hub, or of a name in the zoo, with its weights, ready to predict.
 
-    What `Segmenter.from_pretrained` does. ``options`` are those of `create_model`, which says what is raised.
+    ``options`` are those of `create_model`, which says what is raised. `Segmenter.from_pretrained` does the same for
+    saved models as they are.
     """
-    name = os.fspath(source)
-    if not hub.is_uri(name) and Path(name).expanduser().is_dir():
-        name = f"local-dir:{name}"
-    elif not hub.is_uri(name) and "/" in name:
-        name = f"hf-hub:{name}"
-    if revision is not None:
-        if not name.startswith("hf-hub:") or "@" in name:
-            raise ValueError(f"{name!r} takes no revision={revision!r}, expected a repository org/name beside it")
-        name = f"{name}@{revision}"
-    return create_model(name, pretrained=True, **options).eval()
+    return create_model(saving.as_uri(source, revision), pretrained=True, **options).eval()
 
 
 def create_trained(model_name: str) -> Segmenter:
@@ -133,13 +128,11 @@ def look_up(model_name: str) -> registry.Entry:
 
 def resolve_data_config(model: Segmenter) -> Preprocess:
     """How images become the model's input: as its weights were trained, else as its backbone's were on ImageNet."""
-    if "mean" in model.pretrained_cfg:
-        return preprocess_of(model.pretrained_cfg)
-    return imagenet_preprocess(model.config.backbone)
+    return model.provenance.preprocess
 
 
 def describe_weights(model: Segmenter, weights: WeightsSpec) -> None:
-    """Record what is known of the weights in ``model.pretrained_cfg``, to be saved with them; after training, say.
+    """Record what is known of the weights in ``model.provenance``, to be saved with them; after training, say.
 
     Raises ValueError when the labels are not as many as the model's classes.
     """
@@ -147,19 +140,20 @@ def describe_weights(model: Segmenter, weights: WeightsSpec) -> None:
         raise ValueError(
             f"got {len(weights.labels)} labels for a model of {model.num_classes} classes, expected one each"
         )
-    name = model.pretrained_cfg.get("name", type(model).__name__)
-    model.pretrained_cfg = {"name": name, **flatten(weights)}
+    model.provenance = Provenance(
+        name=model.provenance.name, preprocess=weights.preprocess, labels=weights.labels, weights=weights
+    )
 
 
 def save_pretrained(model: Segmenter, directory: str | os.PathLike[str], *, half: bool = False) -> None:
     """Write ``model.safetensors``, ``README.md`` and ``config.json``, which ``local-dir:`` turns into the same model.
 
     The auxiliary head, which only training uses, is left out. ``half`` stores kernels in 16 bits, for half the size;
-    they load as float32, rounded. What the files say of the weights is what ``model.pretrained_cfg`` says. Raises
-    OutputError, ConfigError for a ``pretrained_cfg`` that cannot be, and CheckpointError for tensors that no model
-    could load again.
+    they load as float32, rounded. What the files say of the weights is what ``model.provenance`` says. Raises
+    OutputError, ConfigError for a ``provenance`` that cannot be, and CheckpointError for tensors that no model could
+    load again.
     """
-    hub.write_files(directory, pack(model, half=half))
+    model.save_pretrained(directory, half=half)
 
 
 def push_to_hub(
@@ -175,60 +169,25 @@ def push_to_hub(
     """Publish what `save_pretrained` writes as ``org/name`` on the Hub, in one commit; the ``hf-hub:`` address of it.
 
     That address, which `create_model` takes, names the commit: it will always give these weights. ``revision`` is a
-    branch, ``create_pr`` opens a pull request instead. Raises what `hub.push` and `save_pretrained` raise.
+    branch, ``create_pr`` opens a pull request instead. Raises what `hub.client.push` and `save_pretrained` raise.
     """
-    files = pack(model, half=half, address=f"hf-hub:{repo_id}")
-    return hub.push(repo_id, files, private=private, revision=revision, create_pr=create_pr, token=token)
-
-
-def pack(model: Segmenter, *, half: bool = False, address: str = "local-dir:PATH") -> dict[str, bytes]:
-    """The content of a saved model's files by name, ``config.json`` last: it holds the hash of the weights.
-
-    ``address`` is where the card tells its reader to find them.
-    """
-    if model.fused:
-        raise CheckpointError("the model was fused for inference and cannot be saved; save it before fuse()")
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(AUXILIARY)}
-    if half:
-        # not what has one value per channel: it is small, and a variance may lie outside the range of 16 bits
-        tensors = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}
-    config = dataclasses.replace(model.config, num_classes=model.num_classes, auxiliary=False)
-    check_fit(config, tensors, "what is to be saved")
-    content = pack_tensors(tensors)
-    weights = _recorded_weights(model)
-    manifest = Manifest(
-        architecture=registry.architecture_name(model.config, model.pretrained_cfg.get("name")),
-        num_classes=model.num_classes,
-        label_names=weights.labels.names,
-        model_args=config,
-        pretrained_cfg=dataclasses.replace(weights, sha256=hashlib.sha256(content).hexdigest()),
-    )
-    return {
-        hub.WEIGHTS_FILE: content,
-        hub.CARD_FILE: render_card(manifest, address).encode(),
-        hub.CONFIG_FILE: render_manifest(manifest).encode(),
-    }
+    return model.push_to_hub(repo_id, private=private, revision=revision, create_pr=create_pr, token=token, half=half)
 
 
 def _resolve(
     name: str, backbone: str | None, pretrained: bool, cache_dir: str | os.PathLike[str] | None
 ) -> tuple[registry.Entry, Path | None]:
     """What the name stands for, and the weights that came with it from an address."""
-    if not hub.is_uri(name):
+    if not client.is_uri(name):
         if "/" in name or ":" in name:
             raise registry.UnknownModelError(
-                f"{hub.public_address(name)[:80]!r} names no model; a folder is local-dir:FOLDER, a repository "
+                f"{client.public_address(name)[:80]!r} names no model; a folder is local-dir:FOLDER, a repository "
                 "hf-hub:ORG/NAME, and a file of weights is the checkpoint_path of a model"
             )
         return registry.find(name, backbone), None
-    wanted = (hub.CONFIG_FILE, hub.WEIGHTS_FILE) if pretrained else (hub.CONFIG_FILE,)
-    files = hub.fetch(name, *wanted, cache_dir=cache_dir)
-    manifest = read_manifest(files[0])
-    if manifest.architecture != registry.architecture_name(manifest.model_args, manifest.architecture):
-        raise ConfigError(
-            f"{files[0]}.architecture is {manifest.architecture[:80]!r}, expected a name that begins with "
-            f"{registry.architecture_name(manifest.model_args)}, which is what its model_args describe"
-        )
+    wanted = (client.CONFIG_FILE, client.WEIGHTS_FILE) if pretrained else (client.CONFIG_FILE,)
+    files = client.fetch(name, *wanted, cache_dir=cache_dir)
+    manifest = saving.read_saved(files[0])
     weights = dataclasses.replace(manifest.pretrained_cfg, uri=name)
     entry = registry.Entry(
         name=manifest.architecture, config=manifest.model_args, weights=weights, preprocess=weights.preprocess
@@ -272,13 +231,13 @@ def _imagenet_weights(timm_name: str, cache_dir: str | os.PathLike[str] | None) 
     packaged = packaged_weights(timm_name)
     if packaged is not None:
         return packaged
-    (path,) = hub.fetch(hub_address(timm_name), hub.WEIGHTS_FILE, cache_dir=cache_dir)
+    (path,) = client.fetch(hub_address(timm_name), client.WEIGHTS_FILE, cache_dir=cache_dir)
     return read_tensors(path)
 
 
 def _fetch_task_weights(entry: registry.Entry, task: WeightsSpec, cache_dir: str | os.PathLike[str] | None) -> Path:
     try:
-        (path,) = hub.fetch(task.uri, hub.WEIGHTS_FILE, cache_dir=cache_dir, sha256=task.sha256)
+        (path,) = client.fetch(task.uri, client.WEIGHTS_FILE, cache_dir=cache_dir, sha256=task.sha256)
     except HubError as error:
         if entry.published:
             raise
@@ -293,42 +252,108 @@ def _available() -> str:
     return ", ".join(registry.list_pretrained()) or "none so far"
 
 
+# Loads the tensors into a model whose classes are the second argument, from weights whose classes are the first
+_Load = Callable[..., "_Loaded"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loaded:
+    """What became of the classifier, in the words of `Provenance`."""
+
+    fresh: tuple[str, ...]
+    reused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    reinitialized: tuple[str, ...] = ()
+
+
 def _load_task_weights(
-    model: Segmenter, entry: registry.Entry, task: WeightsSpec, path: Path, labels: LabelSpace | None
+    model: Segmenter, entry: registry.Entry, task: WeightsSpec, path: Path, labels: LabelSpace | None, load: _Load
 ) -> None:
-    classifier = load_classes(model, read_tensors(path), str(path), task.labels, labels, entry.config.in_chans)
+    loaded = load(task.labels, labels, entry.config.in_chans)
     # after the strict checks: they say what is wrong, the hash only that something is
-    known = flatten(dataclasses.replace(task, sha256=verify(path, task.sha256)))
+    known = dataclasses.replace(task, sha256=verify(path, task.sha256))
     if (model.config.in_chans, model.config.norm) != (entry.config.in_chans, entry.config.norm):
-        known |= {"metrics": {}, "published": {}}
-    if not _same_classes(classifier, task.labels, labels):
-        known = _without_labels(known)
-    model.pretrained_cfg = {"name": entry.name, **known, **classifier}
-    if labels is not None:
-        model.pretrained_cfg["labels"] = to_dict(labels)
+        known = _without_scores(known)
+    model.provenance = _provenance(entry.name, task.preprocess, known, labels, loaded)
 
 
-def _load_checkpoint(model: Segmenter, path: Path, labels: LabelSpace | None) -> None:
-    config_file = path.with_name(hub.CONFIG_FILE)
+def _load_checkpoint(model: Segmenter, path: Path, labels: LabelSpace | None, load: _Load) -> None:
+    config_file = path.with_name(client.CONFIG_FILE)
     # it describes the file that was saved with it, and no other one in its folder
-    described = path.name == hub.WEIGHTS_FILE and config_file.is_file()
+    described = path.name == client.WEIGHTS_FILE and config_file.is_file()
     recorded = read_manifest(config_file).pretrained_cfg if described else None
-    names = recorded.labels if recorded is not None and labels is not None else None
-    classifier = load_classes(model, read_tensors(path), str(path), names, labels)
-    known = {} if recorded is None else flatten(recorded)
-    if recorded is not None and not _same_classes(classifier, recorded.labels, labels):
-        known = _without_labels(known)
-    sha256 = verify(path, None if recorded is None else recorded.sha256)
-    source = {"uri": f"file:{path}", "sha256": sha256, **classifier}
-    model.pretrained_cfg = {**model.pretrained_cfg, **known, **source}
-    if labels is not None:
-        model.pretrained_cfg["labels"] = to_dict(labels)
+    loaded = load(recorded.labels if recorded is not None and labels is not None else None, labels)
+    known, preprocess = recorded, model.provenance.preprocess
+    if known is None:
+        # whose classes nobody named: those that the model was described with stay
+        names = model.provenance.labels or saving.numbered_labels(model.num_classes)
+        known = WeightsSpec(uri="", dataset="unknown", labels=names)
+    else:
+        preprocess = known.preprocess
+    known = dataclasses.replace(known, uri=f"file:{path}", sha256=verify(path, known.sha256))
+    if recorded is None:
+        model.provenance = dataclasses.replace(
+            model.provenance,
+            labels=labels or model.provenance.labels,
+            weights=known,
+            fresh=loaded.fresh,
+            reused=loaded.reused,
+            reinitialized=loaded.reinitialized,
+        )
+    else:
+        model.provenance = _provenance(model.provenance.name, preprocess, known, labels, loaded)
 
 
-def _same_classes(classifier: Mapping[str, Any], known: LabelSpace, labels: LabelSpace | None) -> bool:
-    """Whether labels and scores of weights with the classes ``known`` still hold after `load_classes`."""
-    renamed = labels is not None and labels.names != known.names
-    return not renamed and not set(CLASSIFIER) & set(classifier["dropped"])
+def _provenance(
+    name: str, preprocess: Preprocess, weights: WeightsSpec, labels: LabelSpace | None, loaded: _Loaded
+) -> Provenance:
+    """Of weights that were loaded into a model whose classes are ``labels``, or their own where those still hold."""
+    own = None if set(CLASSIFIER) & set(loaded.fresh) else weights.labels
+    return Provenance(
+        name=name,
+        preprocess=preprocess,
+        labels=labels or own,
+        weights=weights if own is not None else _without_scores(weights),
+        fresh=loaded.fresh,
+        reused=loaded.reused,
+        reinitialized=loaded.reinitialized,
+    )
+
+
+def _load_classes(
+    model: Segmenter,
+    tensors: Mapping[str, Tensor],
+    where: str,
+    known: LabelSpace | None,
+    labels: LabelSpace | None,
+    in_chans: int | None = None,
+) -> _Loaded:
+    """`load_weights` for weights whose classes are ``known`` and a model whose classes are ``labels``.
+
+    None is for classes that nobody names: those of the weights are then the model's, in this order.
+    """
+    if labels is None:
+        other = known is not None and len(known) != model.num_classes
+        fresh = load_weights(model, tensors, where, CLASSIFIER if other else (), in_chans)
+        if fresh:
+            logger.info("freshly initialised: %s", ", ".join(fresh))
+        return _Loaded(tuple(fresh))
+    old_names = labels.names if known is None else known.names
+    rows = match_classes(labels.names, old_names)
+    moved = remap_classifier(model, tensors, rows, len(old_names), where)
+    fresh = load_weights(model, moved, where, () if rows else CLASSIFIER, in_chans)
+    reused = {labels.names[new]: old_names[old] for new, old in rows.items()}
+    rest = tuple(name for name in labels.names if name not in reused)
+    logger.info(
+        "classes that keep their weights: %s; freshly initialised: %s",
+        ", ".join(new if new == old else f"{new} from {old}" for new, old in reused.items()) or "none",
+        ", ".join(rest) or "none",
+    )
+    return _Loaded(tuple(fresh), reused, rest)
+
+
+def _without_scores(weights: WeightsSpec) -> WeightsSpec:
+    """What is known of weights whose classes or input were changed: their scores no longer hold."""
+    return dataclasses.replace(weights, metrics={}, published={}, taps_on_map={})
 
 
 def _as_labels(labels: LabelSpace | Sequence[str] | None, num_classes: int | None) -> LabelSpace | None:
@@ -343,29 +368,12 @@ def _as_labels(labels: LabelSpace | Sequence[str] | None, num_classes: int | Non
     return labels
 
 
-def _describe(entry: registry.Entry, config: ModelConfig, labels: LabelSpace | None) -> dict[str, Any]:
-    """What is known of a model without its weights: name, input and, where somebody says, what its classes mean."""
+def _describe(entry: registry.Entry, config: ModelConfig, labels: LabelSpace | None) -> Provenance:
+    """What is known of a model before any weights: name, input and, where somebody says, what its classes mean."""
     preprocess = entry.preprocess if entry.weights else imagenet_preprocess(config.backbone)
-    known: dict[str, Any] = {"name": entry.name, **to_dict(preprocess)}
     if labels is not None:
-        known |= {"labels": to_dict(labels), "kept_classes": {}, "fresh_classes": list(labels.names)}
-    elif entry.weights is not None and len(entry.weights.labels) == config.num_classes:
-        known |= {"dataset": entry.weights.dataset, "labels": to_dict(entry.weights.labels)}
-    return known
-
-
-def _without_labels(known: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of weights when their classes, and so their labels and scores, no longer hold."""
-    return {name: value for name, value in known.items() if name not in ("labels", "metrics", "published")}
-
-
-def _recorded_weights(model: Segmenter) -> WeightsSpec:
-    """``model.pretrained_cfg`` as a spec, with what must be there filled in."""
-    recorded = {name: value for name, value in model.pretrained_cfg.items() if name not in _TRANSIENT}
-    labels = recorded.get("labels")
-    if labels is None or len(labels["names"]) != model.num_classes:  # reset_classifier leaves the old ones behind
-        names = [f"class {index}" for index in range(model.num_classes)]
-        numbered = LabelSpace.from_names(names, ignore_index=max(255, model.num_classes))
-        recorded = {**_without_labels(recorded), "labels": to_dict(numbered)}
-    weights = unflatten({"dataset": "unknown", **recorded, "uri": f"file:{hub.WEIGHTS_FILE}"})
-    return dataclasses.replace(weights, preprocess=resolve_data_config(model))
+        return Provenance(name=entry.name, preprocess=preprocess, labels=labels, reinitialized=labels.names)
+    named = entry.weights is not None and len(entry.weights.labels) == config.num_classes
+    return Provenance(
+        name=entry.name, preprocess=preprocess, labels=entry.weights.labels if named and entry.weights else None
+    )

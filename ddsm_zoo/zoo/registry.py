@@ -11,12 +11,12 @@ import difflib
 import fnmatch
 import os
 import re
-import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ddsm_zoo.config import DDSMConfig, Decoder, Fusion, ModelConfig, Preprocess, WeightsSpec
+from ddsm_zoo.config import DDSMConfig, ModelConfig, Preprocess, WeightsSpec
 from ddsm_zoo.labels import CAMVID, CITYSCAPES, LabelSpace
+from ddsm_zoo.utils.registry import DECODERS, FUSIONS, Registry
 
 ORGANISATION = "ddsm-zoo"
 
@@ -26,7 +26,7 @@ class UnknownModelError(LookupError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Backbone:
+class BackboneRow:
     """A timm backbone with the decoder geometry its models are built in and the input its ImageNet weights expect."""
 
     timm_name: str
@@ -55,39 +55,42 @@ class Entry:
 _HALF = Preprocess(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
-def _lite(number: int) -> Backbone:
-    return Backbone(timm_name=f"tf_efficientnet_lite{number}.in1k", width=128, separable=True, preprocess=_HALF)
+def _lite(number: int) -> BackboneRow:
+    return BackboneRow(timm_name=f"tf_efficientnet_lite{number}.in1k", width=128, separable=True, preprocess=_HALF)
 
 
-BACKBONES: Mapping[str, Backbone] = {
-    "r18": Backbone(timm_name="resnet18d.ra2_in1k"),
-    "r34": Backbone(timm_name="resnet34d.ra2_in1k"),
-    # The geometry of the paper's Table 1: two modules, 9 pixels, 9 channels.
-    "r50": Backbone(timm_name="resnet50s.gluon_in1k", fused_stages=(2, 3)),
-    # The geometry of the paper's Tables 3 and 4: three modules, 25 pixels, 9 channels.
-    "r101": Backbone(timm_name="resnet101s.gluon_in1k", ddsm=DDSMConfig(pixels=25)),
-    "lite0": _lite(0),
-    "lite1": _lite(1),
-    "lite2": _lite(2),
-    # For tests: a whole model in well under a million parameters.
-    "tiny": Backbone(
-        timm_name="test_resnet.r160_in1k",
-        width=32,
-        ddsm=DDSMConfig(width=16, pool=4, positions=8),
-        preprocess=_HALF,
-    ),
-}
+BACKBONES: Registry[BackboneRow] = Registry(
+    "backbone",
+    {
+        "r18": BackboneRow(timm_name="resnet18d.ra2_in1k"),
+        "r34": BackboneRow(timm_name="resnet34d.ra2_in1k"),
+        # The geometry of the paper's Table 1: two modules, 9 pixels, 9 channels.
+        "r50": BackboneRow(timm_name="resnet50s.gluon_in1k", fused_stages=(2, 3)),
+        # The geometry of the paper's Tables 3 and 4: three modules, 25 pixels, 9 channels.
+        "r101": BackboneRow(timm_name="resnet101s.gluon_in1k", ddsm=DDSMConfig(pixels=25)),
+        "lite0": _lite(0),
+        "lite1": _lite(1),
+        "lite2": _lite(2),
+        # For tests: a whole model in well under a million parameters.
+        "tiny": BackboneRow(
+            timm_name="test_resnet.r160_in1k",
+            width=32,
+            ddsm=DDSMConfig(width=16, pool=4, positions=8),
+            preprocess=_HALF,
+        ),
+    },
+)
 DATASETS: Mapping[str, LabelSpace] = {"cityscapes": CITYSCAPES, "camvid": CAMVID}
 
 
 def architecture(
-    decoder: Decoder, fusion: Fusion, backbone: str, *, num_classes: int = len(CITYSCAPES), auxiliary: bool = False
+    decoder: str, fusion: str, backbone: str, *, num_classes: int = len(CITYSCAPES), auxiliary: bool = False
 ) -> ModelConfig:
     """The config of decoder, fusion and backbone in the zoo's geometry.
 
     ``backbone`` is a name of `BACKBONES` or a timm name, which gets the geometry of `ModelConfig`'s defaults.
     """
-    row = BACKBONES.get(backbone, Backbone(timm_name=backbone))
+    row = BACKBONES.get(backbone, BackboneRow(timm_name=backbone))
     return ModelConfig(
         decoder=decoder,
         backbone=row.timm_name,
@@ -102,28 +105,24 @@ def architecture(
     )
 
 
-def architecture_name(config: ModelConfig, name: str | None = None) -> str:
-    """``name`` where it is one for this architecture, as ``uper_ddsm_r50`` is; else the decoder's and the fusion's."""
-    family = _family(config.decoder, config.fusion)
-    return name if name is not None and (name == family or name.startswith(f"{family}_")) else family
-
-
 def backbone_preprocess(timm_name: str) -> Preprocess:
     """The input that the ImageNet weights of a backbone expect, the usual one for backbones outside the table."""
     known = (row.preprocess for row in BACKBONES.values() if row.timm_name == timm_name)
     return next(known, Preprocess())
 
 
-def _family(decoder: Decoder, fusion: Fusion) -> str:
-    """The name that a decoder and a fusion have together: ``uper``, ``uper_dcn``, ..."""
-    return decoder if fusion == "none" else f"{decoder}_{fusion}"
+# The rows of the paper's tables, without loading what they stand for
+_DECODERS, _FUSIONS = ("uper", "deeplabv3plus"), ("none", "dcn", "ddsm_s", "ddsm_c", "ddsm")
 
 
-# The paper's rows. The other fusions are baselines to measure against: a config can name them, the table does not
-_FUSIONS: tuple[Fusion, ...] = ("none", "dcn", "ddsm_s", "ddsm_c", "ddsm")
-FAMILIES: Mapping[str, tuple[Decoder, Fusion]] = {
-    _family(decoder, fusion): (decoder, fusion) for decoder in typing.get_args(Decoder) for fusion in _FUSIONS
-}
+def families() -> dict[str, tuple[str, str]]:
+    """Every decoder with every fusion, registered ones too, by their common name: ``uper``, ``uper_dcn``, ..."""
+    decoders, fusions = dict.fromkeys((*_DECODERS, *DECODERS)), dict.fromkeys((*_FUSIONS, *FUSIONS))
+    return {
+        decoder if fusion == "none" else f"{decoder}_{fusion}": (decoder, fusion)
+        for decoder in decoders
+        for fusion in fusions
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +216,7 @@ _BUNDLED = WeightsSpec(
 
 
 def _architectures() -> Iterator[Entry]:
-    for family, (decoder, fusion) in FAMILIES.items():
+    for family, (decoder, fusion) in families().items():
         for backbone, row in BACKBONES.items():
             yield Entry(
                 name=f"{family}_{backbone}",
@@ -263,7 +262,12 @@ def _build_table(publications: Mapping[str, Publication] = _PUBLICATIONS) -> dic
     return table | {bundled.name: bundled}
 
 
+# Models of the zoo and those of `register_model`; `_table` adds what registered parts make
 _TABLE = _build_table()
+
+
+def _table() -> dict[str, Entry]:
+    return {**{entry.name: entry for entry in _architectures()}, **_TABLE}
 
 
 def list_models(
@@ -274,7 +278,8 @@ def list_models(
     ``pretrained`` keeps the models whose task weights exist; those not published yet are left out.
     """
     names = _matching(filter) - _matching(exclude_filters)
-    return sorted(name for name in names if _TABLE[name].published or not pretrained)
+    table = _table()
+    return sorted(name for name in names if table[name].published or not pretrained)
 
 
 def list_pretrained(filter: str | Sequence[str] = "*") -> list[str]:
@@ -284,7 +289,7 @@ def list_pretrained(filter: str | Sequence[str] = "*") -> list[str]:
 
 def is_model(name: str) -> bool:
     """Whether the table has this name."""
-    return _normalise(name) in _TABLE
+    return _normalise(name) in _table()
 
 
 def model_config(name: str) -> ModelConfig:
@@ -300,7 +305,7 @@ def register_model(name: str, config: ModelConfig, weights: WeightsSpec | None =
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(f"{name!r} is no model name, expected lower-case letters, digits and underscores")
-    if name in _TABLE or name in FAMILIES:
+    if name in _table() or name in families():
         raise ValueError(f"a model named {name!r} exists already; register yours under another name")
     if weights is not None and len(weights.labels) != config.num_classes:
         raise ValueError(
@@ -311,24 +316,59 @@ def register_model(name: str, config: ModelConfig, weights: WeightsSpec | None =
     _TABLE[name] = Entry(name=name, config=config, weights=weights, preprocess=preprocess)
 
 
+def register_backbone(
+    name: str,
+    timm_name: str,
+    *,
+    width: int = 256,
+    fused_stages: tuple[int, ...] = (2, 3, 4),
+    ddsm: DDSMConfig | None = None,
+    separable: bool = False,
+    preprocess: Preprocess | None = None,
+) -> None:
+    """Give a timm backbone a short name: then ``uper_{name}``, ``deeplabv3plus_ddsm_{name}`` and so on are models.
+
+    Args:
+        name: lower-case letters, digits and underscores.
+        timm_name: a timm model with feature levels at strides 4, 8, 16 and 32, one of your own registration too.
+        width: the decoders' features.
+        fused_stages: the stages s whose x~s UPerNet forms by the fusion module, out of 2, 3 and 4.
+        ddsm: sizes of the modules.
+        separable: depthwise-separable 3 x 3 convolutions in the decoders, for light backbones.
+        preprocess: the input that the ImageNet weights expect, ImageNet's usual one unless given.
+
+    Raises:
+        ValueError: the name is taken or malformed.
+    """
+    row = BackboneRow(
+        timm_name=timm_name,
+        width=width,
+        fused_stages=fused_stages,
+        ddsm=ddsm or DDSMConfig(),
+        separable=separable,
+        preprocess=preprocess or Preprocess(),
+    )
+    BACKBONES.register(name, row)
+
+
 def find(name: str, backbone: str | None = None) -> Entry:
     """The row of a name, with ``backbone`` (a short name or a timm name) in place of its own where that is given.
 
     A name without a backbone, such as ``uper_ddsm``, needs one here. The Hub addresses in the row are those of the
     organisation in the environment variable DDSM_ZOO_ORG, where it is set. Raises UnknownModelError.
     """
-    key = _normalise(name)
-    if key in FAMILIES:
+    key, known, table = _normalise(name), families(), _table()
+    if key in known:
         if backbone is None:
             raise UnknownModelError(
                 f"{name!r} names no backbone; pass backbone='convnext_tiny.fb_in22k' or another timm name, "
                 f"or use {key}_{{{','.join(BACKBONES)}}}"
             )
-        config = architecture(*FAMILIES[key], backbone)
+        config = architecture(*known[key], backbone)
         return Entry(name=key, config=config, preprocess=backbone_preprocess(config.backbone))
-    if key not in _TABLE:
-        raise UnknownModelError(_unknown(name, key))
-    entry = with_backbone(_TABLE[key], backbone)
+    if key not in table:
+        raise UnknownModelError(_unknown(name, key, table))
+    entry = with_backbone(table[key], backbone)
     return dataclasses.replace(entry, weights=_at_organisation(entry.weights))
 
 
@@ -350,21 +390,21 @@ def _at_organisation(weights: WeightsSpec | None) -> WeightsSpec | None:
     return dataclasses.replace(weights, uri=f"hf-hub:{organisation}/{weights.uri.removeprefix(ours)}")
 
 
-def _unknown(name: str, key: str) -> str:
+def _unknown(name: str, key: str, table: Mapping[str, Entry]) -> str:
     message = f"unknown model {name[:80]!r}"
     known, _, dataset = key.rpartition("_")
-    if known in _TABLE and _TABLE[known].weights is None:
+    if known in table and table[known].weights is None:
         message += f": {known} has no weights for {dataset[:40]!r}"
-        candidates = [known, *(other for other in _TABLE if other.startswith(f"{known}_"))]
+        candidates = [known, *(other for other in table if other.startswith(f"{known}_"))]
         nearest = difflib.get_close_matches(key, candidates, n=3, cutoff=0.0)
     else:
-        nearest = difflib.get_close_matches(key[:80], [*_TABLE, *FAMILIES], n=3)
+        nearest = difflib.get_close_matches(key[:80], [*table, *families()], n=3)
     return f"{message}; " + (f"did you mean {', '.join(nearest)}?" if nearest else "list_models() has all names")
 
 
 def _matching(filters: str | Iterable[str]) -> set[str]:
     patterns = [filters] if isinstance(filters, str) else list(filters)
-    return {name for pattern in patterns for name in fnmatch.filter(_TABLE, _normalise(pattern))}
+    return {name for pattern in patterns for name in fnmatch.filter(_table(), _normalise(pattern))}
 
 
 def _normalise(name: str) -> str:

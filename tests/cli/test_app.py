@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import resource
 import signal
@@ -42,7 +43,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
     model = ddsm_zoo.create_model("uper_ddsm_tiny", num_classes=len(CAMVID))
-    model.pretrained_cfg["labels"] = {"names": CAMVID.names, "palette": CAMVID.palette}
+    model.provenance = dataclasses.replace(model.provenance, labels=CAMVID)
     ddsm_zoo.save_pretrained(model, folder)
     return f"local-dir:{folder}"
 

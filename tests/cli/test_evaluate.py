@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -35,7 +36,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         model = ddsm_zoo.create_model("uper_tiny", num_classes=len(CAMVID))
         with torch.no_grad():
             model.classifier.weight *= 30
-        model.pretrained_cfg["labels"] = {"names": CAMVID.names, "palette": CAMVID.palette}
+        model.provenance = dataclasses.replace(model.provenance, labels=CAMVID)
         ddsm_zoo.save_pretrained(model, folder)
         addresses.append(f"local-dir:{folder}")
     return addresses
@@ -179,7 +180,7 @@ def test_predictions_of_a_model_score_as_the_model(run: Run, models: list[str]) 
 def save_cityscapes_model(folder: Path) -> None:
     torch.manual_seed(0)
     model = ddsm_zoo.create_model("uper_tiny", num_classes=len(CITYSCAPES))
-    model.pretrained_cfg["labels"] = {"names": CITYSCAPES.names, "palette": CITYSCAPES.palette}
+    model.provenance = dataclasses.replace(model.provenance, labels=CITYSCAPES)
     ddsm_zoo.save_pretrained(model, folder)
 
 
@@ -281,7 +282,7 @@ def test_a_model_that_gives_nan(run: Run, tmp_path: Path) -> None:
     model = ddsm_zoo.create_model("uper_tiny", num_classes=len(CAMVID))
     variances = [tensor for name, tensor in model.named_buffers() if name.endswith("running_var")]
     variances[-1].fill_(-1.0)
-    model.pretrained_cfg["labels"] = {"names": CAMVID.names, "palette": CAMVID.palette}
+    model.provenance = dataclasses.replace(model.provenance, labels=CAMVID)
     ddsm_zoo.save_pretrained(model, tmp_path / "broken")
     assert "NaN on image 0" in run("--model", "local-dir:broken", "--data", "camvid:data", fails=1).stderr
 

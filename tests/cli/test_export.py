@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
@@ -17,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import ddsm_zoo
-from ddsm_zoo.config import Preprocess, to_dict
+from ddsm_zoo.config import Preprocess
 from ddsm_zoo.data.scenes.render import render_scene
 from ddsm_zoo.export.export import ExportOptions, export
 from ddsm_zoo.export.program import ExportError
@@ -34,7 +35,7 @@ def model_without_modules() -> Segmenter:
     """Small and quick to trace; tests/export/test_program.py goes through a larger one."""
     torch.manual_seed(0)
     model = ddsm_zoo.create_model("uper_tiny", num_classes=len(CAMVID), labels=CAMVID)
-    model.pretrained_cfg |= to_dict(ENLARGING)
+    model.provenance = dataclasses.replace(model.provenance, preprocess=ENLARGING)
     nn.init.normal_(model.classifier.weight, std=1.0)  # several classes win
     return model.eval()
 

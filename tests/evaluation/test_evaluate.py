@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def competing_model(seed: int) -> Segmenter:
     model = ddsm_zoo.create_model("uper_tiny", num_classes=len(CAMVID))
     with torch.no_grad():
         model.classifier.weight *= 30
-    model.pretrained_cfg["labels"] = {"names": CAMVID.names, "palette": CAMVID.palette}
+    model.provenance = dataclasses.replace(model.provenance, labels=CAMVID)
     return model.eval()
 
 
@@ -237,7 +238,7 @@ def test_what_cannot_be_scored(tmp_path: Path) -> None:
         evaluate(ddsm_zoo.create_model("uper_tiny"), "scenes:1")
     renamed = ddsm_zoo.create_model("uper_tiny", num_classes=11)
     names = [*CAMVID.names[:-1], "Horse"]
-    renamed.pretrained_cfg["labels"] = {"names": names, "palette": CAMVID.palette}
+    renamed.provenance = dataclasses.replace(renamed.provenance, labels=dataclasses.replace(CAMVID, names=tuple(names)))
     with pytest.raises(ValueError, match="class 10 is 'Horse' for the model and 'Bicyclist' in the data"):
         evaluate(renamed, "scenes:1")
     broken = ddsm_zoo.create_model("uper_tiny", num_classes=11)

@@ -117,7 +117,7 @@ def test_the_hash_is_of_the_weights_as_they_are(tmp_path: Path) -> None:
     """Not of the file that they were loaded from."""
     ddsm_zoo.save_pretrained(ddsm_zoo.create_model("uper_tiny", num_classes=11), tmp_path / "before")
     model = ddsm_zoo.create_model(f"local-dir:{tmp_path}/before", pretrained=True)
-    model.pretrained_cfg["labels"] = {"names": CAMVID.names, "palette": CAMVID.palette}
+    model.provenance = dataclasses.replace(model.provenance, labels=CAMVID)
     before = evaluate(model, "scenes:1")["weights"]["sha256"]
     assert before == sha256_of(tmp_path / "before" / "model.safetensors")
     with torch.no_grad():

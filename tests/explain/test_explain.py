@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -97,7 +98,8 @@ def test_a_settled_sampler_reads_the_cells_around_the_pixel(at: tuple[int, int],
 def test_cells_of_an_enlarged_image_are_smaller(scene: Image.Image) -> None:
     """The model sees 144 x 192 pixels, extended to 160 x 192, where the image has 96 x 128."""
     model = ddsm_zoo.create_model("uper_ddsm_tiny")
-    model.pretrained_cfg["min_size"] = [144, 192]
+    prepared = dataclasses.replace(model.provenance.preprocess, min_size=(144, 192))
+    model.provenance = dataclasses.replace(model.provenance, preprocess=prepared)
     explanation = explain(model, scene, (64, 32))
     assert explanation.size == pytest.approx((160 / 1.5, 128))
     for level in explanation.levels:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from ddsm_zoo.config import ConfigError
+from ddsm_zoo.hub import client
+from ddsm_zoo.hub.client import HubError
+from ddsm_zoo.hub.safetensors_io import CheckpointError
 from ddsm_zoo.models import BackboneError
-from ddsm_zoo.zoo import hub
 from ddsm_zoo.zoo.factory import create_model
-from ddsm_zoo.zoo.hub import HubError
-from ddsm_zoo.zoo.safetensors_io import CheckpointError
 from tests.support.hub_server import TOKEN
 from tests.support.tiny_weights import one_line
 
@@ -22,7 +22,7 @@ Files = dict[str, bytes]
 
 
 def weights_hash(files: Files) -> str:
-    return hashlib.sha256(files[hub.WEIGHTS_FILE]).hexdigest()
+    return hashlib.sha256(files[client.WEIGHTS_FILE]).hexdigest()
 
 
 def refusal(cache: Path, uri: str = URI, pretrained: bool = True) -> str:
@@ -37,5 +37,5 @@ def refusal(cache: Path, uri: str = URI, pretrained: bool = True) -> str:
 
 def final_files(cache: Path) -> Files:
     """The files of the cache that anybody would take for whole, by name."""
-    found = (path for path in cache.rglob("*") if path.name in (hub.CONFIG_FILE, hub.WEIGHTS_FILE))
+    found = (path for path in cache.rglob("*") if path.name in (client.CONFIG_FILE, client.WEIGHTS_FILE))
     return {path.name: path.read_bytes() for path in found}

@@ -15,23 +15,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddsm_zoo.zoo import hub
+from ddsm_zoo.hub import client
+from ddsm_zoo.hub.safetensors_io import pack_tensors, read_tensors
 from ddsm_zoo.zoo.factory import create_model
-from ddsm_zoo.zoo.safetensors_io import pack_tensors, read_tensors
 from tests.faults.common import URI, Files, refusal
 from tests.support.hub_server import HubServer
 from tests.support.tiny_weights import logits, write
 
 
 def with_config(files: Files, content: bytes) -> Files:
-    return {**files, hub.CONFIG_FILE: content}
+    return {**files, client.CONFIG_FILE: content}
 
 
 def changed(**changes: Any) -> Callable[[Files], Files]:
     """The config with other values; those of a nested table are merged into it."""
 
     def change(files: Files) -> Files:
-        config = json.loads(files[hub.CONFIG_FILE])
+        config = json.loads(files[client.CONFIG_FILE])
         for key, value in changes.items():
             config[key] = {**config[key], **value} if isinstance(value, dict) else value
         return with_config(files, json.dumps(config).encode())
@@ -42,14 +42,14 @@ def changed(**changes: Any) -> Callable[[Files], Files]:
 def with_tensors(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Callable[[Files], Files]:
     def replace(files: Files) -> Files:
         with tempfile.TemporaryDirectory() as folder:
-            tensors = read_tensors(write(Path(folder) / hub.WEIGHTS_FILE, files[hub.WEIGHTS_FILE]))
-            return {**files, hub.WEIGHTS_FILE: pack_tensors(change(tensors))}
+            tensors = read_tensors(write(Path(folder) / client.WEIGHTS_FILE, files[client.WEIGHTS_FILE]))
+            return {**files, client.WEIGHTS_FILE: pack_tensors(change(tensors))}
 
     return replace
 
 
 def with_weights(change: Callable[[bytes], bytes]) -> Callable[[Files], Files]:
-    return lambda files: {**files, hub.WEIGHTS_FILE: change(files[hub.WEIGHTS_FILE])}
+    return lambda files: {**files, client.WEIGHTS_FILE: change(files[client.WEIGHTS_FILE])}
 
 
 class Bomb:

@@ -18,9 +18,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddsm_zoo.zoo import factory, hub
+from ddsm_zoo.hub import client
+from ddsm_zoo.hub.safetensors_io import CheckpointError
+from ddsm_zoo.zoo import factory
 from ddsm_zoo.zoo.factory import create_model
-from ddsm_zoo.zoo.safetensors_io import CheckpointError
 from tests.faults.common import URI, Files, final_files, refusal, weights_hash
 from tests.support.hub_server import HubServer
 from tests.support.tiny_weights import NAME, logits
@@ -64,7 +65,7 @@ def test_a_read_only_cache(server: HubServer, open_folder: Path, expected: Tenso
 
 def test_a_damaged_file_in_a_read_only_cache(server: HubServer, open_folder: Path, expected: Tensor) -> None:
     create_model(URI, pretrained=True, cache_dir=open_folder)
-    damaged = next(open_folder.rglob(hub.WEIGHTS_FILE)).resolve()
+    damaged = next(open_folder.rglob(client.WEIGHTS_FILE)).resolve()
     damaged.write_bytes(bytes(1000))
     with read_only(open_folder):
         text = refusal(open_folder)
@@ -76,20 +77,21 @@ def test_a_damaged_file_in_a_read_only_cache(server: HubServer, open_folder: Pat
 def test_a_full_disk(server: HubServer, cache: Path, files: Files, expected: Tensor) -> None:
     """The system refuses to write on, as it does on a full disk, after a part of the weights."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(files[hub.WEIGHTS_FILE]) // 2, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(files[client.WEIGHTS_FILE]) // 2, limits[1]))
     try:
         text = refusal(cache)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "free some space" in text
-    assert hub.WEIGHTS_FILE not in final_files(cache)
+    assert client.WEIGHTS_FILE not in final_files(cache)
     assert torch.equal(logits(create_model(URI, pretrained=True, cache_dir=cache)), expected)
 
 
 FETCH = """
 import sys
-from ddsm_zoo.zoo import hub
-print(*hub.fetch(sys.argv[1], hub.CONFIG_FILE, hub.WEIGHTS_FILE, cache_dir=sys.argv[2]))
+from ddsm_zoo.hub import client
+
+print(*client.fetch(sys.argv[1], client.CONFIG_FILE, client.WEIGHTS_FILE, cache_dir=sys.argv[2]))
 """
 
 
@@ -103,7 +105,7 @@ def test_two_processes_at_once(server: HubServer, cache: Path, files: Files) -> 
     found = [process.communicate()[0].split() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert found[0] == found[1]
-    assert [Path(path).read_bytes() for path in found[0]] == [files[hub.CONFIG_FILE], files[hub.WEIGHTS_FILE]]
+    assert [Path(path).read_bytes() for path in found[0]] == [files[client.CONFIG_FILE], files[client.WEIGHTS_FILE]]
 
 
 def test_killed_in_the_middle_of_a_download(server: HubServer, cache: Path, files: Files, expected: Tensor) -> None:
@@ -115,7 +117,7 @@ def test_killed_in_the_middle_of_a_download(server: HubServer, cache: Path, file
     process.kill()
     assert process.communicate()[0] == ""
     assert process.returncode == -signal.SIGKILL
-    assert hub.WEIGHTS_FILE not in final_files(cache)
+    assert client.WEIGHTS_FILE not in final_files(cache)
     server.faults.clear()
     assert torch.equal(logits(create_model(URI, pretrained=True, cache_dir=cache)), expected)
 

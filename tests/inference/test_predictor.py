@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 import resource
 from pathlib import Path
@@ -63,7 +64,8 @@ def test_an_image_below_the_least_size_is_enlarged_for_the_model_alone(scene: Im
     torch.manual_seed(0)
     model = ddsm_zoo.create_model("uper_ddsm_tiny", num_classes=len(CAMVID))
     torch.nn.init.normal_(model.classifier.weight, std=1.0)
-    model.pretrained_cfg["min_size"] = [360, 480]
+    prepared = dataclasses.replace(model.provenance.preprocess, min_size=(360, 480))
+    model.provenance = dataclasses.replace(model.provenance, preprocess=prepared)
     x = torch.from_numpy(np.array(scene)).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.no_grad():
         logits = model.eval()(F.interpolate(x, (360, 480), mode="bilinear"))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import ddsm_zoo
 from ddsm_zoo.config import DDSMConfig, ModelConfig
 from ddsm_zoo.layers import build_fusion
-from ddsm_zoo.models import Complexity, build, complexity
+from ddsm_zoo.models import Complexity, Segmenter, complexity
 
 # the package's attribute of this name is the function
 MODULE = importlib.import_module("ddsm_zoo.models.complexity")
@@ -94,7 +94,7 @@ def test_the_module_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["uper_tiny", "deeplabv3plus_tiny"])
 def test_a_plain_model_is_its_convolutions(name: str) -> None:
     config = dataclasses.replace(ddsm_zoo.model_config(name), in_chans=4)
-    model = build(config).eval()
+    model = Segmenter(config).eval()
     products = []
 
     def count(convolution: nn.Conv2d, _: tuple[Tensor, ...], out: Tensor) -> None:

@@ -12,9 +12,9 @@ from timm.models import group_parameters
 from torch import Tensor
 
 import ddsm_zoo
-from ddsm_zoo.config import DDSMConfig, ModelConfig
+from ddsm_zoo.config import DDSMConfig, ModelConfig, Provenance
 from ddsm_zoo.layers import DDSM
-from ddsm_zoo.models import Segmenter, build
+from ddsm_zoo.models import Segmenter
 from ddsm_zoo.models.backbone import BackboneError
 from ddsm_zoo.zoo import registry
 
@@ -54,7 +54,7 @@ def test_the_zoo_has_a_tiny_model_of_every_kind() -> None:
 def test_names_build(name: str) -> None:
     config = ddsm_zoo.model_config(name)
     with torch.device("meta"):
-        model = build(config).eval()
+        model = Segmenter(config).eval()
         assert model(torch.empty(2, 3, 65, 97)).shape == (2, config.num_classes, 65, 97)
     parts = {key.split(".")[0] for key in model.state_dict()}
     assert parts == {"backbone", "decoder", "classifier"}
@@ -68,7 +68,7 @@ def test_names_build(name: str) -> None:
 
 @pytest.mark.parametrize("name", TINY)
 def test_any_size(name: str) -> None:
-    model = build(ddsm_zoo.model_config(name)).eval()
+    model = Segmenter(ddsm_zoo.model_config(name)).eval()
     with torch.inference_mode():
         for size in SIZES:
             logits = model(torch.randn(1, 3, *size))
@@ -79,7 +79,7 @@ def test_any_size(name: str) -> None:
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_the_last_row_and_column_are_seen(backbone: str) -> None:
     """65 x 97 is no multiple of any stride: what is left over at the border must still count."""
-    model = spread_out(build(tiny(backbone=backbone))).eval()
+    model = spread_out(Segmenter(tiny(backbone=backbone))).eval()
     image = torch.randn(1, 3, 65, 97, requires_grad=True)
     logits = model(image)
     assert logits.shape == (1, 5, 65, 97)
@@ -90,7 +90,7 @@ def test_the_last_row_and_column_are_seen(backbone: str) -> None:
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_padding_to_whole_strides_is_cut_off_again(backbone: str) -> None:
-    model = spread_out(build(tiny(backbone=backbone))).eval()
+    model = spread_out(Segmenter(tiny(backbone=backbone))).eval()
     image = torch.randn(1, 3, 65, 97)
     with torch.inference_mode():
         expected = model(F.pad(image, (0, 31, 0, 31)))[..., :65, :97]
@@ -99,7 +99,7 @@ def test_padding_to_whole_strides_is_cut_off_again(backbone: str) -> None:
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_any_size_on_other_backbones(backbone: str) -> None:
-    model = build(tiny(backbone=backbone)).eval()
+    model = Segmenter(tiny(backbone=backbone)).eval()
     with torch.inference_mode():
         for size in ((1, 1), (31, 1), (33, 50)):
             assert model(torch.randn(1, 3, *size)).shape == (1, 5, *size)
@@ -107,7 +107,7 @@ def test_any_size_on_other_backbones(backbone: str) -> None:
 
 @pytest.mark.parametrize("name", TINY)
 def test_everything_learns(name: str) -> None:
-    model = build(dataclasses.replace(ddsm_zoo.model_config(name), auxiliary=True, num_classes=5))
+    model = Segmenter(dataclasses.replace(ddsm_zoo.model_config(name), auxiliary=True, num_classes=5))
     for layer in model.backbone.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             torch.nn.init.ones_(layer.weight)  # timm starts residual branches at 0, which stops their gradients
@@ -122,7 +122,7 @@ def test_everything_learns(name: str) -> None:
 
 @pytest.mark.parametrize("decoder", ["uper", "deeplabv3plus"])
 def test_a_batch_of_one_trains(decoder: str) -> None:
-    model = build(tiny(decoder, auxiliary=True)).train()
+    model = Segmenter(tiny(decoder, auxiliary=True)).train()
     logits, auxiliary = model.forward_auxiliary(torch.randn(1, 3, 65, 43))
     (logits.square().mean() + auxiliary.square().mean()).backward()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
@@ -131,7 +131,7 @@ def test_a_batch_of_one_trains(decoder: str) -> None:
 
 @pytest.mark.parametrize("fusion", ["none", "dcn", "ddsm"])
 def test_bfloat16_training(fusion: str) -> None:
-    model = build(tiny(fusion=fusion, auxiliary=True))
+    model = Segmenter(tiny(fusion=fusion, auxiliary=True))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits, auxiliary = model.forward_auxiliary(torch.randn(2, 3, 64, 64))
     (logits.float().square().mean() + auxiliary.float().square().mean()).backward()
@@ -139,7 +139,7 @@ def test_bfloat16_training(fusion: str) -> None:
 
 
 def test_channels_last_changes_nothing() -> None:
-    model = spread_out(build(tiny())).eval()
+    model = spread_out(Segmenter(tiny())).eval()
     image = torch.randn(2, 3, 65, 97)
     with torch.inference_mode():
         expected = model(image)
@@ -148,7 +148,7 @@ def test_channels_last_changes_nothing() -> None:
 
 
 def test_images_of_a_batch_do_not_mix() -> None:
-    model = spread_out(build(tiny())).eval()
+    model = spread_out(Segmenter(tiny())).eval()
     images = torch.randn(3, 3, 65, 97)
     with torch.inference_mode():
         together, alone = model(images), torch.cat([model(image[None]) for image in images])
@@ -156,7 +156,7 @@ def test_images_of_a_batch_do_not_mix() -> None:
 
 
 def test_other_channels() -> None:
-    model = spread_out(build(tiny(in_chans=4))).eval()
+    model = spread_out(Segmenter(tiny(in_chans=4))).eval()
     image = torch.randn(1, 4, 65, 97, requires_grad=True)
     model(image).square().sum().backward()
     assert image.grad.abs().sum((0, 2, 3)).gt(0).all()
@@ -164,7 +164,7 @@ def test_other_channels() -> None:
 
 @pytest.mark.parametrize("backbone", BACKBONES[:2])
 def test_the_auxiliary_head(backbone: str) -> None:
-    model = build(tiny(backbone=backbone, auxiliary=True)).eval()
+    model = Segmenter(tiny(backbone=backbone, auxiliary=True)).eval()
     image = torch.randn(2, 3, 65, 97)
     with torch.inference_mode():
         logits, auxiliary = model.forward_auxiliary(image)
@@ -178,7 +178,7 @@ def test_the_auxiliary_head(backbone: str) -> None:
 
 
 def test_the_auxiliary_head_stands_apart() -> None:
-    with_head, without = build(tiny(auxiliary=True)), build(tiny())
+    with_head, without = Segmenter(tiny(auxiliary=True)), Segmenter(tiny())
     extra = set(with_head.state_dict()) - set(without.state_dict())
     assert extra
     assert all(name.startswith("auxiliary.") for name in extra)
@@ -187,7 +187,7 @@ def test_the_auxiliary_head_stands_apart() -> None:
 
 
 def test_features_then_head_is_forward() -> None:
-    model = spread_out(build(tiny())).eval()
+    model = spread_out(Segmenter(tiny())).eval()
     image = torch.randn(1, 3, 65, 97)
     with torch.inference_mode():
         features = model.forward_features(image)
@@ -198,7 +198,7 @@ def test_features_then_head_is_forward() -> None:
 
 
 def test_dropout_is_for_training() -> None:
-    model = build(tiny(dropout=0.5))
+    model = Segmenter(tiny(dropout=0.5))
     features = torch.ones(1, model.config.width, 3, 3)
     dropped = model.train().forward_head(features, pre_logits=True)
     assert set(dropped.unique().tolist()) == {0.0, 2.0}
@@ -207,7 +207,7 @@ def test_dropout_is_for_training() -> None:
 
 
 def test_reset_classifier() -> None:
-    model = build(tiny(auxiliary=True)).double()
+    model = Segmenter(tiny(auxiliary=True)).double()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert model.get_classifier() is model.classifier
     model.reset_classifier(7)
@@ -220,7 +220,7 @@ def test_reset_classifier() -> None:
     logits, auxiliary = model.eval().forward_auxiliary(torch.randn(1, 3, 40, 40).double())
     assert logits.shape == auxiliary.shape == (1, 7, 40, 40)
     assert {name: tensor.shape for name, tensor in model.state_dict().items()} == {
-        name: tensor.shape for name, tensor in build(model.config).state_dict().items()
+        name: tensor.shape for name, tensor in Segmenter(model.config).state_dict().items()
     }
 
 
@@ -242,7 +242,7 @@ def order_of_layers(model: Segmenter, coarse: bool) -> dict[str, int]:
 def test_layers_from_input_to_output(backbone: str, stages: list[str], coarse: bool) -> None:
     """What layer-wise learning rates rest on: timm sorts the parameters by these expressions."""
     with torch.device("meta"):
-        model = build(tiny(backbone=backbone, auxiliary=True))
+        model = Segmenter(tiny(backbone=backbone, auxiliary=True))
     layers = order_of_layers(model, coarse)
     members = [
         [layer for name, layer in layers.items() if name.startswith(f"backbone.body.{stage}")] for stage in stages
@@ -264,7 +264,7 @@ def test_layers_from_input_to_output(backbone: str, stages: list[str], coarse: b
 
 def test_blocks_are_layers_of_their_own() -> None:
     with torch.device("meta"):
-        model = build(registry.architecture("uper", "none", "r18"))
+        model = Segmenter(registry.architecture("uper", "none", "r18"))
     layers = order_of_layers(model, coarse=False)
     blocks = [layers[f"backbone.body.layer{stage}.{block}.conv1.weight"] for stage in (1, 2, 3, 4) for block in (0, 1)]
     assert blocks == list(range(1, 9))
@@ -272,7 +272,7 @@ def test_blocks_are_layers_of_their_own() -> None:
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_checkpointing_recomputes_instead_of_keeping(backbone: str) -> None:
-    model = spread_out(build(tiny(backbone=backbone))).eval()  # eval: running statistics stay as they are
+    model = spread_out(Segmenter(tiny(backbone=backbone))).eval()  # eval: running statistics stay as they are
     image = torch.randn(2, 3, 64, 64)
 
     def gradients_and_calls() -> tuple[list[Tensor], int]:
@@ -296,18 +296,22 @@ def test_checkpointing_recomputes_instead_of_keeping(backbone: str) -> None:
 
 
 def test_description() -> None:
-    model = build(tiny())
+    model = Segmenter(tiny())
     assert model.config == tiny()
     assert model.num_classes == 5
     assert model.feature_info.reduction() == [4, 8, 16, 32]
-    model.pretrained_cfg = {"name": "mine"}
-    assert model.default_cfg == {"name": "mine"}
+    model.provenance = Provenance(name="mine")
+    assert model.default_cfg == model.pretrained_cfg
+    assert model.pretrained_cfg["name"] == "mine"
+    assert not {"labels", "sha256", "metrics"} & model.pretrained_cfg.keys()
+    with pytest.raises(TypeError):
+        model.pretrained_cfg["name"] = "yours"
 
 
 def test_equal_configs_have_equal_parameters() -> None:
-    shapes = [{name: tensor.shape for name, tensor in build(tiny()).state_dict().items()} for _ in range(2)]
+    shapes = [{name: tensor.shape for name, tensor in Segmenter(tiny()).state_dict().items()} for _ in range(2)]
     assert shapes[0] == shapes[1]
-    wider = build(tiny(ddsm=DDSMConfig(width=25, pool=4, positions=8)))
+    wider = Segmenter(tiny(ddsm=DDSMConfig(width=25, pool=4, positions=8)))
     assert {name: tensor.shape for name, tensor in wider.state_dict().items()} != shapes[0]
 
 
@@ -315,4 +319,4 @@ def test_equal_configs_have_equal_parameters() -> None:
 @pytest.mark.parametrize("backbone", ["test_vit", "no_such_network"])
 def test_backbones_that_cannot_serve(decoder: str, backbone: str) -> None:
     with pytest.raises(BackboneError, match=f"'{backbone}'"):
-        build(tiny(decoder, backbone=backbone))
+        Segmenter(tiny(decoder, backbone=backbone))

@@ -10,7 +10,7 @@ from timm.models import group_parameters
 from torch import nn
 
 from ddsm_zoo.config import ConfigError, ModelConfig
-from ddsm_zoo.models import Segmenter, build
+from ddsm_zoo.models import Segmenter
 from ddsm_zoo.training.freezing import freeze, hold_frozen, stages
 from ddsm_zoo.training.optimizer import parameter_groups
 from ddsm_zoo.training.recipe import Recipe
@@ -19,7 +19,7 @@ BACKBONES = {"resnet18d": 5, "tf_efficientnet_lite0": 8, "test_convnext": 5}
 
 
 def segmenter(backbone: str = "resnet18d", **fields: Any) -> Segmenter:
-    model = build(ModelConfig(decoder="uper", backbone=backbone, num_classes=3, width=16, **fields))
+    model = Segmenter(ModelConfig(decoder="uper", backbone=backbone, num_classes=3, width=16, **fields))
     for module in model.modules():  # timm starts the last one of a block at zero, and nothing before it learns
         if isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)

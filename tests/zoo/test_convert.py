@@ -17,11 +17,11 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ddsm_zoo.hub.safetensors_io import CheckpointError
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.zoo import factory
 from ddsm_zoo.zoo.convert import load_foreign, read_checkpoint
 from ddsm_zoo.zoo.factory import create_model
-from ddsm_zoo.zoo.safetensors_io import CheckpointError
 from tests.support.tiny_weights import one_line
 
 
@@ -69,7 +69,7 @@ def test_a_resnet_becomes_the_backbone(theirs: Callable[[], nn.Module], ours: st
     assert set(done.left_out) == {"fc.weight", "fc.bias"}
     assert {name.split(".")[0] for name in done.fresh} == {"decoder", "classifier"}
     assert done.mapped["layer1.0.conv1.weight"] == "backbone.body.layer1.0.conv1.weight"
-    assert model.pretrained_cfg["imported"] == done.to_dict()
+    assert model.pretrained_cfg["converted"] == done.to_dict()
 
 
 def test_old_files_have_no_batch_counters() -> None:
@@ -271,7 +271,7 @@ def test_what_does_not_correspond_is_refused(case: str) -> None:
         load_foreign(model, make())
     one_line(error)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert "imported" not in model.pretrained_cfg
+    assert "converted" not in model.pretrained_cfg
 
 
 # -- files
@@ -294,7 +294,7 @@ def test_a_pytorch_file(tmp_path: Path, wrap: Callable[[dict[str, Tensor]], obje
     safetensors.torch.save_file(state, tmp_path / "theirs.safetensors")
     assert read_checkpoint(tmp_path / "theirs.safetensors").keys() == state.keys()
     factory.save_pretrained(model, tmp_path / "ours")
-    assert "imported" not in create_model(f"local-dir:{tmp_path / 'ours'}", pretrained=True).pretrained_cfg
+    assert "converted" not in create_model(f"local-dir:{tmp_path / 'ours'}", pretrained=True).pretrained_cfg
 
 
 class Bomb:

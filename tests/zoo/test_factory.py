@@ -16,14 +16,15 @@ import torch
 
 import ddsm_zoo
 from ddsm_zoo.config import ConfigError, DDSMConfig, WeightsSpec
+from ddsm_zoo.hub import client
+from ddsm_zoo.hub.client import HubError
+from ddsm_zoo.hub.config_file import read_manifest
+from ddsm_zoo.hub.safetensors_io import CheckpointError, pack_tensors, read_tensors
 from ddsm_zoo.labels import CITYSCAPES
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.utils.files import sha256_of
-from ddsm_zoo.zoo import factory, hub, registry
+from ddsm_zoo.zoo import factory, registry
 from ddsm_zoo.zoo.factory import WeightsNotFoundError, create_model
-from ddsm_zoo.zoo.hub import HubError
-from ddsm_zoo.zoo.model_config import read_manifest
-from ddsm_zoo.zoo.safetensors_io import CheckpointError, pack_tensors, read_tensors
 from tests.support.hub_server import HubServer
 from tests.support.tiny_weights import LABELS, NAME, WEIGHTS, logits, one_line, saved_model, trained_model
 
@@ -132,7 +133,7 @@ def test_a_saved_model_gives_the_same_logits(trained: Segmenter, saved: Path) ->
     loaded = create_model(f"local-dir:{saved}", pretrained=True)
     assert torch.equal(logits(loaded), logits(trained))
     assert loaded.config == trained.config
-    assert loaded.pretrained_cfg["dropped"] == []
+    assert loaded.pretrained_cfg["fresh"] == []
     recorded = {**WEIGHTS.metrics, "license": WEIGHTS.license}
     assert {**loaded.pretrained_cfg["metrics"], "license": loaded.pretrained_cfg["license"]} == recorded
     assert loaded.pretrained_cfg["labels"]["names"] == LABELS.names
@@ -198,8 +199,8 @@ def test_the_auxiliary_head_is_not_saved(tmp_path: Path) -> None:
     assert torch.equal(logits(create_model(f"local-dir:{tmp_path}", pretrained=True)), logits(model))
     again = create_model(f"local-dir:{tmp_path}", pretrained=True, auxiliary=True)
     assert again.pretrained_cfg["labels"]["names"][0] == "class 0"
-    assert again.pretrained_cfg["dropped"]
-    assert all(name.startswith("auxiliary.") for name in again.pretrained_cfg["dropped"])
+    assert again.pretrained_cfg["fresh"]
+    assert all(name.startswith("auxiliary.") for name in again.pretrained_cfg["fresh"])
     path = tmp_path / "with_head.safetensors"
     safetensors.torch.save_file(model.state_dict(), path)
     assert torch.equal(logits(create_model(NAME, checkpoint_path=path)), logits(model))
@@ -210,7 +211,7 @@ def test_other_classes_keep_all_but_the_classifier(
 ) -> None:
     with caplog.at_level(logging.INFO, logger="ddsm_zoo"):
         model = create_model(f"local-dir:{saved}", pretrained=True, num_classes=7)
-    assert model.pretrained_cfg["dropped"] == ["classifier.weight", "classifier.bias"]
+    assert model.pretrained_cfg["fresh"] == ["classifier.weight", "classifier.bias"]
     assert "classifier.weight, classifier.bias" in caplog.text
     assert not {"labels", "metrics", "published"} & model.pretrained_cfg.keys()
     assert model.classifier.weight.shape[0] == 7
@@ -341,7 +342,7 @@ def test_imagenet_weights_that_cannot_be_fetched() -> None:
 @pytest.mark.parametrize("in_chans", [3, 5])
 def test_imagenet_weights_of_an_architecture(server: HubServer, tmp_path: Path, in_chans: int) -> None:
     classifier = timm.create_model("test_resnet.r160_in1k")
-    published = {hub.WEIGHTS_FILE: pack_tensors(classifier.state_dict())}
+    published = {client.WEIGHTS_FILE: pack_tensors(classifier.state_dict())}
     server.publish("timm/test_resnet.r160_in1k", published)
     model = create_model("uper_tiny", pretrained=True, in_chans=in_chans, cache_dir=tmp_path)
     loaded = model.backbone.body.state_dict()
@@ -372,7 +373,7 @@ def test_an_architecture_without_task_weights_does_not_predict() -> None:
 def test_half_precision_on_disk(trained: Segmenter, tmp_path: Path) -> None:
     factory.save_pretrained(trained, tmp_path / "full")
     factory.save_pretrained(trained, tmp_path / "half", half=True)
-    full, half = ((tmp_path / kind / hub.WEIGHTS_FILE).stat().st_size for kind in ("full", "half"))
+    full, half = ((tmp_path / kind / client.WEIGHTS_FILE).stat().st_size for kind in ("full", "half"))
     assert half < 0.65 * full
     model = create_model(f"local-dir:{tmp_path / 'half'}", pretrained=True).eval()
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}

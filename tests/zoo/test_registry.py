@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ddsm_zoo.config import ModelConfig, WeightsSpec
 from ddsm_zoo.labels import CAMVID, CITYSCAPES, LabelSpace
+from ddsm_zoo.models import saving
 from ddsm_zoo.zoo import registry
 from ddsm_zoo.zoo.registry import UnknownModelError
 
@@ -189,7 +190,7 @@ def test_a_publication_pins_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_name_of_an_architecture(name: str | None, expected: str) -> None:
-    assert registry.architecture_name(registry.model_config("uper_ddsm_r50"), name) == expected
+    assert saving.architecture_name(registry.model_config("uper_ddsm_r50"), name) == expected
 
 
 def test_the_organisation_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ddsm_zoo.config import ConfigError, ModelConfig, Preprocess, WeightsSpec, from_dict, to_dict
+from ddsm_zoo.config import ConfigError, ModelConfig, WeightsSpec, from_dict, to_dict
 from ddsm_zoo.utils.files import to_json
 
 MAX_CONFIG_BYTES = 16 * 2**20
@@ -80,16 +80,6 @@ def flatten(weights: WeightsSpec) -> dict[str, Any]:
     data = to_dict(weights)
     preprocess = data.pop("preprocess")
     return {**data, **preprocess}
-
-
-def unflatten(pretrained_cfg: Mapping[str, Any]) -> WeightsSpec:
-    """The inverse of `flatten`. Raises ConfigError for unknown, missing and mistyped keys."""
-    return from_dict(WeightsSpec, _nest(pretrained_cfg), where="pretrained_cfg")
-
-
-def preprocess_of(pretrained_cfg: Mapping[str, Any]) -> Preprocess:
-    """The preprocessing in a ``pretrained_cfg``. Raises ConfigError for mistyped values."""
-    return from_dict(Preprocess, _nest(pretrained_cfg)["preprocess"], where="pretrained_cfg")
 
 
 def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:

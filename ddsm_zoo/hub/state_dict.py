@@ -1,32 +1,22 @@
-"""Whether tensors fit a model, and how they get into it: all of them or none."""
+"""Strict, all-or-nothing state-dict loading, and classifiers for other classes."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ddsm_zoo.config import ConfigError, ModelConfig
-from ddsm_zoo.labels import LabelSpace
-from ddsm_zoo.models import Segmenter, build
-from ddsm_zoo.zoo.label_matching import match_classes
-from ddsm_zoo.zoo.safetensors_io import CheckpointError, abbreviate
+from ddsm_zoo.hub.safetensors_io import CheckpointError, abbreviate
 
 AUXILIARY = "auxiliary."
 CLASSIFIER = ("classifier.weight", "classifier.bias")
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
-# Of a model that is described from outside and comes without weights: 2 GB in memory.
-MAX_PARAMETERS = 500_000_000
-
-logger = logging.getLogger(__name__)
-
 
 def load_weights(
-    model: Segmenter,
+    model: nn.Module,
     state_dict: Mapping[str, Tensor],
     where: str = "the checkpoint",
     dropped: Collection[str] = (),
@@ -44,68 +34,22 @@ def load_weights(
     return [name for name in model.state_dict() if name not in given]
 
 
-def load_classes(
-    model: Segmenter,
-    state_dict: Mapping[str, Tensor],
-    where: str,
-    known: LabelSpace | None,
-    labels: LabelSpace | None,
-    in_chans: int | None = None,
-) -> dict[str, Any]:
-    """`load_weights` for weights whose classes are ``known`` and a model whose classes are ``labels``.
-
-    None is for classes that nobody names: those of the weights are then the model's, in this order. What became of
-    the classifier, as `create_model` has it in ``pretrained_cfg``.
-    """
-    if labels is None:
-        other = known is not None and len(known) != model.num_classes
-        fresh = load_weights(model, state_dict, where, CLASSIFIER if other else (), in_chans)
-        if fresh:
-            logger.info("freshly initialised: %s", ", ".join(fresh))
-        return {"dropped": fresh}
-    old_names = labels.names if known is None else known.names
-    rows = match_classes(labels.names, old_names)
-    moved = transplant(model, state_dict, rows, len(old_names), where)
-    fresh = load_weights(model, moved, where, () if rows else CLASSIFIER, in_chans)
-    kept = {labels.names[new]: old_names[old] for new, old in rows.items()}
-    rest = [name for name in labels.names if name not in kept]
-    logger.info(
-        "classes that keep their weights: %s; freshly initialised: %s",
-        ", ".join(new if new == old else f"{new} from {old}" for new, old in kept.items()) or "none",
-        ", ".join(rest) or "none",
-    )
-    return {"dropped": fresh, "kept_classes": kept, "fresh_classes": rest}
-
-
 def check_fit(
-    config: ModelConfig,
-    state_dict: Mapping[str, Tensor],
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
     where: str,
     dropped: Collection[str] = (),
     in_chans: int | None = None,
 ) -> None:
-    """Raise CheckpointError unless the tensors fit the model that ``config`` describes, which is not built for it.
+    """Raise CheckpointError unless the tensors fit ``model``, which may lie on the meta device and stays as it is.
 
     A config from outside may describe a model larger than any memory; tensors of its size must have been sent too.
     """
-    with torch.device("meta"):
-        model = build(config)
-    _matching(model, state_dict, where, dropped, in_chans)
+    _matching(model, tensors, where, dropped, in_chans)
 
 
-def check_size(config: ModelConfig, where: str) -> None:
-    """Raise ConfigError for a config from outside that describes a very large model, where no weights vouch for it."""
-    with torch.device("meta"):
-        count = sum(parameter.numel() for parameter in build(config).parameters())
-    if count > MAX_PARAMETERS:
-        raise ConfigError(
-            f"{where} describes a model of {count / 1e6:.0f} million parameters, expected at most "
-            f"{MAX_PARAMETERS / 1e6:.0f} million without its weights; load it with them, by pretrained=True"
-        )
-
-
-def transplant(
-    model: Segmenter,
+def remap_classifier(
+    model: nn.Module,
     state_dict: Mapping[str, Tensor],
     rows: Mapping[int, int],
     count: int,
@@ -131,7 +75,7 @@ def transplant(
 
 
 def _matching(
-    model: Segmenter,
+    model: nn.Module,
     state_dict: Mapping[str, Tensor],
     where: str,
     dropped: Collection[str],
@@ -142,13 +86,14 @@ def _matching(
     given = {name: tensor for name, tensor in state_dict.items() if name not in dropped}
     if not any(name.startswith(AUXILIARY) for name in given):
         expected = {name: tensor for name, tensor in expected.items() if not name.startswith(AUXILIARY)}
-    elif model.auxiliary is None:
+    elif getattr(model, "auxiliary", None) is None:
         given = {name: tensor for name, tensor in given.items() if not name.startswith(AUXILIARY)}
-    if in_chans not in (None, model.config.in_chans):
+    config = cast(Any, model).config
+    if in_chans not in (None, config.in_chans):
         given = {name: _spread(tensor, in_chans, expected.get(name)) for name, tensor in given.items()}
-    if model.config.norm == "group":  # which takes over weight and bias of batch normalisation alone
+    if config.norm == "group":  # which takes over weight and bias of batch normalisation alone
         given = {name: tensor for name, tensor in given.items() if not name.endswith(_STATISTICS)}
-    problems = misfits(expected, given)
+    problems = mismatches(expected, given)
     if problems:
         raise CheckpointError(f"{where} does not fit the model: {'; '.join(problems)}{_class_hint(expected, given)}")
     return given
@@ -170,7 +115,7 @@ def _spread(tensor: Tensor, in_chans: int | None, expected: Tensor | None) -> Te
     return tensor[:, torch.arange(wanted) % tensor.shape[1]] * (tensor.shape[1] / wanted)
 
 
-def misfits(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+def mismatches(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
     """What keeps ``given`` from being ``expected``, one phrase for each kind of fault."""
     common = [name for name in expected if name in given]
     shapes = [

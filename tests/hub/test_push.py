@@ -11,52 +11,55 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 
+from ddsm_zoo.hub import client
+from ddsm_zoo.hub.client import HubError
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.utils.files import sha256_of
-from ddsm_zoo.zoo import factory, hub
+from ddsm_zoo.zoo import factory
 from ddsm_zoo.zoo.factory import create_model
-from ddsm_zoo.zoo.hub import HubError
 from tests.support.hub_server import TOKEN, HubServer, guarded_server
 from tests.support.tiny_weights import logits, one_line, trained_model
 
-FILES = {hub.CONFIG_FILE: b"any text", hub.CARD_FILE: b"# A card", hub.WEIGHTS_FILE: bytes(range(256)) * 100}
+FILES = {client.CONFIG_FILE: b"any text", client.CARD_FILE: b"# A card", client.WEIGHTS_FILE: bytes(range(256)) * 100}
 
 server = pytest.fixture(guarded_server)
 trained = pytest.fixture(scope="module")(trained_model)
 
 
 def test_files_arrive_in_one_commit(server: HubServer, tmp_path: Path) -> None:
-    address = hub.push("someone/model", FILES)
+    address = client.push("someone/model", FILES)
     assert server.files("someone/model") == FILES
     assert len(server.repositories["someone/model"]) == 1
-    assert [path.read_bytes() for path in hub.fetch(address, *FILES, cache_dir=tmp_path)] == list(FILES.values())
+    assert [path.read_bytes() for path in client.fetch(address, *FILES, cache_dir=tmp_path)] == list(FILES.values())
 
 
 def test_a_branch_and_a_pull_request_leave_main_alone(server: HubServer, tmp_path: Path) -> None:
-    hub.push("someone/model", FILES)
-    other = {**FILES, hub.CONFIG_FILE: b"other"}
+    client.push("someone/model", FILES)
+    other = {**FILES, client.CONFIG_FILE: b"other"}
     for options in ({"revision": "trial"}, {"create_pr": True}):
-        address = hub.push("someone/model", other, **options)
+        address = client.push("someone/model", other, **options)
         assert server.files("someone/model") == FILES
-        assert hub.fetch(address, hub.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == b"other"
+        assert client.fetch(address, client.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == b"other"
     assert server.files("someone/model", "trial") == other
-    assert hub.fetch("hf-hub:someone/model@trial", hub.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == b"other"
+    assert (
+        client.fetch("hf-hub:someone/model@trial", client.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == b"other"
+    )
 
 
 def test_a_private_repository(server: HubServer, tmp_path: Path) -> None:
-    hub.push("someone/model", FILES, private=True)
-    hub.push("someone/other", FILES)
+    client.push("someone/model", FILES, private=True)
+    client.push("someone/other", FILES)
     assert server.private == {"someone/model"}
-    address = hub.push("someone/model", {**FILES, hub.CONFIG_FILE: b"newer"}, private=True)
-    assert hub.fetch(address, hub.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == b"newer"
+    address = client.push("someone/model", {**FILES, client.CONFIG_FILE: b"newer"}, private=True)
+    assert client.fetch(address, client.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == b"newer"
 
 
 @pytest.mark.parametrize(("is_private", "state"), [(False, "public"), (True, "private")])
 def test_a_repository_that_others_may_see_or_not(server: HubServer, is_private: bool, state: str) -> None:
     """The client would publish, and leave the repository as it is."""
-    hub.push("someone/model", FILES, private=is_private)
+    client.push("someone/model", FILES, private=is_private)
     with pytest.raises(HubError, match=f"exists and is {state}, got private={not is_private}: nothing") as error:
-        hub.push("someone/model", {**FILES, hub.CONFIG_FILE: b"newer"}, private=not is_private)
+        client.push("someone/model", {**FILES, client.CONFIG_FILE: b"newer"}, private=not is_private)
     one_line(error)
     assert server.files("someone/model") == FILES
 
@@ -64,9 +67,9 @@ def test_a_repository_that_others_may_see_or_not(server: HubServer, is_private: 
 def test_the_token_that_is_given_is_used(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_another")
     with pytest.raises(HubError, match="cannot publish hf-hub:someone/model: .*`hf auth login`") as error:
-        hub.push("someone/model", FILES)
+        client.push("someone/model", FILES)
     assert "hf_another" not in one_line(error)
-    hub.push("someone/model", FILES, token=TOKEN)
+    client.push("someone/model", FILES, token=TOKEN)
     assert server.files("someone/model") == FILES
 
 
@@ -87,19 +90,19 @@ def test_a_refusing_server(
 ) -> None:
     server.faults[method, where] = status
     with caplog.at_level(logging.DEBUG), pytest.raises(HubError, match="cannot publish") as error:
-        hub.push("someone/model", FILES)
+        client.push("someone/model", FILES)
     assert advice in one_line(error)
     assert TOKEN not in caplog.text + str(error.value)
     assert server.files("someone/model") == {}
     server.faults.clear()
-    hub.push("someone/model", FILES)
+    client.push("someone/model", FILES)
     assert server.files("someone/model") == FILES
 
 
 def test_a_server_that_is_down(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
     with pytest.raises(HubError, match="cannot be reached") as error:
-        hub.push("someone/model", FILES)
+        client.push("someone/model", FILES)
     one_line(error)
 
 
@@ -114,7 +117,7 @@ def test_a_server_that_is_down(server: HubServer, monkeypatch: pytest.MonkeyPatc
 )
 def test_what_cannot_be_published(server: HubServer, repository: str, options: dict[str, str], reason: str) -> None:
     with pytest.raises(ValueError, match=reason) as error:
-        hub.push(repository, FILES, **options)
+        client.push(repository, FILES, **options)
     one_line(error)
     assert server.requests == []
 
@@ -122,7 +125,7 @@ def test_what_cannot_be_published(server: HubServer, repository: str, options: d
 @pytest.mark.parametrize("token", ["", "hf_a_secret\nX: y", "hf_\xe9"])
 def test_a_token_that_is_none_is_not_repeated(server: HubServer, token: str) -> None:
     with pytest.raises(ValueError, match="the token is empty or has characters") as error:
-        hub.push("someone/model", FILES, token=token)
+        client.push("someone/model", FILES, token=token)
     assert TOKEN not in one_line(error)
     assert server.requests == []
 
@@ -133,8 +136,8 @@ def test_a_token_in_the_environment_that_is_none(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     for task in (
-        lambda: hub.push("someone/model", FILES),
-        lambda: hub.fetch("hf-hub:someone/model", hub.CONFIG_FILE, cache_dir=tmp_path),
+        lambda: client.push("someone/model", FILES),
+        lambda: client.fetch("hf-hub:someone/model", client.CONFIG_FILE, cache_dir=tmp_path),
     ):
         with pytest.raises(HubError, match="the token is empty or has characters.*HF_TOKEN.*`hf auth login`") as error:
             task()
@@ -143,20 +146,20 @@ def test_a_token_in_the_environment_that_is_none(
 
 
 def test_a_server_that_stops_in_the_middle(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "PATIENCE", 0.3)
+    monkeypatch.setattr(client, "PATIENCE", 0.3)
     server.faults["PUT", ""] = "stall"
     with pytest.raises(HubError, match="cannot publish hf-hub:someone/model: the server stopped") as error:
-        hub.push("someone/model", FILES)
+        client.push("someone/model", FILES)
     one_line(error)
     assert server.files("someone/model") == {}
 
 
 def test_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "PATIENCE", 0.2)
+    monkeypatch.setattr(client, "PATIENCE", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(HubError, match="cannot be reached") as error:
-            hub.push("someone/model", FILES)
+            client.push("someone/model", FILES)
     assert error.value.__suppress_context__  # the client's text may repeat what is secret
 
 
@@ -183,7 +186,7 @@ def test_fetch_tune_save_push_fetch(server: HubServer, trained: Segmenter, tmp_p
     assert torch.equal(logits(final), expected)
     assert final.pretrained_cfg["labels"]["names"] == ("sky", "roads", "boat")
     assert final.pretrained_cfg["uri"] == again
-    assert {"kept_classes", "fresh_classes"}.isdisjoint(final.pretrained_cfg)
+    assert {"reused", "reinitialized"}.isdisjoint(final.pretrained_cfg)
 
 
 def test_the_class_fetches_too(server: HubServer, trained: Segmenter, tmp_path: Path) -> None:
@@ -206,8 +209,8 @@ def test_the_class_fetches_too(server: HubServer, trained: Segmenter, tmp_path: 
 def test_what_is_published_says_what_it_is(server: HubServer, trained: Segmenter, tmp_path: Path) -> None:
     factory.push_to_hub(trained, "someone/model")
     files = server.files("someone/model")
-    assert sorted(files) == sorted((hub.CARD_FILE, hub.CONFIG_FILE, hub.WEIGHTS_FILE))
-    text = files[hub.CARD_FILE].decode()
+    assert sorted(files) == sorted((client.CARD_FILE, client.CONFIG_FILE, client.WEIGHTS_FILE))
+    text = files[client.CARD_FILE].decode()
     assert 'create_model("hf-hub:someone/model", pretrained=True)' in text
     assert TOKEN not in text
     card = ModelCard(text).data
@@ -215,6 +218,6 @@ def test_what_is_published_says_what_it_is(server: HubServer, trained: Segmenter
     assert (facts["license"], facts["datasets"], facts["library_name"]) == ("cc0-1.0", ["made-up"], "ddsm-zoo")
     assert [(result.metric_name, result.metric_value) for result in card.eval_results or []] == [("miou (val)", 71.5)]
     assert yaml.safe_load(text.split("---\n")[1])["pipeline_tag"] == "image-segmentation"
-    hub.write_files(tmp_path, files)
+    client.write_files(tmp_path, files)
     factory.save_pretrained(trained, tmp_path / "saved")
-    assert sha256_of(tmp_path / hub.WEIGHTS_FILE) == sha256_of(tmp_path / "saved" / hub.WEIGHTS_FILE)
+    assert sha256_of(tmp_path / client.WEIGHTS_FILE) == sha256_of(tmp_path / "saved" / client.WEIGHTS_FILE)

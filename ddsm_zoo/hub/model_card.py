@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ddsm_zoo.zoo.model_config import Manifest
+from ddsm_zoo.hub.config_file import Manifest
 
 
 def render_card(manifest: Manifest, address: str) -> str:

@@ -16,14 +16,14 @@ import huggingface_hub.constants
 import pytest
 import trustme
 
-from ddsm_zoo.zoo import hub
-from ddsm_zoo.zoo.hub import HubError
+from ddsm_zoo.hub import client
+from ddsm_zoo.hub.client import HubError
 from tests.support.hub_server import Fault, HubServer
 from tests.support.tiny_weights import one_line
 
 URI = "hf-hub:someone/model"
-BOTH = (hub.CONFIG_FILE, hub.WEIGHTS_FILE)
-FILES = {hub.CONFIG_FILE: b"any text", hub.WEIGHTS_FILE: bytes(range(256)) * 100}
+BOTH = (client.CONFIG_FILE, client.WEIGHTS_FILE)
+FILES = {client.CONFIG_FILE: b"any text", client.WEIGHTS_FILE: bytes(range(256)) * 100}
 
 
 @pytest.fixture
@@ -38,25 +38,25 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 
 
 def test_files_arrive_and_are_cached(server: HubServer, tmp_path: Path) -> None:
-    paths = hub.fetch(URI, *BOTH, cache_dir=tmp_path)
+    paths = client.fetch(URI, *BOTH, cache_dir=tmp_path)
     assert [path.read_bytes() for path in paths] == [FILES[name] for name in BOTH]
     before = len(server.paths("GET"))
-    assert hub.fetch(URI, *BOTH, cache_dir=tmp_path) == paths
+    assert client.fetch(URI, *BOTH, cache_dir=tmp_path) == paths
     assert len(server.paths("GET")) == before
 
 
 def test_a_commit_in_the_cache_needs_no_server(server: HubServer, tmp_path: Path) -> None:
     commit = server.publish("someone/model", {**FILES, "notes.txt": b"2"}, revision="v2")
-    paths = hub.fetch(f"{URI}@{commit}", *BOTH, cache_dir=tmp_path)
+    paths = client.fetch(f"{URI}@{commit}", *BOTH, cache_dir=tmp_path)
     before = len(server.requests)
-    assert hub.fetch(f"{URI}@{commit}", *BOTH, cache_dir=tmp_path) == paths
+    assert client.fetch(f"{URI}@{commit}", *BOTH, cache_dir=tmp_path) == paths
     assert len(server.requests) == before
 
 
 def test_a_revision_is_honoured(server: HubServer, tmp_path: Path) -> None:
-    server.publish("someone/model", {**FILES, hub.CONFIG_FILE: b"other"}, revision="v2")
-    assert hub.fetch(f"{URI}@v2", hub.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == b"other"
-    assert hub.fetch(URI, hub.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == FILES[hub.CONFIG_FILE]
+    server.publish("someone/model", {**FILES, client.CONFIG_FILE: b"other"}, revision="v2")
+    assert client.fetch(f"{URI}@v2", client.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == b"other"
+    assert client.fetch(URI, client.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == FILES[client.CONFIG_FILE]
 
 
 def test_all_files_come_from_one_commit(server: HubServer, tmp_path: Path) -> None:
@@ -64,19 +64,21 @@ def test_all_files_come_from_one_commit(server: HubServer, tmp_path: Path) -> No
         server.publish("someone/model", dict.fromkeys(BOTH, b"newer"))
 
     server.after_get = publish_again
-    assert [path.read_bytes() for path in hub.fetch(URI, *BOTH, cache_dir=tmp_path)] == [FILES[name] for name in BOTH]
+    assert [path.read_bytes() for path in client.fetch(URI, *BOTH, cache_dir=tmp_path)] == [
+        FILES[name] for name in BOTH
+    ]
 
 
 def test_a_line_comes_before_any_waiting(server: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="ddsm_zoo"):
-        hub.fetch(URI, hub.CONFIG_FILE, cache_dir=tmp_path)
+        client.fetch(URI, client.CONFIG_FILE, cache_dir=tmp_path)
     assert caplog.messages == [f"looking for {URI}@main/config.json"]
 
 
 def test_offline_mode(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubError, match="HF_HUB_OFFLINE") as error:
-        hub.fetch(URI, *BOTH, cache_dir=tmp_path)
+        client.fetch(URI, *BOTH, cache_dir=tmp_path)
     one_line(error)
     assert server.requests == []
 
@@ -84,10 +86,10 @@ def test_offline_mode(server: HubServer, tmp_path: Path, monkeypatch: pytest.Mon
 def test_offline_mode_with_a_copy(
     server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    paths = hub.fetch(URI, *BOTH, cache_dir=tmp_path)
+    paths = client.fetch(URI, *BOTH, cache_dir=tmp_path)
     before = len(server.requests)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert hub.fetch(URI, *BOTH, cache_dir=tmp_path) == paths
+    assert client.fetch(URI, *BOTH, cache_dir=tmp_path) == paths
     assert len(server.requests) == before
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
 
@@ -95,36 +97,36 @@ def test_offline_mode_with_a_copy(
 def test_a_file_that_cannot_be_renewed_is_used_as_it_is(
     server: HubServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (old,) = hub.fetch(URI, hub.CONFIG_FILE, cache_dir=tmp_path)
-    server.publish("someone/model", {**FILES, hub.CONFIG_FILE: b"newer"})
-    server.faults["GET", hub.CONFIG_FILE] = 500
-    assert hub.fetch(URI, hub.CONFIG_FILE, cache_dir=tmp_path) == [old]
+    (old,) = client.fetch(URI, client.CONFIG_FILE, cache_dir=tmp_path)
+    server.publish("someone/model", {**FILES, client.CONFIG_FILE: b"newer"})
+    server.faults["GET", client.CONFIG_FILE] = 500
+    assert client.fetch(URI, client.CONFIG_FILE, cache_dir=tmp_path) == [old]
     assert "using the copy in the cache" in caplog.text
     server.faults.clear()
-    assert hub.fetch(URI, hub.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == b"newer"
+    assert client.fetch(URI, client.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == b"newer"
 
 
 def test_a_newer_commit_of_which_less_is_there(
     server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its config alone arrived: the older copy is whole, and does when no server can be asked for the rest."""
-    old = hub.fetch(URI, *BOTH, cache_dir=tmp_path)
-    server.publish("someone/model", {**FILES, hub.CONFIG_FILE: b"newer"})
-    assert hub.fetch(URI, hub.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == b"newer"
+    old = client.fetch(URI, *BOTH, cache_dir=tmp_path)
+    server.publish("someone/model", {**FILES, client.CONFIG_FILE: b"newer"})
+    assert client.fetch(URI, client.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == b"newer"
     with monkeypatch.context() as context:
         context.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-        assert hub.fetch(URI, *BOTH, cache_dir=tmp_path) == old
-    new = hub.fetch(URI, *BOTH, cache_dir=tmp_path)
+        assert client.fetch(URI, *BOTH, cache_dir=tmp_path) == old
+    new = client.fetch(URI, *BOTH, cache_dir=tmp_path)
     assert new[0].read_bytes() == b"newer"
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert hub.fetch(URI, *BOTH, cache_dir=tmp_path) == new
+    assert client.fetch(URI, *BOTH, cache_dir=tmp_path) == new
 
 
 def test_an_endpoint_with_a_slash_at_its_end(
     server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", f"{server.endpoint}/")
-    assert hub.fetch(URI, hub.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == FILES[hub.CONFIG_FILE]
+    assert client.fetch(URI, client.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == FILES[client.CONFIG_FILE]
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,7 @@ def test_an_endpoint_with_a_slash_at_its_end(
 def test_an_endpoint_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
     with pytest.raises(HubError, match="cannot fetch hf-hub:someone/model@main/config.json: ") as error:
-        hub.fetch(URI, hub.CONFIG_FILE, cache_dir=tmp_path)
+        client.fetch(URI, client.CONFIG_FILE, cache_dir=tmp_path)
     assert "hf_secret" not in one_line(error)
 
 
@@ -143,7 +145,7 @@ def test_a_server_that_means_another_place_than_the_cache(server: HubServer, tmp
     """The client calls a file in its cache by what the server says of its content."""
     server.etag = lambda content: etag.format(tmp_path)
     with pytest.raises(HubError, match="write outside the cache; do not use it") as error:
-        hub.fetch(URI, hub.CONFIG_FILE, cache_dir=tmp_path / "deep" / "cache")
+        client.fetch(URI, client.CONFIG_FILE, cache_dir=tmp_path / "deep" / "cache")
     one_line(error)
     assert not list(tmp_path.rglob("*evil*"))
 
@@ -153,16 +155,16 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     with caplog.at_level(logging.DEBUG):
-        hub.fetch(URI, hub.WEIGHTS_FILE, cache_dir=tmp_path)
+        client.fetch(URI, client.WEIGHTS_FILE, cache_dir=tmp_path)
         with pytest.raises(HubError) as error:
-            hub.fetch(URI, "absent", cache_dir=tmp_path)
+            client.fetch(URI, "absent", cache_dir=tmp_path)
     sent = {request.host.partition(":")[0]: request.authorization for request in server.requests}
     assert sent == {"127.0.0.1": "Bearer hf_secret", "localhost": None}
     assert "hf_secret" not in caplog.text + str(error.value)
 
 
 def test_the_client_reads_its_environment(server: HubServer, tmp_path: Path) -> None:
-    script = f"from ddsm_zoo.zoo import hub; print(hub.fetch({URI!r}, {hub.WEIGHTS_FILE!r})[0])"
+    script = f"from ddsm_zoo.hub import client; print(client.fetch({URI!r}, {client.WEIGHTS_FILE!r})[0])"
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": server.endpoint}
     found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert Path(found.stdout.strip()).is_relative_to(tmp_path)
@@ -171,7 +173,7 @@ def test_the_client_reads_its_environment(server: HubServer, tmp_path: Path) -> 
 @pytest.mark.parametrize("etag", [lambda content: hashlib.sha1(content).hexdigest(), lambda content: "of-any-kind"])
 def test_a_mirror_with_hashes_of_its_own(server: HubServer, tmp_path: Path, etag: Callable[[bytes], str]) -> None:
     server.etag = etag
-    assert hub.fetch(URI, hub.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == FILES[hub.CONFIG_FILE]
+    assert client.fetch(URI, client.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == FILES[client.CONFIG_FILE]
 
 
 def test_a_private_repository_needs_the_token(
@@ -180,10 +182,10 @@ def test_a_private_repository_needs_the_token(
     server.token = "hf_secret"
     server.private.add("someone/model")
     with pytest.raises(HubError, match="hf auth login") as error:
-        hub.fetch(URI, *BOTH, cache_dir=tmp_path)
+        client.fetch(URI, *BOTH, cache_dir=tmp_path)
     one_line(error)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    assert hub.fetch(URI, *BOTH, cache_dir=tmp_path)[0].read_bytes() == FILES[hub.CONFIG_FILE]
+    assert client.fetch(URI, *BOTH, cache_dir=tmp_path)[0].read_bytes() == FILES[client.CONFIG_FILE]
 
 
 # -- any other server
@@ -204,7 +206,7 @@ def secure_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[H
     huggingface_hub.close_session()
 
 
-SHA256 = hashlib.sha256(FILES[hub.WEIGHTS_FILE]).hexdigest()
+SHA256 = hashlib.sha256(FILES[client.WEIGHTS_FILE]).hexdigest()
 
 
 def test_a_file_from_any_server_is_kept_by_its_hash(
@@ -212,10 +214,10 @@ def test_a_file_from_any_server_is_kept_by_its_hash(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     uri = f"{secure_server.endpoint}/lfs/{SHA256}"
-    (path,) = hub.fetch(uri, hub.WEIGHTS_FILE, cache_dir=tmp_path, sha256=SHA256)
-    assert path.read_bytes() == FILES[hub.WEIGHTS_FILE]
+    (path,) = client.fetch(uri, client.WEIGHTS_FILE, cache_dir=tmp_path, sha256=SHA256)
+    assert path.read_bytes() == FILES[client.WEIGHTS_FILE]
     assert path.is_relative_to(tmp_path)
-    assert hub.fetch(uri, hub.WEIGHTS_FILE, cache_dir=tmp_path, sha256=SHA256) == [path]
+    assert client.fetch(uri, client.WEIGHTS_FILE, cache_dir=tmp_path, sha256=SHA256) == [path]
     assert [request.authorization for request in secure_server.requests] == [None]
 
 
@@ -228,7 +230,7 @@ def test_another_file_from_any_server_is_refused(
     secure_server.faults["GET", SHA256] = fault
     uri = f"{secure_server.endpoint}/lfs/{SHA256}?key=hf_secret"
     with pytest.raises(HubError, match=reason) as error:
-        hub.fetch(uri, hub.WEIGHTS_FILE, cache_dir=tmp_path / "cache", sha256=SHA256)
+        client.fetch(uri, client.WEIGHTS_FILE, cache_dir=tmp_path / "cache", sha256=SHA256)
     assert "hf_secret" not in one_line(error)
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
@@ -236,7 +238,7 @@ def test_another_file_from_any_server_is_refused(
 def test_a_file_from_any_server_needs_its_hash(tmp_path: Path) -> None:
     for sha256 in (None, "", "abc", SHA256.upper()):
         with pytest.raises(ValueError, match="expected its 64 hexadecimal digits") as error:
-            hub.fetch("https://user:hf_secret@example.org/model", cache_dir=tmp_path, sha256=sha256)
+            client.fetch("https://user:hf_secret@example.org/model", cache_dir=tmp_path, sha256=sha256)
         assert "hf_secret" not in one_line(error)
 
 
@@ -252,12 +254,12 @@ def test_an_address_is_repeated_without_its_secrets(tmp_path: Path) -> None:
         "https:x",
     ):
         with pytest.raises(ValueError, match="names no weights|is no address") as error:
-            hub.fetch(uri, cache_dir=tmp_path, sha256=SHA256)
+            client.fetch(uri, cache_dir=tmp_path, sha256=SHA256)
         assert "hf_secret" not in one_line(error)
     for uri in ("https://example.org/a@1/model", "hf-hub:someone/model@v1", "local-dir:a#b?"):
-        assert hub.public_address(uri) == uri
+        assert client.public_address(uri) == uri
     signed = "https://user:hf_secret@example.org:8443/a@1/model?key=hf_secret@#hf_secret"
-    assert hub.public_address(signed) == "https://example.org:8443/a@1/model"
+    assert client.public_address(signed) == "https://example.org:8443/a@1/model"
 
 
 # -- other addresses
@@ -286,19 +288,19 @@ def test_an_address_is_repeated_without_its_secrets(tmp_path: Path) -> None:
 )
 def test_addresses_that_are_none(uri: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="names no|no valid revision|no plain file name") as error:
-        hub.fetch(uri, hub.WEIGHTS_FILE, cache_dir=tmp_path)
+        client.fetch(uri, client.WEIGHTS_FILE, cache_dir=tmp_path)
     one_line(error)
 
 
 def test_a_folder_a_training_run_and_a_file(tmp_path: Path) -> None:
-    hub.write_files(tmp_path / "run" / "best", FILES)
+    client.write_files(tmp_path / "run" / "best", FILES)
     expected = [tmp_path / "run" / "best" / name for name in BOTH]
-    assert hub.fetch(f"local-dir:{tmp_path}/run/best", *BOTH) == expected
-    assert hub.fetch(f"local-dir:{tmp_path}/run", *BOTH) == expected
-    assert hub.fetch(f"file:{expected[1]}", hub.WEIGHTS_FILE) == expected[1:]
+    assert client.fetch(f"local-dir:{tmp_path}/run/best", *BOTH) == expected
+    assert client.fetch(f"local-dir:{tmp_path}/run", *BOTH) == expected
+    assert client.fetch(f"file:{expected[1]}", client.WEIGHTS_FILE) == expected[1:]
     with pytest.raises(FileNotFoundError, match="save_pretrained"):
-        hub.fetch(f"local-dir:{tmp_path}", *BOTH)
+        client.fetch(f"local-dir:{tmp_path}", *BOTH)
     with pytest.raises(FileNotFoundError, match="expected a .safetensors file"):
-        hub.fetch(f"file:{tmp_path}/absent", hub.WEIGHTS_FILE)
+        client.fetch(f"file:{tmp_path}/absent", client.WEIGHTS_FILE)
     with pytest.raises(HubError, match="holds no file weights/absent"):
-        hub.fetch("bundled:absent", hub.WEIGHTS_FILE)
+        client.fetch("bundled:absent", client.WEIGHTS_FILE)

@@ -15,12 +15,12 @@ from timm.models import adapt_input_conv
 from torch import Tensor
 
 from ddsm_zoo.config import ConfigError
+from ddsm_zoo.hub import state_dict
+from ddsm_zoo.hub.safetensors_io import CheckpointError
 from ddsm_zoo.labels import LabelSpace
-from ddsm_zoo.models import Segmenter
+from ddsm_zoo.models import Segmenter, saving
 from ddsm_zoo.zoo import factory, registry
-from ddsm_zoo.zoo import state_dict as fitting
 from ddsm_zoo.zoo.factory import create_model
-from ddsm_zoo.zoo.safetensors_io import CheckpointError
 from tests.support.tiny_weights import LABELS, NAME, logits, one_line, saved_model, trained_model
 
 trained = pytest.fixture(scope="module")(trained_model)
@@ -72,28 +72,28 @@ def test_a_refused_state_dict_changes_nothing(trained: Segmenter) -> None:
     model = create_model(NAME, num_classes=3)
     before = logits(model)
     with pytest.raises(CheckpointError):
-        fitting.load_weights(model, without(trained.state_dict(), "classifier.bias"))
+        state_dict.load_weights(model, without(trained.state_dict(), "classifier.bias"))
     assert torch.equal(logits(model), before)
 
 
 def test_a_classifier_of_no_shape_is_refused_too(trained: Segmenter) -> None:
     with pytest.raises(CheckpointError, match="another shape") as error:
-        fitting.load_weights(trained, {**trained.state_dict(), "classifier.bias": torch.tensor(1.0)})
+        state_dict.load_weights(trained, {**trained.state_dict(), "classifier.bias": torch.tensor(1.0)})
     one_line(error)
 
 
 def test_a_config_larger_than_memory_is_only_compared(trained: Segmenter) -> None:
     config = dataclasses.replace(trained.config, width=4096, num_classes=65536)
     with pytest.raises(CheckpointError, match="another shape") as error:
-        fitting.check_fit(config, trained.state_dict(), "the file")
+        state_dict.check_fit(saving.on_meta(Segmenter, config), trained.state_dict(), "the file")
     one_line(error)
-    fitting.check_fit(trained.config, trained.state_dict(), "the file")
+    state_dict.check_fit(saving.on_meta(Segmenter, trained.config), trained.state_dict(), "the file")
     with pytest.raises(
         ConfigError, match="describes a model of [0-9]{3,} million parameters, expected at most"
     ) as error:
-        fitting.check_size(config, "the file")
+        saving.check_size(saving.on_meta(Segmenter, config), "the file")
     one_line(error)
-    fitting.check_size(registry.model_config("uper_ddsm_r101"), "the file")
+    saving.check_size(saving.on_meta(Segmenter, registry.model_config("uper_ddsm_r101")), "the file")
 
 
 def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
@@ -136,8 +136,8 @@ def test_rows_follow_their_names(
     assert torch.equal(after[1], before[2])
     assert torch.equal(after[2], before[0])
     assert not any(torch.equal(after[new], old) for new in (0, 3) for old in before)
-    assert model.pretrained_cfg["kept_classes"] == {"Vegetation": "tree", "Roads": "road"}
-    assert model.pretrained_cfg["fresh_classes"] == ["Boat", "person"]
+    assert model.pretrained_cfg["reused"] == {"Vegetation": "tree", "Roads": "road"}
+    assert model.pretrained_cfg["reinitialized"] == ["Boat", "person"]
     assert model.pretrained_cfg["labels"]["names"] == ("Boat", "Vegetation", "Roads", "person")
     assert not {"metrics", "published"} & model.pretrained_cfg.keys()
     assert "Vegetation from tree, Roads from road; freshly initialised: Boat, person" in caplog.text
@@ -161,15 +161,15 @@ def test_the_same_names_change_nothing_but_the_colours(trained: Segmenter, saved
     assert torch.equal(logits(model), logits(trained))
     assert model.pretrained_cfg["metrics"] == {"miou (val)": 71.5}
     assert model.pretrained_cfg["labels"]["palette"] == labels.palette
-    assert model.pretrained_cfg["kept_classes"] == {"road": "road", "sky": "sky", "tree": "tree"}
-    assert model.pretrained_cfg["fresh_classes"] == []
+    assert model.pretrained_cfg["reused"] == {"road": "road", "sky": "sky", "tree": "tree"}
+    assert model.pretrained_cfg["reinitialized"] == []
 
 
 def test_weights_that_name_no_classes_have_those_that_are_given(trained: Segmenter, tmp_path: Path) -> None:
     safetensors.torch.save_file(trained.state_dict(), tmp_path / "alone.safetensors")
     model = create_model(NAME, checkpoint_path=tmp_path / "alone.safetensors", labels=["a", "b", "c"])
     assert torch.equal(logits(model), logits(trained))
-    assert model.pretrained_cfg["kept_classes"] == {"a": "a", "b": "b", "c": "c"}
+    assert model.pretrained_cfg["reused"] == {"a": "a", "b": "b", "c": "c"}
     with pytest.raises(CheckpointError, match=r"classifier\.weight \(3, 32, 1, 1\), expected \(2, 32, 1, 1\)") as error:
         create_model(NAME, checkpoint_path=tmp_path / "alone.safetensors", labels=["a", "b"])
     one_line(error)
@@ -186,15 +186,15 @@ def test_more_rows_than_names_are_refused(trained: Segmenter, saved: Path) -> No
 
 def test_no_name_in_common_is_a_fresh_classifier(saved: Path) -> None:
     model = create_model(f"local-dir:{saved}", pretrained=True, labels=["boat", "fish", "net"])
-    assert model.pretrained_cfg["dropped"] == ["classifier.weight", "classifier.bias"]
-    assert model.pretrained_cfg["kept_classes"] == {}
-    assert model.pretrained_cfg["fresh_classes"] == ["boat", "fish", "net"]
+    assert model.pretrained_cfg["fresh"] == ["classifier.weight", "classifier.bias"]
+    assert model.pretrained_cfg["reused"] == {}
+    assert model.pretrained_cfg["reinitialized"] == ["boat", "fish", "net"]
 
 
 def test_labels_without_weights_name_the_classes(tmp_path: Path) -> None:
     model = create_model(NAME, labels=["boat", "fish"])
     assert model.num_classes == 2
-    assert (model.pretrained_cfg["kept_classes"], model.pretrained_cfg["fresh_classes"]) == ({}, ["boat", "fish"])
+    assert (model.pretrained_cfg["reused"], model.pretrained_cfg["reinitialized"]) == ({}, ["boat", "fish"])
     factory.save_pretrained(model, tmp_path)
     assert create_model(f"local-dir:{tmp_path}").pretrained_cfg["labels"]["names"] == ("boat", "fish")
 

@@ -1,0 +1,1 @@
+"""Files of a model: fetch, verify, read and publish weights, config.json and card."""

@@ -1,0 +1,49 @@
+"""The decoders by name, ones of your own among them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import nn
+
+from ddsm_zoo.config import ModelConfig
+from ddsm_zoo.models.deeplabv3plus import DeepLabV3Plus
+from ddsm_zoo.models.upernet import UPerNet
+from ddsm_zoo.utils.registry import DECODERS
+
+
+class DecoderType(Protocol):
+    """A class of modules from x2 .. x5, (N, C_s, H_s, W_s) each, to (N, config.width, H_2, W_2).
+
+    It is built from the widths C_s and the model's config. ``output_stride`` is the deepest stride that it asks of the
+    backbone: 32, or 16 for dilated features.
+    """
+
+    @property
+    def output_stride(self) -> int: ...
+
+    def __call__(self, channels: Sequence[int], config: ModelConfig) -> nn.Module: ...
+
+
+def register_decoder(name: str, decoder: DecoderType) -> None:
+    """Make ``decoder`` a decoder that configs and model names can name, such as ``{name}_ddsm_r50``.
+
+    Args:
+        name: lower-case letters, digits and underscores.
+        decoder: a module class ``decoder(channels, config)`` with the attribute ``output_stride``, see `DecoderType`.
+
+    Raises:
+        ValueError: the name is taken or malformed.
+    """
+    DECODERS.register(name, decoder)
+
+
+register_decoder("uper", UPerNet)
+register_decoder("deeplabv3plus", DeepLabV3Plus)
+
+
+def find_decoder(name: str) -> DecoderType:
+    """The decoder of that name. Raises UnregisteredError."""
+    found: DecoderType = DECODERS.find(name)
+    return found

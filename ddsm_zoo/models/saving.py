@@ -1,0 +1,158 @@
+"""A segmenter to files and back: what `Segmenter.save_pretrained`, `push_to_hub` and `from_pretrained` do."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import nn
+
+from ddsm_zoo.config import ConfigError, ModelConfig, Provenance, WeightsSpec
+from ddsm_zoo.hub import client
+from ddsm_zoo.hub.config_file import Manifest, read_manifest, render_manifest
+from ddsm_zoo.hub.model_card import render_card
+from ddsm_zoo.hub.safetensors_io import CheckpointError, pack_tensors, read_tensors, verify
+from ddsm_zoo.hub.state_dict import AUXILIARY, check_fit, load_weights
+from ddsm_zoo.labels import LabelSpace
+
+if TYPE_CHECKING:
+    from ddsm_zoo.models.segmenter import Segmenter
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+SegmenterT = TypeVar("SegmenterT", bound="Segmenter")
+
+# Of a model that is described from outside and comes without weights: 2 GB in memory.
+MAX_PARAMETERS = 500_000_000
+
+
+def family(config: ModelConfig) -> str:
+    """The name that a decoder and a fusion have together: ``uper``, ``uper_ddsm``, ..."""
+    return config.decoder if config.fusion == "none" else f"{config.decoder}_{config.fusion}"
+
+
+def architecture_name(config: ModelConfig, name: str | None = None) -> str:
+    """``name`` where it is one for this architecture, as ``uper_ddsm_r50`` is; else the decoder's and the fusion's."""
+    own = family(config)
+    return name if name is not None and (name == own or name.startswith(f"{own}_")) else own
+
+
+def as_uri(source: str | os.PathLike[str], revision: str | None = None) -> str:
+    """A folder, ``org/name`` or an address as the address of a saved model; other names stay as they are.
+
+    Raises ValueError for a revision of anything but a repository without one.
+    """
+    name = os.fspath(source)
+    if not client.is_uri(name) and Path(name).expanduser().is_dir():
+        name = f"local-dir:{name}"
+    elif not client.is_uri(name) and "/" in name:
+        name = f"hf-hub:{name}"
+    if revision is None:
+        return name
+    if not name.startswith("hf-hub:") or "@" in name:
+        raise ValueError(f"{name!r} takes no revision={revision!r}, expected a repository org/name beside it")
+    return f"{name}@{revision}"
+
+
+def read_saved(path: Path) -> Manifest:
+    """The ``config.json`` of a saved model. Raises what `read_manifest` does, and ConfigError for another name."""
+    manifest = read_manifest(path)
+    if manifest.architecture != architecture_name(manifest.model_args, manifest.architecture):
+        raise ConfigError(
+            f"{path}.architecture is {manifest.architecture[:80]!r}, expected a name that begins with "
+            f"{architecture_name(manifest.model_args)}, which is what its model_args describe"
+        )
+    return manifest
+
+
+def load(
+    build: Callable[[ModelConfig], SegmenterT], uri: str, cache_dir: str | os.PathLike[str] | None = None
+) -> SegmenterT:
+    """The model saved at an address, as it was saved, in evaluation mode.
+
+    Raises HubError, FileNotFoundError, ConfigError and CheckpointError, before a model is built.
+    """
+    config_file, weights_file = client.fetch(uri, client.CONFIG_FILE, client.WEIGHTS_FILE, cache_dir=cache_dir)
+    manifest, tensors = read_saved(config_file), read_tensors(weights_file)
+    check_fit(on_meta(build, manifest.model_args), tensors, str(weights_file))
+    model = build(manifest.model_args)
+    fresh = load_weights(model, tensors, str(weights_file))
+    weights = dataclasses.replace(
+        manifest.pretrained_cfg, uri=uri, sha256=verify(weights_file, manifest.pretrained_cfg.sha256)
+    )
+    model.provenance = Provenance(
+        name=manifest.architecture,
+        preprocess=weights.preprocess,
+        labels=weights.labels,
+        weights=weights,
+        fresh=tuple(fresh),
+    )
+    return model.eval()
+
+
+def on_meta(build: Callable[[ModelConfig], ModelT], config: ModelConfig) -> ModelT:
+    """The model without memory for its tensors."""
+    with torch.device("meta"):
+        return build(config)
+
+
+def check_size(model: nn.Module, where: str) -> None:
+    """Raise ConfigError for a model from outside, on the meta device, that is very large and has no weights."""
+    count = sum(parameter.numel() for parameter in model.parameters())
+    if count > MAX_PARAMETERS:
+        raise ConfigError(
+            f"{where} describes a model of {count / 1e6:.0f} million parameters, expected at most "
+            f"{MAX_PARAMETERS / 1e6:.0f} million without its weights; load it with them, by pretrained=True"
+        )
+
+
+def pack(model: Segmenter, *, half: bool = False, address: str = "local-dir:PATH") -> dict[str, bytes]:
+    """The content of a saved model's files by name, ``config.json`` last: it holds the hash of the weights.
+
+    ``address`` is where the card tells its reader to find them.
+    """
+    if model.fused:
+        raise CheckpointError("the model was fused for inference and cannot be saved; save it before fuse()")
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(AUXILIARY)}
+    if half:
+        # not what has one value per channel: it is small, and a variance may lie outside the range of 16 bits
+        tensors = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}
+    config = dataclasses.replace(model.config, num_classes=model.num_classes, auxiliary=False)
+    check_fit(on_meta(type(model), config), tensors, "what is to be saved")
+    content = pack_tensors(tensors)
+    weights = _weights_of(model)
+    manifest = Manifest(
+        architecture=architecture_name(model.config, model.provenance.name),
+        num_classes=model.num_classes,
+        label_names=weights.labels.names,
+        model_args=config,
+        pretrained_cfg=dataclasses.replace(weights, sha256=hashlib.sha256(content).hexdigest()),
+    )
+    return {
+        client.WEIGHTS_FILE: content,
+        client.CARD_FILE: render_card(manifest, address).encode(),
+        client.CONFIG_FILE: render_manifest(manifest).encode(),
+    }
+
+
+def _weights_of(model: Segmenter) -> WeightsSpec:
+    """What is known of the model's weights, with what must be there filled in."""
+    known = model.provenance
+    labels, uri = known.labels, f"file:{client.WEIGHTS_FILE}"
+    if labels is None or len(labels) != model.num_classes:  # reset_classifier leaves the old ones behind
+        labels = numbered_labels(model.num_classes)
+    if known.weights is None:
+        return WeightsSpec(uri=uri, dataset="unknown", labels=labels, preprocess=known.preprocess)
+    weights = dataclasses.replace(known.weights, uri=uri, labels=labels, preprocess=known.preprocess)
+    if known.scored and labels == known.labels:
+        return weights
+    return dataclasses.replace(weights, metrics={}, published={}, taps_on_map={})
+
+
+def numbered_labels(count: int) -> LabelSpace:
+    """Labels for classes that nobody named."""
+    return LabelSpace.from_names([f"class {index}" for index in range(count)], ignore_index=max(255, count))
