@@ -9,8 +9,8 @@ import pytest
 from benchmarks.evidence.arms import check_arm
 from benchmarks.evidence.matrix import Arm, Cell, Matrix
 from ddsm_zoo.config import ConfigError
-from tests.data_sets import expect_one_line
-from tests.evidence.matrices import QUICK, small, write_matrix
+from tests.support.data_sets import expect_one_line
+from tests.support.matrices import QUICK, small, write_matrix
 
 
 @pytest.mark.parametrize("path", sorted(QUICK.parent.glob("*.toml")), ids=lambda path: path.stem)

@@ -8,8 +8,8 @@ import pytest
 
 from benchmarks.evidence.matrix import Cell, Matrix
 from benchmarks.evidence.page import load_results, section, write_page
-from tests.data_sets import expect_one_line
-from tests.evidence.matrices import small, write_log
+from tests.support.data_sets import expect_one_line
+from tests.support.matrices import small, write_log
 
 # (fold, seed): mIoU and F of plain, and what the module gains
 SCORES = {

@@ -11,7 +11,7 @@ from benchmarks.evidence.arms import build_arm
 from benchmarks.evidence.matrix import Matrix
 from ddsm_zoo import create_model
 from ddsm_zoo.labels import CAMVID
-from tests.evidence.matrices import small
+from tests.support.matrices import small
 
 
 def state(matrix: Matrix, arm: str, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from benchmarks.evidence import folds
 from benchmarks.evidence.folds import open_folds, plan_folds, read_pool, write_folds
 from benchmarks.evidence.matrix import FoldPlan
 from ddsm_zoo.data.datasets import open_dataset
-from tests.data_sets import IDS, IMAGE, expect_one_line, write, write_labels
+from tests.support.data_sets import IDS, IMAGE, expect_one_line, write, write_labels
 
 SEQUENCES = FoldPlan(by="sequence", names=("a", "b2"))
 COLORS = np.array([(128, 128, 128), (128, 0, 0), (64, 0, 128)], dtype=np.uint8)  # CamVid's sky, building and car
