@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 
 # huggingface_hub and torch.hub read these when they are imported: no test sees, fills or empties the caches
@@ -27,6 +28,17 @@ settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 # Tensors in tests are small: sharing them between threads costs more than it saves, far more on a busy machine.
 torch.set_num_threads(1)
+
+
+WITHIN_TOLERANCE = re.compile(r"\b(assert_close|assert_allclose|allclose|approx|summation_error)\(")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests of each module that compares numbers within a tolerance: other processors round otherwise."""
+    numeric = {path: bool(WITHIN_TOLERANCE.search(path.read_text())) for path in {item.path for item in items}}
+    for item in items:
+        if numeric[item.path]:
+            item.add_marker("numeric")
 
 
 @pytest.fixture(autouse=True)

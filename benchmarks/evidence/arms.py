@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
@@ -13,15 +11,13 @@ from ddsm_zoo.config import ConfigError
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.models import Segmenter
 
-Tensors = dict[tuple[str, tuple[int, ...], tuple[type[nn.Module], ...]], torch.Tensor]
-
 
 def build_arm(matrix: Matrix, name: str, labels: LabelSpace, seed: int) -> Segmenter:
     """The model of one arm at the start of its training.
 
     Constructors draw random numbers one after the other, so two arms with the same seed would differ in whatever is
     built after the first layer that only one of them has. Each tensor therefore has the value that the first arm of
-    the matrix with this tensor draws for it: same name, shape and kinds of modules around it.
+    the matrix that has a tensor of this name and shape draws for it.
 
     Raises what `create_model` raises.
     """
@@ -53,11 +49,6 @@ def _build(arm: Arm, labels: LabelSpace, seed: int, *, weights: bool) -> Segment
         return create_model(arm.model, labels=labels, pretrained_backbone=weights, **arm.overrides)
 
 
-def _tensors(model: nn.Module) -> Tensors:
-    """Tensors of the state dict by name, shape and the types of the modules on their path."""
-    modules = dict(model.named_modules())
-
-    def kinds(path: Sequence[str]) -> tuple[type[nn.Module], ...]:
-        return tuple(type(modules[".".join(path[:depth])]) for depth in range(1, len(path)))
-
-    return {(name, tuple(tensor.shape), kinds(name.split("."))): tensor for name, tensor in model.state_dict().items()}
+def _tensors(model: nn.Module) -> dict[tuple[str, tuple[int, ...]], torch.Tensor]:
+    """Tensors of the state dict by name and shape."""
+    return {(name, tuple(tensor.shape)): tensor for name, tensor in model.state_dict().items()}

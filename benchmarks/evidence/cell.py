@@ -114,13 +114,7 @@ def _train_locked(
     assert summary["best_epoch"] == summary["epochs"] == recipe.epochs
     figures = evaluate(f"local-dir:{place.folder / 'best'}", data, boundary=True)
     lines = (place.folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    taps = json.loads(lines[-1]).get("taps_on_map", {})
-    score = {
-        "event": "score",
-        **{key: figures[key] for key in _SCORED},
-        "samplers": {name: type(model.get_submodule(name)).__name__ for name in taps},
-        **_cost(model, data),
-    }
+    score = {"event": "score", **{key: figures[key] for key in _SCORED}, **_cost(model, data)}
     plain = json.loads(to_json(score))  # nan, of a class that never occurs, becomes null
     write_text(place.log, "\n".join([json.dumps(record), *lines, json.dumps(plain)]) + "\n")
     return 0

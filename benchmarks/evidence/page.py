@@ -17,7 +17,7 @@ from ddsm_zoo.utils.files import write_text
 
 PRIMARY_RADIUS = "0.00088"  # the smallest published share of the diagonal: 1 px at 480 x 360
 OTHER_RADII = ("0.001875", "0.00375", "0.005", "mean")
-_HALVES = {"SpatialAffinity": "S", "ChannelAffinity": "C"}
+_HALVES = {"spatial": "S", "channel": "C"}  # by the last part of a sampler's name
 
 RULES = f"""\
 Fixed before the first run:
@@ -56,10 +56,9 @@ class Result:
             lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             score = next(line for line in reversed(lines) if line["event"] == "score")
             epochs = [line for line in lines if line["event"] == "epoch"]
-            kinds, last = score["samplers"], epochs[-1].get("taps_on_map", {})
             taps: dict[str, tuple[float, ...]] = defaultdict(tuple)
-            for name, share in last.items():
-                taps[_HALVES.get(kinds[name], "offsets")] += (share,)
+            for name, share in epochs[-1].get("taps_on_map", {}).items():
+                taps[_HALVES.get(name.rpartition(".")[2], "other")] += (share,)
             score["miou"], score["boundary_f"][PRIMARY_RADIUS]
         except (ValueError, LookupError, StopIteration, TypeError) as error:
             raise ValueError(f"{path} is not the log of a finished cell; remove it and run the matrix again") from error
@@ -156,7 +155,18 @@ def _pixels(results: Results, radius: str) -> str:
 def _arms(matrix: Matrix, results: Results) -> list[str]:
     """Means and costs of each arm."""
     primary = _primary(results)
-    heads = ["Arm", "Model", "Runs", *primary, "Taps S", "Taps C", "Params (M)", "Multiply-adds (G)", "Core minutes"]
+    heads = [
+        "Arm",
+        "Model",
+        "Runs",
+        *primary,
+        "Taps S",
+        "Taps C",
+        "Taps other",
+        "Params (M)",
+        "Multiply-adds (G)",
+        "Core minutes",
+    ]
     rows = []
     for name, arm in matrix.arms.items():
         own = [result for cell, result in results.items() if cell.arm == name]
@@ -164,7 +174,7 @@ def _arms(matrix: Matrix, results: Results) -> list[str]:
             means = [f"{_over_folds(results, name, measure):.2f}" for measure in primary.values()]
             cost = [f"{own[0].score['params'] / 1e6:.2f}", f"{own[0].score['multiply_adds'] / 1e9:.2f}"]
             minutes = f"{statistics.median(result.seconds for result in own) / 60:.0f}"
-            taps = [_taps(own, half) for half in ("S", "C")]
+            taps = [_taps(own, half) for half in ("S", "C", "other")]
             rows.append([f"`{name}`", arm.title or arm.model, str(len(own)), *means, *taps, *cost, minutes])
     size = " x ".join(map(str, reversed(next(iter(results.values())).score["size"])))
     note = f"Means over folds. Taps: share on the map at the end, mean (lowest). Multiply-adds at {size}."

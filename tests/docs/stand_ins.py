@@ -85,15 +85,6 @@ SETTINGS = {
             "_PUBLICATIONS = {": "from ddsm_zoo.zoo.registry import Publication\n_PUBLICATIONS = {",
         },
     ),
-    "docs/results.md": Setting(
-        swaps={
-            "short_runs.py run camvid:ROOT\n": "short_runs.py run camvid:ROOT --models uper_lite0 --seeds 0\n",
-            "uper_ddsm_lite0 --seeds 3 4": "uper_ddsm_lite0 --seeds 0",
-            "factors.py run camvid:ROOT\n": "factors.py run camvid:ROOT --factors separate\n",
-            "smooth plain-rough offset-rate silent --seeds 1 2": "plain-rough --seeds 1",
-            "smooth plain-rough --seeds 3 4": "plain-rough --seeds 1",
-        }
-    ),
     "docs/scaling.md": Setting(
         swaps={
             "camvid_lite0.toml camvid:ROOT": "camvid_lite0.toml camvid:ROOT --workers 0 --steps 1",

@@ -84,8 +84,8 @@ def test_dcn_is_torchvisions_deformable_convolution() -> None:
 
 
 def test_dcn_starts_as_a_convolution_and_learns_its_offsets() -> None:
-    module = build_fusion("dcn", 8, CONFIG)
-    low, high = torch.randn(2, 8, 6, 7), torch.randn(2, 8, 3, 4)
+    module = build_fusion("dcn", 8, CONFIG).double()
+    low, high = (torch.randn(2, 8, *size, dtype=torch.float64) for size in ((6, 7), (3, 4)))
     out = module(low, high)
     kernel = module.conv.weight.detach()
     expected = low + F.batch_norm(F.conv2d(upsampled(high), kernel, padding=1), None, None, training=True)

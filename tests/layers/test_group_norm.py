@@ -14,10 +14,10 @@ from ddsm_zoo.layers.group_norm import GroupNorm2d, use_group_norm
 
 @pytest.mark.parametrize(("channels", "groups"), [(16, 2), (24, 2), (40, 4), (64, 8), (256, 32), (1280, 32), (3, 1)])
 def test_by_the_definition(channels: int, groups: int) -> None:
-    norm = nn.BatchNorm2d(channels)
+    norm = nn.BatchNorm2d(channels).double()
     nn.init.uniform_(norm.weight)
     nn.init.uniform_(norm.bias)
-    features = torch.randn(2, channels, 3, 4)
+    features = torch.randn(2, channels, 3, 4, dtype=torch.float64)
     result = GroupNorm2d(norm)(features)
     each = channels // groups
     for n in range(2):

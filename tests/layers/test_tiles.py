@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ddsm_zoo.inference.tiling import Tiling
 from ddsm_zoo.layers.common import average, downsample, stretch
 from ddsm_zoo.layers.tiles import Averages, Gathered, Span, Tile, current, working_on
+from tests.support.closeness import summation_error
 
 SIZES = st.tuples(st.integers(500, 1500), st.integers(500, 1500))
 STRIDES = st.sampled_from([4, 8, 16, 32])
@@ -40,36 +41,39 @@ def part(tile: Tile, stride: int) -> tuple[slice, slice]:
 @given(SIZES, STRIDES, st.sampled_from([1, 2, 3, 6, 16]))
 def test_the_shares_of_all_tiles_are_the_average_over_the_whole(size: tuple[int, int], stride: int, parts: int) -> None:
     features = torch.rand(1, 2, *cells(size, stride), generator=torch.Generator().manual_seed(0))
+    # Tiles average in float32, over columns and then over rows; the features are below 1.
+    tolerance = summation_error(sum(cells(size, stride)), 1.0)
     averages = Averages()
     for tile in tiles(size, averages, gather=True):
         rows, columns = part(tile, stride)
         with working_on(tile):
             own = average(features[..., rows, columns], parts)
-        torch.testing.assert_close(own, F.adaptive_avg_pool2d(features[..., rows, columns], parts))
+        exact = F.adaptive_avg_pool2d(features[..., rows, columns].double(), parts)
+        torch.testing.assert_close(own.double(), exact, atol=tolerance, rtol=0)
     averages.renew()
-    expected = F.adaptive_avg_pool2d(features, parts)
-    torch.testing.assert_close(averages.known[0], expected)
+    expected = F.adaptive_avg_pool2d(features.double(), parts)
+    torch.testing.assert_close(averages.known[0].double(), expected, atol=tolerance, rtol=0)
     with working_on(tiles(size, averages)[0]):
-        torch.testing.assert_close(average(features[..., :3, :3], parts), expected)
+        assert torch.equal(average(features[..., :3, :3], parts), averages.known[0])
 
 
 @given(SIZES, STRIDES, st.integers(1, 32))
 def test_a_stretched_map_is_the_tiles_part_of_the_whole(size: tuple[int, int], stride: int, side: int) -> None:
-    whole_map = torch.rand(1, 2, side, side, generator=torch.Generator().manual_seed(0))
+    whole_map = torch.rand(1, 2, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     expected = F.interpolate(whole_map, cells(size, stride), mode="bilinear", align_corners=False)
     for tile in tiles(size, Averages()):
         rows, columns = part(tile, stride)
         with working_on(tile):
             found = stretch(whole_map, (rows.stop - rows.start, columns.stop - columns.start))
-        torch.testing.assert_close(found, expected[..., rows, columns], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(found, expected[..., rows, columns], atol=1e-10, rtol=0)
 
 
 def test_a_table_of_rows_stretches_along_them_alone() -> None:
-    table = torch.rand(1, 3, 8, 1)
+    table = torch.rand(1, 3, 8, 1, dtype=torch.float64)
     tile = Tile(Span(512, 512, 1216, 640, 896), Span(0, 704, 704, 0, 704), Averages(), False)
     expected = F.interpolate(table, (304, 1), mode="bilinear", align_corners=False)
     with working_on(tile):
-        torch.testing.assert_close(stretch(table, (128, 1)), expected[:, :, 128:256], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(stretch(table, (128, 1)), expected[:, :, 128:256], atol=1e-10, rtol=0)
 
 
 def test_a_tile_ends_when_it_has_given_all_that_is_expected() -> None:

@@ -79,7 +79,7 @@ def test_gradients(loss: object) -> None:
 
 
 def test_cross_entropy_is_the_mean_over_valid_pixels() -> None:
-    logits, targets = torch.randn(2, 4, 3, 5), torch.randint(4, (2, 3, 5))
+    logits, targets = torch.randn(2, 4, 3, 5, dtype=torch.float64), torch.randint(4, (2, 3, 5))
     targets[0, :, 2] = IGNORED
     log_probabilities = logits.log_softmax(1)
     expected = [
@@ -91,14 +91,14 @@ def test_cross_entropy_is_the_mean_over_valid_pixels() -> None:
 
 
 def test_label_smoothing_matches_the_built_in_mean() -> None:
-    logits, targets = torch.randn(2, 4, 3, 5), torch.randint(4, (2, 3, 5))
+    logits, targets = torch.randn(2, 4, 3, 5, dtype=torch.float64), torch.randint(4, (2, 3, 5))
     targets[1, 0] = IGNORED
     expected = F.cross_entropy(logits, targets, ignore_index=IGNORED, label_smoothing=0.1)
     torch.testing.assert_close(SegmentationLoss(label_smoothing=0.1)(logits, targets), expected)
 
 
 def test_the_parts_are_added_with_their_weights() -> None:
-    logits, targets = torch.randn(2, 3, 4, 4), torch.randint(3, (2, 4, 4))
+    logits, targets = torch.randn(2, 3, 4, 4, dtype=torch.float64), torch.randint(3, (2, 4, 4))
     probabilities, labels = logits.softmax(1).permute(0, 2, 3, 1).reshape(-1, 3), targets.flatten()
     expected = (
         F.cross_entropy(logits, targets)
@@ -110,7 +110,7 @@ def test_the_parts_are_added_with_their_weights() -> None:
 
 def test_ignored_pixels_change_nothing_and_get_no_gradient() -> None:
     loss = SegmentationLoss(label_smoothing=0.1, dice=1.0, lovasz=1.0)
-    logits, targets = torch.randn(1, 3, 4, 4), torch.randint(3, (1, 4, 4))
+    logits, targets = torch.randn(1, 3, 4, 4, dtype=torch.float64), torch.randint(3, (1, 4, 4))
     targets[0, :2] = IGNORED
     first = logits.clone().requires_grad_()
     second = torch.where(targets[:, None] == IGNORED, 100 * torch.randn_like(logits), logits)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import ddsm_zoo
@@ -65,6 +66,38 @@ def test_a_refused_run_leaves_the_model_of_the_earlier_one(tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match="holds the state of a run"):
         run_recipe(recipe, "scenes:2", tmp_path, pretrained=False)
     assert {path.name: path.read_bytes() for path in (tmp_path / "best").iterdir()} == before
+
+
+def test_a_run_that_was_killed_before_its_model_was_complete_is_completed(tmp_path: Path) -> None:
+    recipe = Recipe(model="uper_ddsm_tiny", epochs=1, batch_size=2, crop_size=(32, 32), workers=0)
+    summary = run_recipe(recipe, "scenes:2", tmp_path, pretrained=False)
+    complete = {path.name: path.read_bytes() for path in (tmp_path / "best").iterdir()}
+    (tmp_path / "best" / "config.json").unlink()
+    resumed = run_recipe(recipe, "scenes:2", tmp_path, pretrained=False, resume=True)
+    assert resumed == summary
+    assert {path.name: path.read_bytes() for path in (tmp_path / "best").iterdir()} == complete
+
+
+def test_a_built_model_is_trained_from_the_weights_that_it_has(tmp_path: Path) -> None:
+    model = ddsm_zoo.create_model("uper_ddsm_tiny", labels=CAMVID)
+    before = {name: tensor.clone() for name, tensor in model.named_parameters()}
+    recipe = Recipe(
+        model="uper_ddsm_tiny", epochs=1, batch_size=2, crop_size=(32, 32), workers=0, lr=1e-8, seed=3
+    )  # fmt: skip
+    run_recipe(recipe, "scenes:2", tmp_path, model=model)
+    saved = ddsm_zoo.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    for name, tensor in saved.named_parameters():
+        torch.testing.assert_close(tensor, before[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_built_model_of_other_classes_or_with_a_second_source_of_weights_is_refused(tmp_path: Path) -> None:
+    recipe = Recipe(model="uper_ddsm_tiny", epochs=1, batch_size=2, crop_size=(32, 32), workers=0)
+    other = ddsm_zoo.create_model("uper_ddsm_tiny", num_classes=3)
+    with pytest.raises(ValueError, match="3 classes, expected the 11 of the data"):
+        run_recipe(recipe, "scenes:2", tmp_path, model=other)
+    with pytest.raises(ValueError, match="pretrained=True, expected one source of weights"):
+        run_recipe(recipe, "scenes:2", tmp_path, model=other, pretrained=True)
+    assert not any(tmp_path.iterdir())
 
 
 def write_pair(root: Path, split: str, image: np.ndarray, mask: np.ndarray) -> Path:
