@@ -11,32 +11,66 @@ if TYPE_CHECKING:
     from ddsm_zoo.data.transforms import create_transform
     from ddsm_zoo.evaluation.evaluate import evaluate
     from ddsm_zoo.inference.predictor import Predictor, Segmentation
-    from ddsm_zoo.zoo.factory import create_model, push_to_hub, resolve_data_config, save_pretrained
-    from ddsm_zoo.zoo.registry import is_model, list_models, list_pretrained, model_config, register_model
+    from ddsm_zoo.layers.fusion import register_fusion
+    from ddsm_zoo.models.decoders import register_decoder
+    from ddsm_zoo.models.segmenter import Segmenter
+    from ddsm_zoo.training.run import train
+    from ddsm_zoo.zoo.factory import create_model, from_pretrained, push_to_hub, resolve_data_config, save_pretrained
+    from ddsm_zoo.zoo.registry import (
+        is_model,
+        list_models,
+        list_pretrained,
+        model_config,
+        register_backbone,
+        register_model,
+    )
 
 __all__ = [
     "Predictor",
     "Segmentation",
+    "Segmenter",
     "__version__",
     "create_model",
     "create_transform",
     "evaluate",
+    "from_pretrained",
     "is_model",
     "list_models",
     "list_pretrained",
     "model_config",
     "push_to_hub",
+    "register_backbone",
+    "register_decoder",
+    "register_fusion",
     "register_model",
     "resolve_data_config",
     "save_pretrained",
+    "train",
 ]
 
 _MODULES = {
     "ddsm_zoo.data.transforms": ("create_transform",),
     "ddsm_zoo.evaluation.evaluate": ("evaluate",),
-    "ddsm_zoo.zoo.factory": ("create_model", "push_to_hub", "resolve_data_config", "save_pretrained"),
     "ddsm_zoo.inference.predictor": ("Predictor", "Segmentation"),
-    "ddsm_zoo.zoo.registry": ("is_model", "list_models", "list_pretrained", "model_config", "register_model"),
+    "ddsm_zoo.layers.fusion": ("register_fusion",),
+    "ddsm_zoo.models.decoders": ("register_decoder",),
+    "ddsm_zoo.models.segmenter": ("Segmenter",),
+    "ddsm_zoo.training.run": ("train",),
+    "ddsm_zoo.zoo.factory": (
+        "create_model",
+        "from_pretrained",
+        "push_to_hub",
+        "resolve_data_config",
+        "save_pretrained",
+    ),
+    "ddsm_zoo.zoo.registry": (
+        "is_model",
+        "list_models",
+        "list_pretrained",
+        "model_config",
+        "register_backbone",
+        "register_model",
+    ),
 }
 
 

@@ -199,12 +199,11 @@ class Provenance:
         known = {} if self.weights is None else to_dict(self.weights)
         for key in ("preprocess", "labels", *(() if self.scored else ("metrics", "published", "taps_on_map"))):
             known.pop(key, None)
+        known = {key: value for key, value in known.items() if value is not None}
         if self.labels is not None:
-            known |= {
-                "labels": to_dict(self.labels),
-                "reused": dict(self.reused),
-                "reinitialized": list(self.reinitialized),
-            }
+            known["labels"] = to_dict(self.labels)
+        if self.reused or self.reinitialized:
+            known |= {"reused": dict(self.reused), "reinitialized": list(self.reinitialized)}
         if self.weights is not None:
             known["fresh"] = list(self.fresh)
         if self.converted is not None:

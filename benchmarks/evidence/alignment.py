@@ -28,12 +28,12 @@ from torch.overrides import TorchFunctionMode
 from ddsm_zoo import create_model, resolve_data_config
 from ddsm_zoo.data.datasets import SceneDataset, SegmentationDataset, open_dataset
 from ddsm_zoo.data.transforms import EvalTransform, TrainTransform
-from ddsm_zoo.engine.evaluate import Prediction, evaluate_model
-from ddsm_zoo.engine.recipe import Recipe
-from ddsm_zoo.engine.train import train
+from ddsm_zoo.evaluation.accumulate import Prediction, evaluate_model
 from ddsm_zoo.metrics import BoundaryFScore
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.models.backbone import STRIDES, Backbone
+from ddsm_zoo.training.loop import fit
+from ddsm_zoo.training.recipe import Recipe
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "tiny_scenes.toml"
 MODEL, BUNDLED = "uper_tiny", "uper_ddsm_lite0_camvid"
@@ -267,7 +267,7 @@ def train_placed(places: Places, seed: int, steps: int, train_set: RenderedScene
     train_set.seed = seed
     with tempfile.TemporaryDirectory() as folder:
         few = RenderedScenes(1, "val", EvalTransform(resolve_data_config(model)))
-        train(model, recipe, train_set, few, folder, ignore_index=train_set.labels.ignore_index)
+        fit(model, recipe, train_set, few, folder, ignore_index=train_set.labels.ignore_index)
     return model
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+import benchmarks.evidence.fusions  # noqa: F401 - registers what arms may name
 from benchmarks.evidence.matrix import Arm, Matrix
 from ddsm_zoo import create_model
 from ddsm_zoo.config import ConfigError

@@ -21,7 +21,7 @@ from ddsm_zoo.data.datasets import open_dataset
 from ddsm_zoo.models import Segmenter, complexity
 from ddsm_zoo.training.loop import ProgressEvent
 from ddsm_zoo.training.recipe import Recipe
-from ddsm_zoo.training.run import run_recipe
+from ddsm_zoo.training.run import train
 from ddsm_zoo.utils.files import to_json, write_json, write_text
 
 BUSY, INTERRUPTED = 75, 130  # exit statuses
@@ -106,7 +106,7 @@ def _train_locked(
     write_json(place.folder / _RECORD, record)
     labels = open_dataset(data, "train").labels
     model = build_arm(matrix, cell.arm, labels, cell.seed)
-    summary = run_recipe(recipe, data, place.folder, model=model, resume=True, source=matrix.recipe, progress=watch)
+    summary = train(recipe, data, place.folder, model=model, resume=True, source=matrix.recipe, progress=watch)
     if summary["interrupted"]:
         print("interrupted, its state is saved")
         return INTERRUPTED

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
+import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -60,6 +63,21 @@ def main() -> None:
     app()
 
 
+def load_plugin(name: str) -> None:
+    """Import a user's module, from the current folder too. Raises LookupError for one that is not there."""
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        raise LookupError(
+            f"--plugin {name}: no such module, expected the name of one in {Path.cwd()} or of an installed package"
+        ) from error
+    finally:
+        sys.path.pop(0)
+
+
 def print_version(wanted: bool) -> None:
     if wanted:
         from ddsm_zoo.version import __version__
@@ -73,11 +91,17 @@ def configure(
     _version: Annotated[
         bool, typer.Option("--version", help="Print the version and leave.", callback=print_version, is_eager=True)
     ] = False,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(help="Import this module first, which registers models or data sets of yours.", metavar="MODULE"),
+    ] = None,
 ) -> None:
     """Fine-grained semantic segmentation with the Dynamic Dual Sampling Module.
 
     Label a street with the bundled model:  ddsm-zoo predict street.jpg
     """
+    for module in plugin or ():
+        load_plugin(module)
     logger = logging.getLogger("ddsm_zoo")
     logger.handlers = [RichHandler(console=stderr, show_time=False, show_level=False, show_path=False)]
     logger.setLevel(logging.INFO)

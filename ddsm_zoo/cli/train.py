@@ -67,14 +67,14 @@ def train(
     check_folder(out)
     check_output(json)
     try:
-        from ddsm_zoo.training.run import run_recipe
+        from ddsm_zoo.training.run import train
         from ddsm_zoo.utils.distributed import joined
     except ModuleNotFoundError as error:
         raise LookupError(f"training needs the package {error.name}: pip install 'ddsm-zoo[train]'") from error
     with joined() as reporting, training_bar() if reporting else contextlib.nullcontext() as show:
         if not reporting:  # what there is to say of the run, the first process says
             logging.getLogger("ddsm_zoo").setLevel(logging.ERROR)
-        summary = run_recipe(
+        summary = train(
             chosen,
             data,
             out,

@@ -51,7 +51,7 @@ class TrainingDiverged(ValueError):
 class ProgressEvent:
     """Where a run stands: ``done`` of ``total`` optimizer steps of the run ("train"), or images of a validation.
 
-    Before it begins, `training.run_recipe` counts the images that it has checked ("check").
+    Before it begins, `training.run.train` counts the images that it has checked ("check").
 
     Epochs count from 1. ``loss`` is the running mean of the epoch, ``miou`` the latest validation's, nan before.
     """
@@ -97,7 +97,7 @@ class _Position:
     """Of the last step: `TapCounts` as plain data, by sampler."""
 
 
-def train(
+def fit(
     model: nn.Module,
     recipe: Recipe,
     train_set: Samples,

@@ -27,7 +27,7 @@ from ddsm_zoo.layers.sampler import watch_taps
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.training.batch_size import settle_batch_size
 from ddsm_zoo.training.checkpoint import has_state, load_last_state
-from ddsm_zoo.training.loop import Hooks, ProgressEvent, train
+from ddsm_zoo.training.loop import Hooks, ProgressEvent, fit
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.training.sampling import epoch_order, median_frequency, rarity
 from ddsm_zoo.training.visual_log import Monitor
@@ -37,7 +37,7 @@ from ddsm_zoo.zoo.factory import create_model, describe_weights, resolve_data_co
 logger = logging.getLogger(__name__)
 
 
-def run_recipe(  # noqa: PLR0913 - each is a choice of its own
+def train(  # noqa: PLR0913 - each is a choice of its own
     recipe: Recipe,
     data: str,
     out_dir: str | Path,
@@ -58,7 +58,7 @@ def run_recipe(  # noqa: PLR0913 - each is a choice of its own
     first, and logged. ``source`` is recorded as the recipe's name. `monitor.Monitor` shows how the run goes on, with
     ``tensorboard`` there too.
 
-    Returns the summary of `engine.train.train`. However the run ends, ``out_dir/best`` is then a saved model with the
+    Returns the summary of `training.loop.fit`. However the run ends, ``out_dir/best`` is then a saved model with the
     data's labels, if a validation was reached. Raises what `train`, `create_model` and `open_dataset` raise, and
     DatasetError, before ``out_dir`` is touched, for data in which the quick check of `data.check` finds an error.
     """
@@ -96,7 +96,7 @@ def run_recipe(  # noqa: PLR0913 - each is a choice of its own
     summary: dict[str, Any] = {}
     try:
         with enough_memory("training", "choose a smaller batch_size (0 finds one that fits) or crop_size"):
-            summary = train(
+            summary = fit(
                 model,
                 settled,
                 train_set,

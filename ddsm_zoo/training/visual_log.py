@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class Monitor:
-    """Called at the end of each epoch with its line of the log and the evaluated model, as `engine.train.Hooks` says.
+    """Called at the end of each epoch with its line of the log and the evaluated model, as `training.loop.Hooks` says.
 
     After each validation it rewrites ``val.png`` in ``out_dir``, a few images of ``val_set`` with label and prediction,
     always the same ones, and ``curve.png``, loss and mIoU by epoch from ``log.jsonl``, where matplotlib is installed.

@@ -10,7 +10,7 @@ import huggingface_hub.file_download
 import pytest
 from torch import Tensor
 
-from ddsm_zoo.zoo import factory
+from ddsm_zoo.models import saving
 from tests.faults.common import Files
 from tests.support.hub_server import TOKEN, HubServer
 from tests.support.tiny_weights import logits, trained_model
@@ -19,7 +19,7 @@ from tests.support.tiny_weights import logits, trained_model
 @pytest.fixture(scope="session")
 def files() -> Files:
     """What a published repository holds."""
-    return factory.pack(trained_model())
+    return saving.pack(trained_model())
 
 
 @pytest.fixture(scope="session")

@@ -79,7 +79,11 @@ CONTENTS: dict[str, tuple[Callable[[Files], Files], str]] = {
     "wrong type of labels": (changed(label_names="road"), "expected a list"),
     "number that is none": (changed(pretrained_cfg={"mean": [1e999, 0, 0]}), "not valid JSON"),
     "unknown architecture": (changed(architecture="pspnet_r50"), "expected a name that begins with uper_ddsm"),
-    "unknown decoder": (changed(model_args={"decoder": "pspnet"}), "expected one of uper, deeplabv3plus"),
+    "decoder that is no name": (changed(model_args={"decoder": "../uper"}), "expected a name such as uper"),
+    "unknown decoder": (
+        changed(architecture="pspnet_ddsm", model_args={"decoder": "pspnet"}),
+        "no decoder named 'pspnet'",
+    ),
     "unknown backbone": (changed(model_args={"backbone": "resnet9999"}), "resnet9999"),
     "backbone elsewhere": (changed(model_args={"backbone": "hf-hub:evil/model"}), "expected the name of a timm model"),
     "million channels": (changed(model_args={"width": MILLION}), "expected 8 to 4096"),

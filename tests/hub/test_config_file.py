@@ -50,7 +50,7 @@ BAD_CONFIGS = {
     "NaN": (changed(num_classes=float("nan")), "NaN is no JSON number"),
     "unknown field": (changed(evil=1), "unknown field 'evil'"),
     "missing field": (b"{}", "lacks the field 'architecture'"),
-    "unknown decoder": (changed(model_args={**ARGS, "decoder": "pspnet"}), "expected one of uper"),
+    "a decoder that is no name": (changed(model_args={**ARGS, "decoder": "../x"}), "expected a name such as uper"),
     "wrong type": (changed(model_args={**ARGS, "width": "wide"}), "expected int"),
     "version 0.1.0's reading of DDSM": (
         changed(model_args={**ARGS, "fusion": "ddsm", "ddsm": {"width": 16}}),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import math
 
 import pytest
@@ -13,17 +12,13 @@ from torch import Tensor, nn
 import ddsm_zoo
 from ddsm_zoo.config import DDSMConfig, ModelConfig
 from ddsm_zoo.layers import build_fusion
-from ddsm_zoo.models import Complexity, Segmenter, complexity
+from ddsm_zoo.models import Complexity, Segmenter, complexity, count
 
-# the package's attribute of this name is the function
-MODULE = importlib.import_module("ddsm_zoo.models.complexity")
 CONFIG = ModelConfig(decoder="uper", backbone="test_resnet.r160_in1k", width=16)
 
 
-def counted(monkeypatch: pytest.MonkeyPatch, module: nn.Module, in_chans: int, size: tuple[int, int]) -> Complexity:
-    """The complexity of ``module`` in the place of a whole model."""
-    monkeypatch.setattr(MODULE, "build", lambda config: module.to("meta"))
-    return complexity(dataclasses.replace(CONFIG, in_chans=in_chans), size)
+def counted(module: nn.Module, in_chans: int, size: tuple[int, int]) -> Complexity:
+    return count(module.to("meta"), (in_chans, *size))
 
 
 class Fused(nn.Module):
@@ -51,24 +46,24 @@ def test_the_plain_twin() -> None:
     assert multiply_adds == pytest.approx(405e9, rel=0.01)
 
 
-def test_a_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_convolution() -> None:
     module = nn.Sequential(
         nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Upsample(scale_factor=2)
     )
-    params, multiply_adds = counted(monkeypatch, module, 3, (10, 14))
+    params, multiply_adds = counted(module, 3, (10, 14))
     assert params == 8 * 3 * 9 + 8 + 2 * 8
     assert multiply_adds == 5 * 7 * 8 * 3 * 9
 
 
-def test_a_deformable_convolution_counts_as_a_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = Fused(build_fusion("dcn", 8, DDSMConfig()))
-    params, multiply_adds = counted(monkeypatch, module, 8, (10, 14))
+def test_a_deformable_convolution_counts_as_a_convolution() -> None:
+    module = Fused(build_fusion(8, dataclasses.replace(CONFIG, fusion="dcn")))
+    params, multiply_adds = counted(module, 8, (10, 14))
     offsets, convolution = 18 * 8 * 9, 8 * 8 * 9
     assert params == offsets + 18 + convolution + 2 * 8
     assert multiply_adds == 10 * 14 * (offsets + convolution)
 
 
-def test_the_module_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_module_by_hand() -> None:
     width, inner, taps, pool, positions = 8, 16, 9, 3, 5
     config = DDSMConfig(pixels=taps, channels=taps, width=inner, pool=pool, positions=positions)
     pixels = 10 * 14
@@ -87,8 +82,8 @@ def test_the_module_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         + 256 * inner * width  # back
     )
     for fusion, expected in (("ddsm_s", spatial), ("ddsm_c", channel), ("ddsm", spatial + channel)):
-        module = Fused(build_fusion(fusion, width, config))
-        assert counted(monkeypatch, module, width, (10, 14)).multiply_adds == expected, fusion
+        module = Fused(build_fusion(width, dataclasses.replace(CONFIG, fusion=fusion, ddsm=config)))
+        assert counted(module, width, (10, 14)).multiply_adds == expected, fusion
 
 
 @pytest.mark.parametrize("name", ["uper_tiny", "deeplabv3plus_tiny"])
@@ -97,12 +92,12 @@ def test_a_plain_model_is_its_convolutions(name: str) -> None:
     model = Segmenter(config).eval()
     products = []
 
-    def count(convolution: nn.Conv2d, _: tuple[Tensor, ...], out: Tensor) -> None:
+    def note(convolution: nn.Conv2d, _: tuple[Tensor, ...], out: Tensor) -> None:
         products.append(out.numel() * math.prod(convolution.weight.shape[1:]))
 
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(count)
+            module.register_forward_hook(note)
     with torch.inference_mode():
         model(torch.randn(1, 4, 65, 97))
     expected = Complexity(sum(parameter.numel() for parameter in model.parameters()), sum(products))

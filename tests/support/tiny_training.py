@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ddsm_zoo import create_model
-from ddsm_zoo.training.loop import Hooks, ProgressEvent, train
+from ddsm_zoo.training.loop import Hooks, ProgressEvent, fit
 from ddsm_zoo.training.recipe import Recipe
 
 CLASSES = 3
@@ -124,7 +124,7 @@ def run(
     resume: bool = False,
     **hooks: Any,
 ) -> dict[str, Any]:
-    return train(model or fresh(), recipe, Blobs(count), Blobs(5), out, resume=resume, hooks=Hooks(**hooks))
+    return fit(model or fresh(), recipe, Blobs(count), Blobs(5), out, resume=resume, hooks=Hooks(**hooks))
 
 
 def log_of(out: Path) -> list[dict[str, Any]]:

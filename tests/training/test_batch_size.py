@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ddsm_zoo.training.batch_size import free_memory, kept_bytes, settle_batch_size
-from ddsm_zoo.training.loop import train
+from ddsm_zoo.training.loop import fit
 from ddsm_zoo.training.recipe import Recipe
 from tests.support.tiny_training import Blobs
 from tests.support.together import run_together
@@ -117,7 +117,7 @@ def test_half_precision_and_an_auxiliary_head_are_counted() -> None:
 
 def test_a_run_needs_a_number(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="batch_size is 0, expected a number"):
-        train(Net(), recipe(), Blobs(4), Blobs(1), tmp_path)
+        fit(Net(), recipe(), Blobs(4), Blobs(1), tmp_path)
     assert not list(tmp_path.iterdir())
 
 

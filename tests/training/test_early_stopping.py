@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from ddsm_zoo.training.loop import train
+from ddsm_zoo.training.loop import fit
 from tests.support.tiny_training import CLASSES, Blobs, Linear, epochs_of, fresh, recipe
 
 
@@ -19,7 +19,7 @@ class Scripted(Linear):
         super().__init__()
         self.rights = iter(rights)
 
-    def train(self, mode: bool = True) -> Scripted:
+    def fit(self, mode: bool = True) -> Scripted:
         super().train(mode)
         if not mode:
             self.right = next(self.rights)
@@ -36,7 +36,7 @@ class Scripted(Linear):
 
 def run(out: Path, rights: list[int], **fields: Any) -> dict[str, Any]:
     model = fresh(lambda: Scripted(rights))
-    return train(model, recipe(**fields), Blobs(4), Blobs(3), out, resume=True)
+    return fit(model, recipe(**fields), Blobs(4), Blobs(3), out, resume=True)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ddsm_zoo.metrics import ConfusionMatrix
-from ddsm_zoo.training.loop import ProgressEvent, train
+from ddsm_zoo.training.loop import ProgressEvent, fit
 from ddsm_zoo.training.losses import SegmentationLoss
 from tests.support.tiny_training import (
     CLASSES,
@@ -46,7 +46,7 @@ def test_it_learns_and_writes_what_it_says(tmp_path: Path) -> None:
 
 def test_the_score_is_that_of_the_weights_on_disk_over_images_of_different_sizes(tmp_path: Path) -> None:
     val_set = Blobs(9, sizes=((6, 8), (6, 8), (5, 7)))
-    summary = train(fresh(), recipe(epochs=2, ema_decay=0.5), Blobs(12), val_set, tmp_path)
+    summary = fit(fresh(), recipe(epochs=2, ema_decay=0.5), Blobs(12), val_set, tmp_path)
     model = Net().eval()
     model.load_state_dict(safetensors.torch.load_file(summary["last"]))
     confusion = ConfusionMatrix(CLASSES)
@@ -85,7 +85,7 @@ def test_each_epoch_is_another_order_of_all_images(tmp_path: Path) -> None:
 
     seen: list[int] = []
     data = Recording(8)
-    train(fresh(), recipe(epochs=3), data, Blobs(2), tmp_path)
+    fit(fresh(), recipe(epochs=3), data, Blobs(2), tmp_path)
     orders = [seen[start : start + 8] for start in (0, 8, 16)]
     assert all(sorted(order) == list(range(8)) for order in orders)
     assert len(set(map(tuple, orders))) == 3
@@ -97,7 +97,7 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path: Path) ->
         """Every image has equally many valid pixels, so that means of means are means."""
 
     for name, options in {"large": {}, "small": {"batch_size": 2, "gradient_accumulation": 2}}.items():
-        train(fresh(Linear), recipe(epochs=2, **options), Clean(8), Clean(2), tmp_path / name)
+        fit(fresh(Linear), recipe(epochs=2, **options), Clean(8), Clean(2), tmp_path / name)
     large, small = (
         safetensors.torch.load_file(tmp_path / name / "last" / "model.safetensors") for name in ("large", "small")
     )
@@ -144,7 +144,7 @@ def test_the_auxiliary_head_adds_its_share_and_is_not_published(tmp_path: Path) 
     loss = SegmentationLoss(dice=0.5)
     expected = loss(model(images), masks) + 0.25 * loss(model.auxiliary(images), masks)
     before = model.auxiliary.weight.clone()
-    train(model, recipe(epochs=1, dice=0.5, auxiliary_weight=0.25), data, Blobs(1), tmp_path)
+    fit(model, recipe(epochs=1, dice=0.5, auxiliary_weight=0.25), data, Blobs(1), tmp_path)
     assert epochs_of(tmp_path)[0]["loss"] == pytest.approx(expected.item())
     assert not torch.equal(model.auxiliary.weight, before)
     assert set(safetensors.torch.load_file(tmp_path / "last" / "model.safetensors")) == {"weight", "bias"}
@@ -195,5 +195,5 @@ def test_clipping_bounds_the_step(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("train_count", "val_count", "name"), [(0, 1, "training"), (1, 0, "validation")])
 def test_empty_sets_are_refused(tmp_path: Path, train_count: int, val_count: int, name: str) -> None:
     with pytest.raises(ValueError, match=f"the {name} set has 0 images, expected at least 1"):
-        train(fresh(), recipe(), Blobs(train_count), Blobs(val_count), tmp_path)
+        fit(fresh(), recipe(), Blobs(train_count), Blobs(val_count), tmp_path)
     assert not list(tmp_path.iterdir())

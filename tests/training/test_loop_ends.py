@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ddsm_zoo.training.checkpoint import CheckpointError, load_state
-from ddsm_zoo.training.loop import ProgressEvent, TrainingDiverged, train
+from ddsm_zoo.training.loop import ProgressEvent, TrainingDiverged, fit
 from ddsm_zoo.utils.files import OutputError
 from tests.support.tiny_training import (
     FULL,
@@ -126,7 +126,7 @@ class Poisoned(Blobs):
 
 def test_a_diverged_run_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:
     with pytest.raises(TrainingDiverged, match="the loss is nan in epoch 2, step 1: .* lower lr") as error:
-        train(fresh(), recipe(), Poisoned(8), Blobs(2), tmp_path)
+        fit(fresh(), recipe(), Poisoned(8), Blobs(2), tmp_path)
     assert "\n" not in str(error.value)
     assert load_state(tmp_path / "last" / "state.pt")["position"]["epoch"] == 1
     assert all(

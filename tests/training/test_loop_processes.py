@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from ddsm_zoo.training.checkpoint import load_state
-from ddsm_zoo.training.loop import train
+from ddsm_zoo.training.loop import fit
 from tests.support.tiny_training import FULL, Blobs, Uneven, epochs_of, recipe, size_for, trainee
 from tests.support.together import run_together
 
@@ -38,7 +38,7 @@ import torch
 torch.set_num_threads(1)
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from ddsm_zoo.training.loop import train
+from ddsm_zoo.training.loop import fit
 from tests.support.tiny_training import Blobs, Uneven, recipe, size_for, trainee
 
 out, cases, sharded = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
@@ -66,7 +66,7 @@ def started_anywhere(network):
 seen = {}
 for name, (network, count, fields) in cases.items():
     data = Uneven(count, size_for(network))
-    train(started_anywhere(network), recipe(**fields), data, Blobs(5), out / name)
+    fit(started_anywhere(network), recipe(**fields), data, Blobs(5), out / name)
     seen[name] = data.seen
 # One of the two is told to leave while the second step is in hand.
 class Told(Uneven):
@@ -75,21 +75,21 @@ class Told(Uneven):
             signal.raise_signal(signal.SIGTERM)
         return super().__getitem__(index)
 
-summary = train(trainee("Net"), recipe(epochs=1, power=0.0), Told(12), Blobs(5), out / "told")
+summary = fit(trainee("Net"), recipe(epochs=1, power=0.0), Told(12), Blobs(5), out / "told")
 
 os.environ["ACCELERATE_USE_FSDP"] = "true"
 refusals = []
 for version in ("2", "1"):  # the first on what is a CPU, the second as if on GPUs
     os.environ["FSDP_VERSION"] = version
     try:
-        train(trainee("Net"), recipe(), Uneven(12), Blobs(5), out / "refused")
+        fit(trainee("Net"), recipe(), Uneven(12), Blobs(5), out / "refused")
     except ValueError as error:
         refusals.append(str(error))
     AcceleratorState.__init__ = as_on_gpus
 os.environ["FSDP_VERSION"] = "2"
 for epochs in (1, 2):
     model = started_anywhere("Net")
-    train(model, recipe(**{**sharded, "epochs": epochs}), Uneven(14), Blobs(5), out / "sharded", resume=epochs == 2)
+    fit(model, recipe(**{**sharded, "epochs": epochs}), Uneven(14), Blobs(5), out / "sharded", resume=epochs == 2)
 assert not any(hasattr(parameter, "placements") for parameter in model.parameters())
 
 torch.distributed.destroy_process_group()
@@ -113,7 +113,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_as_one(name: str, together: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
     network, count, fields = CASES[name]
-    train(trainee(network), recipe(**{**EVERYWHERE, **fields}), Uneven(count, size_for(network)), Blobs(5), tmp_path)
+    fit(trainee(network), recipe(**{**EVERYWHERE, **fields}), Uneven(count, size_for(network)), Blobs(5), tmp_path)
     tolerance = 1e-2 if name == "bf16" else 1e-5
     torch.testing.assert_close(weights(together[0] / name), weights(tmp_path), rtol=tolerance, atol=tolerance)
     for ours, alone in zip(epochs_of(together[0] / name), epochs_of(tmp_path), strict=True):
@@ -140,14 +140,14 @@ def test_all_leave_when_one_is_told_to_and_one_alone_may_go_on(
     assert [each["interrupted"] for each in said] == [True, True]
     assert load_state(out / "told" / "last" / "state.pt")["position"]["step"] == 2
     options = recipe(epochs=1, power=0.0)
-    train(trainee("Net"), options, Uneven(12), Blobs(5), out / "told", resume=True)
-    train(trainee("Net"), options, Uneven(12), Blobs(5), tmp_path)
+    fit(trainee("Net"), options, Uneven(12), Blobs(5), out / "told", resume=True)
+    fit(trainee("Net"), options, Uneven(12), Blobs(5), tmp_path)
     torch.testing.assert_close(weights(out / "told"), weights(tmp_path), rtol=1e-5, atol=1e-5)
 
 
 def test_sharded_it_trains_and_resumes_as_one(together: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
     out, said = together
-    train(trainee("Net"), recipe(**{**SHARDED, "epochs": 2}), Uneven(14), Blobs(5), tmp_path)
+    fit(trainee("Net"), recipe(**{**SHARDED, "epochs": 2}), Uneven(14), Blobs(5), tmp_path)
     torch.testing.assert_close(weights(out / "sharded"), weights(tmp_path), rtol=1e-5, atol=1e-5)
     assert len(epochs_of(out / "sharded")) == 2
     # The state is that of one process.

@@ -19,14 +19,14 @@ from ddsm_zoo.labels import CAMVID
 from ddsm_zoo.training.checkpoint import CheckpointError
 from ddsm_zoo.training.loop import ProgressEvent
 from ddsm_zoo.training.recipe import Recipe
-from ddsm_zoo.training.run import run_recipe
+from ddsm_zoo.training.run import train
 
 RECIPES = Path(__file__).resolve().parents[2] / "ddsm_zoo" / "recipes"
 
 
 def test_a_tiny_model_learns_rendered_scenes(tmp_path: Path) -> None:
     recipe = Recipe.load(RECIPES / "tiny_scenes.toml")
-    summary = run_recipe(recipe, "scenes:16", tmp_path, pretrained=False, source="tiny_scenes.toml")
+    summary = train(recipe, "scenes:16", tmp_path, pretrained=False, source="tiny_scenes.toml")
     # one class everywhere scores 0.03: a third of the pixels is road, and ten classes are missed
     assert summary["best_miou"] > 0.15
 
@@ -42,7 +42,7 @@ def test_the_least_size_of_images_belongs_to_the_weights(tmp_path: Path) -> None
         model="uper_ddsm_tiny", epochs=1, batch_size=2, crop_size=(32, 32), scale=(0.2, 0.2), workers=0,
         optimizer="adamw", lr=1e-3, min_size=(400, 533),
     )  # fmt: skip
-    summary = run_recipe(recipe, "scenes:4", tmp_path, pretrained=False)
+    summary = train(recipe, "scenes:4", tmp_path, pretrained=False)
     model = ddsm_zoo.create_model(f"local-dir:{tmp_path / 'best'}", pretrained=True)
     assert ddsm_zoo.resolve_data_config(model).min_size == (400, 533)
     scores = ddsm_zoo.evaluate(model, "scenes:4")
@@ -55,25 +55,25 @@ def test_the_least_size_of_images_belongs_to_the_weights(tmp_path: Path) -> None
 def test_an_override_that_no_model_has_is_refused(tmp_path: Path) -> None:
     recipe = Recipe(model="uper_ddsm_tiny", overrides={"pixel": 25})
     with pytest.raises(ConfigError, match="'pixels'"):
-        run_recipe(recipe, "scenes:2", tmp_path, pretrained=False)
+        train(recipe, "scenes:2", tmp_path, pretrained=False)
     assert not any(tmp_path.iterdir())
 
 
 def test_a_refused_run_leaves_the_model_of_the_earlier_one(tmp_path: Path) -> None:
     recipe = Recipe(model="uper_ddsm_tiny", epochs=1, batch_size=2, crop_size=(32, 32), workers=0)
-    run_recipe(recipe, "scenes:2", tmp_path, pretrained=False)
+    train(recipe, "scenes:2", tmp_path, pretrained=False)
     before = {path.name: path.read_bytes() for path in (tmp_path / "best").iterdir()}
     with pytest.raises(CheckpointError, match="holds the state of a run"):
-        run_recipe(recipe, "scenes:2", tmp_path, pretrained=False)
+        train(recipe, "scenes:2", tmp_path, pretrained=False)
     assert {path.name: path.read_bytes() for path in (tmp_path / "best").iterdir()} == before
 
 
 def test_a_run_that_was_killed_before_its_model_was_complete_is_completed(tmp_path: Path) -> None:
     recipe = Recipe(model="uper_ddsm_tiny", epochs=1, batch_size=2, crop_size=(32, 32), workers=0)
-    summary = run_recipe(recipe, "scenes:2", tmp_path, pretrained=False)
+    summary = train(recipe, "scenes:2", tmp_path, pretrained=False)
     complete = {path.name: path.read_bytes() for path in (tmp_path / "best").iterdir()}
     (tmp_path / "best" / "config.json").unlink()
-    resumed = run_recipe(recipe, "scenes:2", tmp_path, pretrained=False, resume=True)
+    resumed = train(recipe, "scenes:2", tmp_path, pretrained=False, resume=True)
     assert resumed == summary
     assert {path.name: path.read_bytes() for path in (tmp_path / "best").iterdir()} == complete
 
@@ -84,7 +84,7 @@ def test_a_built_model_is_trained_from_the_weights_that_it_has(tmp_path: Path) -
     recipe = Recipe(
         model="uper_ddsm_tiny", epochs=1, batch_size=2, crop_size=(32, 32), workers=0, lr=1e-8, seed=3
     )  # fmt: skip
-    run_recipe(recipe, "scenes:2", tmp_path, model=model)
+    train(recipe, "scenes:2", tmp_path, model=model)
     saved = ddsm_zoo.create_model(f"local-dir:{tmp_path}", pretrained=True)
     for name, tensor in saved.named_parameters():
         torch.testing.assert_close(tensor, before[name], rtol=1e-4, atol=1e-5)
@@ -94,9 +94,9 @@ def test_a_built_model_of_other_classes_or_with_a_second_source_of_weights_is_re
     recipe = Recipe(model="uper_ddsm_tiny", epochs=1, batch_size=2, crop_size=(32, 32), workers=0)
     other = ddsm_zoo.create_model("uper_ddsm_tiny", num_classes=3)
     with pytest.raises(ValueError, match="3 classes, expected the 11 of the data"):
-        run_recipe(recipe, "scenes:2", tmp_path, model=other)
+        train(recipe, "scenes:2", tmp_path, model=other)
     with pytest.raises(ValueError, match="pretrained=True, expected one source of weights"):
-        run_recipe(recipe, "scenes:2", tmp_path, model=other, pretrained=True)
+        train(recipe, "scenes:2", tmp_path, model=other, pretrained=True)
     assert not any(tmp_path.iterdir())
 
 
@@ -117,7 +117,7 @@ def test_data_with_errors_is_refused_before_anything_is_written(tmp_path: Path) 
     recipe = Recipe(model="uper_ddsm_tiny", epochs=1, batch_size=1, crop_size=(64, 64), workers=0)
     data = f"folder:{tmp_path}/data"
     with pytest.raises(DatasetError) as error:
-        run_recipe(recipe, data, tmp_path / "out", pretrained=False, progress=events.append)
+        train(recipe, data, tmp_path / "out", pretrained=False, progress=events.append)
     assert str(check_data(data).errors[0]) in str(error.value)
     assert "a.png (9 on 100.0% of it)" in str(error.value)
     assert [(event.phase, event.done, event.total) for event in events] == [("check", 1, 2), ("check", 2, 2)]
@@ -134,7 +134,7 @@ def test_an_image_that_is_damaged_inside_is_one_line_from_a_loading_process_too(
         image.write_bytes(content)
     recipe = Recipe(model="uper_ddsm_tiny", epochs=1, batch_size=1, crop_size=(64, 64), workers=1)
     with pytest.raises(ImageError, match=r"a\.png is truncated or damaged") as error:
-        run_recipe(recipe, f"folder:{tmp_path}", tmp_path / "out", pretrained=False)
+        train(recipe, f"folder:{tmp_path}", tmp_path / "out", pretrained=False)
     assert "Traceback" not in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -142,15 +142,15 @@ def test_an_image_that_is_damaged_inside_is_one_line_from_a_loading_process_too(
 @pytest.mark.parametrize("name", ["checkpoint_path", "num_classes", "in_chans"])
 def test_overrides_are_of_the_architecture_alone(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=f"overrides '{name}'"):
-        run_recipe(Recipe(model="uper_ddsm_tiny", overrides={name: 4}), "scenes:2", tmp_path, pretrained=False)
+        train(Recipe(model="uper_ddsm_tiny", overrides={name: 4}), "scenes:2", tmp_path, pretrained=False)
 
 
 def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
     def recipe(epochs: int) -> Recipe:
         return Recipe(model="uper_ddsm_tiny", epochs=epochs, batch_size=2, crop_size=(32, 32), workers=0, seed=3)
 
-    run_recipe(recipe(1), "scenes:2", tmp_path, pretrained=False)
-    summary = run_recipe(recipe(2), "scenes:2", tmp_path, pretrained=False, resume=True)
+    train(recipe(1), "scenes:2", tmp_path, pretrained=False)
+    summary = train(recipe(2), "scenes:2", tmp_path, pretrained=False, resume=True)
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in log if line["event"] == "epoch"] == [1, 2]
     assert summary["epochs"] == 2

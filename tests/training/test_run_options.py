@@ -14,7 +14,7 @@ import ddsm_zoo
 from ddsm_zoo.config import ConfigError
 from ddsm_zoo.data.check.report import check_data
 from ddsm_zoo.training.recipe import Recipe
-from ddsm_zoo.training.run import run_recipe
+from ddsm_zoo.training.run import train
 from ddsm_zoo.training.sampling import median_frequency
 from tests.support.data_sets import write, write_labels
 from tests.support.tiny_training import Crash, assert_same_outcome, at_step, crash, epochs_of, log_of
@@ -45,14 +45,14 @@ def started(out: Path) -> dict[str, Any]:
 
 
 def test_data_without_val_is_trained_on_with_some_images_held_out(tmp_path: Path, data: str) -> None:
-    summary = run_recipe(recipe(holdout=0.3), data, tmp_path / "out", pretrained=False)
+    summary = train(recipe(holdout=0.3), data, tmp_path / "out", pretrained=False)
     assert started(tmp_path / "out")["images"] == {"train": 7, "val": 3}
     assert 0 <= summary["best_miou"] <= 1
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"val.png", "curve.png", "best"}
 
 
 def test_classes_are_weighed_by_what_the_check_has_counted(tmp_path: Path, data: str) -> None:
-    run_recipe(recipe(class_weights="auto", holdout=0.001), data, tmp_path / "out", pretrained=False)
+    train(recipe(class_weights="auto", holdout=0.001), data, tmp_path / "out", pretrained=False)
     counts = torch.from_numpy(check_data(data).splits["train"].counts)
     kept = [index for index in range(10) if index not in held_out_by_name(tmp_path)]
     assert len(kept) == 9
@@ -67,17 +67,17 @@ def held_out_by_name(tmp_path: Path) -> list[int]:
 
 
 def test_rendered_scenes_are_counted_too(tmp_path: Path) -> None:
-    run_recipe(recipe(class_weights="auto", sampling="balanced"), "scenes:2", tmp_path, pretrained=False)
+    train(recipe(class_weights="auto", sampling="balanced"), "scenes:2", tmp_path, pretrained=False)
     assert len(started(tmp_path)["recipe"]["class_weights"]) == 11
 
 
 def test_a_balanced_epoch_of_any_length_is_resumed_to_the_bit(tmp_path: Path, data: str) -> None:
     """From random weights too, which follow from the seed and from nothing before the run."""
     balanced = recipe(sampling="balanced", images_per_epoch=6, epochs=2, class_weights="auto", ohem=0.7)
-    run_recipe(balanced, data, tmp_path / "whole", pretrained=False)
+    train(balanced, data, tmp_path / "whole", pretrained=False)
     with pytest.raises(Crash):
-        run_recipe(balanced, data, tmp_path / "parts", pretrained=False, progress=at_step(5, crash))
-    run_recipe(balanced, data, tmp_path / "parts", pretrained=False, resume=True)
+        train(balanced, data, tmp_path / "parts", pretrained=False, progress=at_step(5, crash))
+    train(balanced, data, tmp_path / "parts", pretrained=False, resume=True)
     assert_same_outcome(tmp_path / "parts", tmp_path / "whole")
     assert len(epochs_of(tmp_path / "whole")) == 2
 
@@ -86,14 +86,14 @@ def test_a_batch_size_that_was_found_is_kept_when_the_run_goes_on(
     tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_size = recipe(batch_size=0, lr=0.08)
-    run_recipe(open_size, data, tmp_path / "out", pretrained=False)
+    train(open_size, data, tmp_path / "out", pretrained=False)
     found = started(tmp_path / "out")["recipe"]
     assert (found["batch_size"], found["lr"]) == (2, pytest.approx(0.02))  # of eight images, four steps
     monkeypatch.setattr("ddsm_zoo.training.batch_size.free_memory", lambda device: 0)
     with pytest.raises(ValueError, match="takes about"):
-        run_recipe(open_size, data, tmp_path / "new", pretrained=False)
+        train(open_size, data, tmp_path / "new", pretrained=False)
     longer = recipe(batch_size=0, lr=0.08, epochs=2)
-    assert run_recipe(longer, data, tmp_path / "out", pretrained=False, resume=True)["epochs"] == 2
+    assert train(longer, data, tmp_path / "out", pretrained=False, resume=True)["epochs"] == 2
     assert log_of(tmp_path / "out")[2]["recipe"]["batch_size"] == 2
 
 
@@ -111,7 +111,7 @@ def test_what_cannot_be_asked(
     tmp_path: Path, data: str, fields: dict[str, Any], pretrained: bool | None, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        run_recipe(recipe(**fields), data, tmp_path / "out", pretrained=pretrained)
+        train(recipe(**fields), data, tmp_path / "out", pretrained=pretrained)
     assert not (tmp_path / "out").exists()
 
 
@@ -119,7 +119,7 @@ def test_frozen_parts_of_trained_weights_stay_as_they_were(tmp_path: Path, data:
     first = ddsm_zoo.create_model("uper_ddsm_tiny", num_classes=3)
     ddsm_zoo.save_pretrained(first, tmp_path / "first")
     chosen = recipe(model=f"local-dir:{tmp_path}/first", frozen_stages="all", frozen_norms="all")
-    run_recipe(chosen, data, tmp_path / "out", pretrained=True)
+    train(chosen, data, tmp_path / "out", pretrained=True)
     trained = ddsm_zoo.create_model(f"local-dir:{tmp_path}/out", pretrained=True).state_dict()
     before = first.state_dict()
     moved = {name for name, tensor in trained.items() if not torch.equal(tensor, before[name])}
@@ -130,7 +130,7 @@ def test_frozen_parts_of_trained_weights_stay_as_they_were(tmp_path: Path, data:
 def test_batches_of_one_with_group_normalisation_from_batch_normalised_weights(tmp_path: Path, data: str) -> None:
     ddsm_zoo.save_pretrained(ddsm_zoo.create_model("uper_ddsm_tiny", num_classes=3), tmp_path / "first")
     chosen = recipe(model=f"local-dir:{tmp_path}/first", batch_size=1, overrides={"norm": "group"})
-    summary = run_recipe(chosen, data, tmp_path / "out", pretrained=True)
+    summary = train(chosen, data, tmp_path / "out", pretrained=True)
     model = ddsm_zoo.create_model(f"local-dir:{tmp_path}/out", pretrained=True)
     assert model.config.norm == "group"
     saved = json.loads((tmp_path / "out/best/config.json").read_text())

@@ -18,7 +18,7 @@ from ddsm_zoo.data.transforms import TrainTransform
 from ddsm_zoo.labels import CAMVID
 from ddsm_zoo.layers import DynamicSampler
 from ddsm_zoo.training.checkpoint import CheckpointError, check_continues
-from ddsm_zoo.training.loop import Hooks, train
+from ddsm_zoo.training.loop import Hooks, fit
 from ddsm_zoo.training.optimizer import parameter_groups
 from ddsm_zoo.training.recipe import Recipe
 from tests.support.tiny_training import Blobs, Crash, recipe
@@ -61,7 +61,7 @@ def test_taps_stay_on_the_map_through_200_steps(tmp_path: Path) -> None:
     transform = TrainTransform(resolve_data_config(model), short.crop_size, 255, (0.3, 0.5), short.flip)
     train_set = open_dataset("scenes:8", "train", transform)
     again = Hooks(order=lambda images, _seed, _epoch: list(range(images)) * (200 * short.batch_size // images))
-    train(model, short, train_set, train_set, tmp_path, hooks=again)
+    fit(model, short, train_set, train_set, tmp_path, hooks=again)
     (epoch,) = log_of(tmp_path)
     assert len(epoch["taps_on_map"]) == 6
     assert min(epoch["taps_on_map"].values()) >= 0.7, epoch["taps_on_map"]
@@ -94,7 +94,7 @@ def test_every_epoch_logs_taps_and_a_loss_of_them_is_warned_of_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        train(Sampled(away=50.0), recipe(lr=1e-3), Blobs(8), Blobs(2), tmp_path)
+        fit(Sampled(away=50.0), recipe(lr=1e-3), Blobs(8), Blobs(2), tmp_path)
     assert [epoch["taps_on_map"] for epoch in log_of(tmp_path)] == [{"": 0.0}] * 3
     assert [epoch["blind"] for epoch in log_of(tmp_path)] == [{"": 1.0}] * 3
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
@@ -104,7 +104,7 @@ def test_every_epoch_logs_taps_and_a_loss_of_them_is_warned_of_once(
 
 
 def test_taps_on_the_map_are_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    train(Sampled(away=0.0), recipe(lr=1e-3), Blobs(8), Blobs(2), tmp_path)
+    fit(Sampled(away=0.0), recipe(lr=1e-3), Blobs(8), Blobs(2), tmp_path)
     assert min(epoch["taps_on_map"][""] for epoch in log_of(tmp_path)) > 0.8
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
@@ -113,7 +113,7 @@ def test_a_model_that_samples_nothing_logs_no_taps(tmp_path: Path) -> None:
     class Plain(nn.Conv2d):
         num_classes = 3
 
-    train(Plain(3, 3, 1), recipe(), Blobs(8), Blobs(2), tmp_path)
+    fit(Plain(3, 3, 1), recipe(), Blobs(8), Blobs(2), tmp_path)
     assert not any("taps_on_map" in epoch for epoch in log_of(tmp_path))
 
 
@@ -127,10 +127,10 @@ def test_a_run_killed_in_the_validation_logs_the_taps_of_its_last_step(tmp_path:
     model = Sampled(away=0.0)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(Crash):
-        train(model, saved, Blobs(8), Killed(2), tmp_path / "killed")
+        fit(model, saved, Blobs(8), Killed(2), tmp_path / "killed")
     for out, resume in (("killed", True), ("whole", False)):
         model.load_state_dict(start)
-        train(model, saved, Blobs(8), Blobs(2), tmp_path / out, resume=resume)
+        fit(model, saved, Blobs(8), Blobs(2), tmp_path / out, resume=resume)
     assert [epoch["taps_on_map"] for epoch in log_of(tmp_path / "killed")] == [
         epoch["taps_on_map"] for epoch in log_of(tmp_path / "whole")
     ]
