@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class LabelSpace:
     """
 
     names: tuple[str, ...]
-    palette: tuple[Colour, ...]
+    palette: tuple[Color, ...]
     ignore_index: int = 255
 
     def __post_init__(self) -> None:
@@ -29,7 +29,7 @@ class LabelSpace:
         repeated = sorted(name for name, count in Counter(self.names).items() if count > 1)
         if repeated:
             raise ValueError(f"class names must differ, got {', '.join(repeated[:3])} more than once")
-        if any(not 0 <= value <= 255 for colour in self.palette for value in colour):
+        if any(not 0 <= value <= 255 for color in self.palette for value in color):
             raise ValueError("palette values must lie in 0..255")
         if 0 <= self.ignore_index < len(self.names):
             raise ValueError(
@@ -45,12 +45,12 @@ class LabelSpace:
         """A label space with the PASCAL VOC colour map, for tasks that bring no colours of their own."""
         return cls(
             names=tuple(names),
-            palette=tuple(voc_colour(index + 1) for index in range(len(names))),
+            palette=tuple(voc_color(index + 1) for index in range(len(names))),
             ignore_index=ignore_index,
         )
 
 
-def voc_colour(index: int) -> Colour:
+def voc_color(index: int) -> Color:
     """Entry ``index`` of the PASCAL VOC colour map: the bits of the index spread over R, G and B."""
     channels = [0, 0, 0]
     for bit in range(8):

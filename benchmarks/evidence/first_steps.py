@@ -50,7 +50,7 @@ def unscaled(model: Segmenter) -> None:
             module.alpha.register_forward_hook(lambda _, __, out, pool=pool: out * pool)
 
 
-def normalised(model: Segmenter) -> None:
+def normalized(model: Segmenter) -> None:
     """Batch normalisation after S and K."""
     for module in model.modules():
         if isinstance(module, (ChannelAffinity, SpatialAffinity)):
@@ -62,7 +62,7 @@ VARIANTS: dict[str, tuple[str, Callable[[Segmenter], None]]] = {
     "the zoo's": ("uper_ddsm_lite0", as_it_is),
     "classifier at 0.01": ("uper_ddsm_lite0", small_logits),
     "Eq. 3 unscaled": ("uper_ddsm_lite0", unscaled),
-    "batch normalisation after S and K": ("uper_ddsm_lite0", normalised),
+    "batch normalisation after S and K": ("uper_ddsm_lite0", normalized),
     "plain `uper_lite0`": ("uper_lite0", as_it_is),
     "plain, classifier at 0.01": ("uper_lite0", small_logits),
 }

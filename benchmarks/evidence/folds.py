@@ -17,7 +17,7 @@ from PIL import Image
 from benchmarks.evidence.matrix import FoldPlan
 from ddsm_zoo.data.datasets import DatasetError, Pair, open_dataset, open_layout
 from ddsm_zoo.data.images import read_mask
-from ddsm_zoo.data.layouts import LABELLED_SPLITS
+from ddsm_zoo.data.layouts import LABELED_SPLITS
 from ddsm_zoo.data.masks import CAMVID_IDS
 from ddsm_zoo.data.scenes.render import render_scene
 from ddsm_zoo.utils.files import write_json
@@ -59,7 +59,7 @@ def read_pool(spec: str) -> Pool:
     if kind not in ("camvid", "folder"):
         raise DatasetError(f"folds are made of camvid:ROOT, folder:ROOT or scenes:N, got {spec!r}")
     present = open_layout(spec).splits()
-    sets = [open_dataset(spec, split) for split in LABELLED_SPLITS if split == "train" or split in present]
+    sets = [open_dataset(spec, split) for split in LABELED_SPLITS if split == "train" or split in present]
     pairs: dict[str, Pair] = {}
     for pair in (pair for each in sets for pair in each.pairs):
         if pair.name in pairs:

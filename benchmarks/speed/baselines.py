@@ -102,7 +102,7 @@ def _smp(architecture: str) -> Callable[[int], nn.Module]:
 
 
 # name -> from the number of classes to the network
-PEERS: dict[str, Callable[[int], nn.Module]] = {
+BASELINES: dict[str, Callable[[int], nn.Module]] = {
     "smp UPerNet-R101": _smp("UPerNet"),
     "smp DeepLabV3Plus-R101": _smp("DeepLabV3Plus"),
     "smp Segformer-R101": _smp("Segformer"),

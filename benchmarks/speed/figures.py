@@ -14,7 +14,7 @@ from benchmarks.speed.measure import environment
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-Progress = Callable[[str, int, int], None]
+SuiteProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +63,6 @@ def timing(seconds: Sequence[float]) -> dict[str, Any]:
     return {"median": statistics.median(seconds), "seconds": list(seconds)}
 
 
-def titled(progress: Progress | None, title: str) -> Callable[[int, int], None] | None:
+def titled(progress: SuiteProgress | None, title: str) -> Callable[[int, int], None] | None:
     """Progress within a part of the suite."""
     return functools.partial(progress, title) if progress else None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.speed import networks
-from benchmarks.speed.figures import Bar, Figures, Progress, chosen_device, timing, titled
+from benchmarks.speed.figures import Bar, Figures, SuiteProgress, chosen_device, timing, titled
 from benchmarks.speed.measure import exponent, interleave, peak_memory
 from ddsm_zoo.utils.files import atomic_path
 
@@ -20,7 +20,7 @@ DANET_SIDE = 1024
 WHOLE = (1024, 2048)  # an image of Cityscapes
 
 
-def benchmark_growth(sides: Sequence[int], *, repeats: int = 3, progress: Progress | None = None) -> Figures:
+def benchmark_growth(sides: Sequence[int], *, repeats: int = 3, progress: SuiteProgress | None = None) -> Figures:
     """Seconds and extra memory of ours, of the plain model and of DANet on square images of several sizes.
 
     The last row is the memory of ours at 1024 x 2048, a whole image of Cityscapes. Raises ValueError for a single size.

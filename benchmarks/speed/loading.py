@@ -20,7 +20,7 @@ from ddsm_zoo.data.datasets import SegmentationDataset, open_dataset
 from ddsm_zoo.data.transforms import TrainTransform
 from ddsm_zoo.training.dataloader import in_batches, load, shuffled
 from ddsm_zoo.training.recipe import Recipe
-from ddsm_zoo.training.train_state import Batch, Trainee
+from ddsm_zoo.training.train_state import Batch, TrainState
 
 
 def rate(batches: Iterable[Batch], use: Callable[[Batch], object]) -> float:
@@ -51,16 +51,16 @@ def measure(recipe: Recipe, data: str, worker_counts: list[int], steps: int) -> 
         preprocess, recipe.crop_size, labels.ignore_index, recipe.scale, recipe.flip, recipe.jitter
     )
     samples = open_dataset(data, "train", transform, recipe.seed)
-    trainee = Trainee(model, recipe, labels.ignore_index)
-    trainee.train_mode()
+    train_state = TrainState(model, recipe, labels.ignore_index)
+    train_state.train_mode()
 
     def learn(batch: Batch) -> None:
-        trainee.backward([batch], lambda: False)
-        trainee.update(1.0)
+        train_state.backward([batch], lambda: False)
+        train_state.update(1.0)
 
     print(f"{'workers':>8} {'loader':>8} {'steps':>8} {'together':>9} {'first batch, s':>15}")
     for workers in worker_counts:
-        loader = epochs(samples, recipe, workers, trainee.device.type == "cuda")
+        loader = epochs(samples, recipe, workers, train_state.device.type == "cuda")
         began = time.perf_counter()
         batch = next(loader)
         first = time.perf_counter() - began

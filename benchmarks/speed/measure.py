@@ -38,10 +38,10 @@ def interleave(
     total = (warmup + repeats) * len(candidates)
     for turn in range(warmup + repeats):
         for position, (name, call) in enumerate(candidates.items()):
-            _synchronise()
+            _synchronize()
             began = time.perf_counter()
             call()
-            _synchronise()
+            _synchronize()
             if turn >= warmup:
                 seconds[name].append(time.perf_counter() - began)
             if progress:
@@ -138,6 +138,6 @@ def _cpuinfo() -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
-def _synchronise() -> None:
+def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()

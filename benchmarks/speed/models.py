@@ -1,4 +1,4 @@
-"""Suite ``models``: whole models beside their peers."""
+"""Suite ``models``: whole models beside the baselines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from benchmarks.speed import networks
-from benchmarks.speed.figures import DTYPES, Bar, Figures, Progress, chosen_device, timing, titled
+from benchmarks.speed.figures import DTYPES, Bar, Figures, SuiteProgress, chosen_device, timing, titled
 from benchmarks.speed.measure import interleave
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
@@ -26,15 +26,15 @@ def benchmark_models(
     precision: str = "fp32",
     compiled: bool = False,
     repeats: int = 3,
-    progress: Progress | None = None,
+    progress: SuiteProgress | None = None,
 ) -> Figures:
-    """Seconds for ``batch`` images of ``size`` (H, W), ours and the peers', each in the memory format that suits it.
+    """Seconds for ``batch`` images of ``size`` (H, W), ours and the baselines, each in its best memory format.
 
     ``precision`` is the type of weights and images alike, ``compiled`` puts each network through `torch.compile`.
     """
     device = chosen_device()
     image = torch.randn(batch, 3, *size).to(device, DTYPES[precision])
-    models = networks.contestants()
+    models = networks.candidates()
     trials = {}
     for kind, memory_format in FORMATS.items():
         laid = {name: networks.lay_out(model, image, memory_format) for name, model in models.items()}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.speed.baselines import PEERS
+from benchmarks.speed.baselines import BASELINES
 from ddsm_zoo.models import Complexity, complexity, count
 from ddsm_zoo.zoo.factory import create_model
 from ddsm_zoo.zoo.registry import model_config
@@ -20,15 +20,15 @@ CLASSES = 19
 COMPILER = "inductor"
 
 
-def contestants() -> dict[str, nn.Module]:
-    """Ours, then the peers."""
-    return {name: build(name) for name in (*OWN, *PEERS)}
+def candidates() -> dict[str, nn.Module]:
+    """Ours, then the baselines."""
+    return {name: build(name) for name in (*OWN, *BASELINES)}
 
 
 def build(name: str) -> nn.Module:
     """A peer, or a model of ours as `Predictor` runs it, with normalisation folded; in evaluation mode."""
-    if name in PEERS:
-        return PEERS[name](CLASSES).eval()
+    if name in BASELINES:
+        return BASELINES[name](CLASSES).eval()
     return create_model(name, num_classes=CLASSES).fuse()
 
 
@@ -62,7 +62,7 @@ def compile_network(model: nn.Module, image: Tensor) -> tuple[Callable[[Tensor],
 
 def cost(name: str, size: tuple[int, int]) -> Complexity:
     """Parameters and multiply-adds for one image of ``size`` (H, W)."""
-    if name not in PEERS:
+    if name not in BASELINES:
         return complexity(model_config(name), size)
     with torch.device("meta"):
-        return count(PEERS[name](CLASSES), (3, *size))
+        return count(BASELINES[name](CLASSES), (3, *size))

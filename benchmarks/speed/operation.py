@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.speed.figures import DTYPES, Bar, Figures, Progress, chosen_device, timing, titled
+from benchmarks.speed.figures import DTYPES, Bar, Figures, SuiteProgress, chosen_device, timing, titled
 from benchmarks.speed.measure import copy_bandwidth, environment, interleave, peak_memory
 from ddsm_zoo.ops import Backend, sampled_attention
 from ddsm_zoo.ops.grid import sampling_positions
@@ -33,7 +33,7 @@ def benchmark_operation(
     *,
     precision: str = "fp32",
     repeats: int = 5,
-    progress: Progress | None = None,
+    progress: SuiteProgress | None = None,
     taps: Sequence[int] = (9, 25),
 ) -> Figures:
     """Time, extra memory and error of `sampled_attention` on (1, 64, side, side) maps, the fast path and the reference.
@@ -50,11 +50,11 @@ def benchmark_operation(
     for side in sides:
         for number in taps:
             tensors = operation_inputs(side, number, device, DTYPES[precision])
-            materialising = ["reference", GRID_SAMPLE] if number * side**2 <= REFERENCE_SAMPLES else []
+            materializing = ["reference", GRID_SAMPLE] if number * side**2 <= REFERENCE_SAMPLES else []
             for backward in (False, True):
                 run = functools.partial(_attend, tensors, backward)
                 calls: dict[str, Callable[[], object]] = {
-                    name: functools.partial(run, name) for name in (fast, *materialising)
+                    name: functools.partial(run, name) for name in (fast, *materializing)
                 }
                 title = f"{side} x {side}, {number} taps"
                 seconds = interleave(calls, repeats, progress=titled(progress, title))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.speed.figures import DTYPES, Bar, Figures, Progress, chosen_device, timing
+from benchmarks.speed.figures import DTYPES, Bar, Figures, SuiteProgress, chosen_device, timing
 from benchmarks.speed.measure import environment, interleave
 from benchmarks.speed.networks import lay_out
 from ddsm_zoo.data.datasets import open_dataset
@@ -21,7 +21,9 @@ SPEED, AGREEMENT = 1.5, 0.995
 NO_UNIT = "this processor has no instructions for bfloat16 (AVX512-BF16, AMX, Arm's BF16) and torch sees no GPU"
 
 
-def benchmark_precision(model_name: str, data: str, *, split: str = "val", progress: Progress | None = None) -> Figures:
+def benchmark_precision(
+    model_name: str, data: str, *, split: str = "val", progress: SuiteProgress | None = None
+) -> Figures:
     """Seconds per image in float32 and in bfloat16, and the share of all pixels that get the same class from both.
 
     The images are those of a split of ``camvid:ROOT``, ``folder:ROOT``, ..., one at a time and in turns; void pixels

@@ -117,7 +117,7 @@ def evaluate(
         if folder is not None:
             check_folder(folder)
     from ddsm_zoo.evaluation.evaluate import Request, score_model, score_predictions
-    from ddsm_zoo.utils.distributed import joined
+    from ddsm_zoo.utils.distributed import init_distributed
 
     request = Request(
         data=data,
@@ -136,7 +136,7 @@ def evaluate(
         names = [name for name in (model, *(compare or ())) if name is not None]
         scores = [partial(score_model, name, request, submission=submission) for name in names]
     began = time.perf_counter()
-    with joined() as reporting:
+    with init_distributed() as reporting:
         evaluations = [_watched(score, reporting) for score in scores]
     if not reporting:
         return
@@ -179,11 +179,11 @@ def _report_scores(
     report(figures, json)
     if out is not None:
         report(figures, str(out / "scores.json"))
-    if out is not None and evaluation.labelled:
+    if out is not None and evaluation.labeled:
         evaluation.write_pictures(out, worst)
     if json == "-":
         return
-    if not evaluation.labelled:
+    if not evaluation.labeled:
         print_lines([f"{title}: without labels there is nothing to score"])
         return
     _print_scores(title, figures)

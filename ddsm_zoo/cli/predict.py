@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ddsm_zoo.inference.modes import Precision
     from ddsm_zoo.inference.predictor import Predictor, Segmentation
-    from ddsm_zoo.inference.video import Source
+    from ddsm_zoo.inference.video import VideoSource
 
 DEFAULT_MODEL = "uper_ddsm_lite0_camvid"
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm", ".wmv"})
@@ -147,7 +147,7 @@ def predict_images(
 
     A bad image is noted and the others are still done. Pictures that need tiles go one by one: several would not fit.
     """
-    from ddsm_zoo.utils.prefetch import map_ahead, passing_errors
+    from ddsm_zoo.utils.prefetch import passing_errors, prefetch
 
     done: list[dict[str, Any]] = []
     with progress_bar() as progress:
@@ -160,14 +160,14 @@ def predict_images(
             result = predictor(picture, show_tiles)
             return free_stem(path.stem, taken), result
 
-        def write(path: Path, labelled: tuple[str, Segmentation]) -> dict[str, Any]:
-            stem, result = labelled
+        def write(path: Path, labeled: tuple[str, Segmentation]) -> dict[str, Any]:
+            stem, result = labeled
             files = {kind: str(file) for kind, file in result.save(out, stem).items()}
             return {"image": str(path), "size": list(result.mask.shape), "shares": result.shares(), "files": files}
 
         ahead = 0 if predictor.tile else THREADS
-        pictures = map_ahead(passing_errors(read), ((image, None) for image in images), THREADS, ahead)
-        results = map_ahead(passing_errors(write), map(passing_errors(label), pictures), THREADS, ahead)
+        pictures = prefetch(passing_errors(read), ((image, None) for image in images), THREADS, ahead)
+        results = prefetch(passing_errors(write), map(passing_errors(label), pictures), THREADS, ahead)
         for path, entry in progress.track(results, total=len(images), description="predicting"):
             if isinstance(entry, Exception):
                 note_failure(failures, path, entry)
@@ -176,20 +176,20 @@ def predict_images(
     return done
 
 
-def find_sources(videos: Sequence[Path], camera: int | None) -> dict[str, Source]:
+def find_sources(videos: Sequence[Path], camera: int | None) -> dict[str, VideoSource]:
     """What FFmpeg is to open, by the name under which it is reported. Raises LookupError without the package av."""
     if not videos and camera is None:
         return {}
-    from ddsm_zoo.inference.video import Source, find_av
+    from ddsm_zoo.inference.video import VideoSource, find_av
 
     find_av()  # before a model is loaded
-    sources = {str(path): Source(name=str(path)) for path in videos}
-    return sources if camera is None else {**sources, f"camera-{camera}": Source.camera(camera)}
+    sources = {str(path): VideoSource(name=str(path)) for path in videos}
+    return sources if camera is None else {**sources, f"camera-{camera}": VideoSource.camera(camera)}
 
 
 def predict_videos(
     predictor: Predictor,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, VideoSource],
     frames: int | None,
     out: Path,
     taken: set[str],

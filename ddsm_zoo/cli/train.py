@@ -68,10 +68,10 @@ def train(
     check_output(json)
     try:
         from ddsm_zoo.training.run import train
-        from ddsm_zoo.utils.distributed import joined
+        from ddsm_zoo.utils.distributed import init_distributed
     except ModuleNotFoundError as error:
         raise LookupError(f"training needs the package {error.name}: pip install 'ddsm-zoo[train]'") from error
-    with joined() as reporting, training_bar() if reporting else contextlib.nullcontext() as show:
+    with init_distributed() as reporting, training_bar() if reporting else contextlib.nullcontext() as show:
         if not reporting:  # what there is to say of the run, the first process says
             logging.getLogger("ddsm_zoo").setLevel(logging.ERROR)
         summary = train(

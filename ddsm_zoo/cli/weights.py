@@ -47,10 +47,10 @@ def push(
     """
     from ddsm_zoo.zoo.factory import create_trained, push_to_hub
 
-    address = push_to_hub(
+    uri = push_to_hub(
         create_trained(model), repository, private=private or None, revision=revision, create_pr=create_pr, half=half
     )
-    print_lines([address])
+    print_lines([uri])
 
 
 @app.command("import")
@@ -72,12 +72,12 @@ def import_weights(
     """
     check_folder(folder)
     check_output(json)
-    from ddsm_zoo.zoo.convert import load_foreign
+    from ddsm_zoo.zoo.convert import convert_weights
     from ddsm_zoo.zoo.factory import create_model, save_pretrained
 
     options: dict[str, Any] = {} if width is None else {"width": width}
     target = create_model(model, backbone=backbone, num_classes=classes, separable=separable, **options)
-    done = load_foreign(target, checkpoint)
+    done = convert_weights(target, checkpoint)
     save_pretrained(target, folder)
     report(done.to_dict(), json)
     if json != "-":

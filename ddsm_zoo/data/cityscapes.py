@@ -70,7 +70,7 @@ def write_label_ids(folder: Path, name: str, ids: Tensor) -> None:
         Image.fromarray(table[ids.cpu().numpy()]).save(temporary)
 
 
-class UnlabelledImages(SegmentationDataset):
+class UnlabeledImages(SegmentationDataset):
     """The images of a split that has no masks, as those of the test split: every mask is void."""
 
     def __init__(self, layout: Layout, split: str, transform: Transform | None = None) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from ddsm_zoo.labels import Colour
+from ddsm_zoo.labels import Color
 
 # EPS and others that Pillow also knows hand the file to an interpreter; these are only decoded.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -93,11 +93,11 @@ def is_lossy(path: str | Path) -> bool:
     return start.startswith(b"\xff\xd8\xff")
 
 
-def mask_palette(path: str | Path) -> dict[int, Colour]:
+def mask_palette(path: str | Path) -> dict[int, Color]:
     """The colour of each index of a palette image, without those of a grey ramp; nothing for any other image."""
     flat = _details(path).get("palette", ())
-    colours: list[Colour] = list(zip(flat[::3], flat[1::3], flat[2::3], strict=False))
-    return {index: colour for index, colour in enumerate(colours) if colour != (index,) * 3}
+    colors: list[Color] = list(zip(flat[::3], flat[1::3], flat[2::3], strict=False))
+    return {index: color for index, color in enumerate(colors) if color != (index,) * 3}
 
 
 def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ddsm_zoo.config import from_dict
 from ddsm_zoo.data.images import SUFFIXES
 from ddsm_zoo.data.masks import (
-    CAMVID_COLOURS,
+    CAMVID_COLORS,
     CAMVID_IDS,
     CITYSCAPES_LABEL_IDS,
     CITYSCAPES_TRAIN_IDS,
@@ -20,10 +20,10 @@ from ddsm_zoo.data.masks import (
     identity,
 )
 from ddsm_zoo.data.problems import SHOWN, Problem
-from ddsm_zoo.labels import CAMVID, CITYSCAPES, Colour, LabelSpace
+from ddsm_zoo.labels import CAMVID, CITYSCAPES, Color, LabelSpace
 
 # Others, such as the test split of a benchmark, may come without masks.
-LABELLED_SPLITS = ("train", "val")
+LABELED_SPLITS = ("train", "val")
 
 
 class Source(NamedTuple):
@@ -53,11 +53,11 @@ class Layout:
     find: Callable[[str], Source | None]
     candidates: Iterable[str]
     shape: str
-    coloured: str
+    colored: str
 
     def splits(self) -> list[str]:
         """The splits that have images, those with labels first."""
-        found = {name: self.find(name) for name in (*LABELLED_SPLITS, *sorted(set(self.candidates)))}
+        found = {name: self.find(name) for name in (*LABELED_SPLITS, *sorted(set(self.candidates)))}
         return [name for name, source in found.items() if source is not None and source.images]
 
     def source(self, split: str) -> Source:
@@ -72,9 +72,9 @@ class Layout:
     def problems(self, split: str, source: Source) -> list[Problem]:
         """What is wrong with the files of a split as far as their names tell."""
         images, masks = source.images, source.masks
-        unlabelled = [name for name in images if name not in masks]
+        unlabeled = [name for name in images if name not in masks]
         unused = [name for name in masks if name not in images]
-        strict = bool(masks) or split in LABELLED_SPLITS
+        strict = bool(masks) or split in LABELED_SPLITS
         found = [
             Problem(
                 kind="same-name",
@@ -102,9 +102,9 @@ class Layout:
                 what="no mask for",
                 noun="images",
                 advice=f"expected {source.expected}",
-                count=len(unlabelled),
+                count=len(unlabeled),
                 total=len(images),
-                examples=self.below_root(*(images[name] for name in unlabelled[:SHOWN])),
+                examples=self.below_root(*(images[name] for name in unlabeled[:SHOWN])),
             ),
             Problem(
                 kind="unused-mask",
@@ -141,26 +141,26 @@ def cityscapes_layout(root: Path) -> Layout:
         find=find,
         candidates=_subfolders(root / "leftImg8bit"),
         shape="leftImg8bit/SPLIT/CITY/ and gtFine/",
-        coloured="the ids are in NAME_gtFine_labelIds.png",
+        colored="the ids are in NAME_gtFine_labelIds.png",
     )
 
 
 def camvid_layout(root: Path) -> Layout:
     _require_folder(root)
     stills = _first_folder(root, "701_StillsRaw_full", "images")
-    labelled = _first_folder(root, "LabeledApproved_full", "labels")
+    labeled = _first_folder(root, "LabeledApproved_full", "labels")
 
     def find(split: str) -> Source | None:
-        annotated, coloured, listed = root / f"{split}annot", root / f"{split}_labels", root / f"{split}.txt"
+        annotated, colored, listed = root / f"{split}annot", root / f"{split}_labels", root / f"{split}.txt"
         if annotated.is_dir():
             return _source(_images_in(root / split), _images_in(annotated), f"{annotated.name}/NAME.png", CAMVID_IDS)
-        if coloured.is_dir():
-            masks = _images_in(coloured, "_L")
-            return _source(_images_in(root / split), masks, f"{coloured.name}/NAME_L.png", CAMVID_COLOURS)
-        if stills and labelled and listed.is_file():
+        if colored.is_dir():
+            masks = _images_in(colored, "_L")
+            return _source(_images_in(root / split), masks, f"{colored.name}/NAME_L.png", CAMVID_COLORS)
+        if stills and labeled and listed.is_file():
             names = _names_in(listed)
-            images, masks = (_only(names, _images_in(folder, end)) for folder, end in ((stills, ""), (labelled, "_L")))
-            source = _source(images, masks, f"{labelled.name}/NAME_L.png", CAMVID_COLOURS)
+            images, masks = (_only(names, _images_in(folder, end)) for folder, end in ((stills, ""), (labeled, "_L")))
+            source = _source(images, masks, f"{labeled.name}/NAME_L.png", CAMVID_COLORS)
             return source._replace(absent=tuple(name for name in names if name not in images.files), listed=listed)
         return None
 
@@ -170,7 +170,7 @@ def camvid_layout(root: Path) -> Layout:
         find=find,
         candidates=[*_subfolders(root), *(file.stem for file in root.glob("*.txt"))],
         shape="SPLIT/ with SPLITannot/ or SPLIT_labels/, or images/ and labels/ with SPLIT.txt",
-        coloured="CamVid's colours belong in SPLIT_labels/NAME_L.png",
+        colored="CamVid's colours belong in SPLIT_labels/NAME_L.png",
     )
 
 
@@ -188,14 +188,14 @@ def folder_layout(root: Path) -> Layout:
         find=find,
         candidates=_subfolders(root / "images"),
         shape="images/SPLIT/ and masks/SPLIT/",
-        coloured='labels.json reads colours once it has a "palette", the colour of each name',
+        colored='labels.json reads colours once it has a "palette", the colour of each name',
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _LabelFile:
     names: tuple[str, ...]
-    palette: tuple[Colour, ...] | None = None
+    palette: tuple[Color, ...] | None = None
     ignore_index: int = 255
 
 
@@ -210,10 +210,10 @@ def _read_labels(path: Path) -> tuple[LabelSpace, MaskDecoder]:
         labels = LabelSpace(names=given.names, palette=given.palette, ignore_index=given.ignore_index)
     except ValueError as error:  # not UTF-8, not JSON, not these fields, no label space
         raise DatasetError(f"{path} cannot be used: {error}") from error
-    colours = {colour: index for index, colour in enumerate(labels.palette)}
-    if len(colours) < len(labels):
+    colors = {color: index for index, color in enumerate(labels.palette)}
+    if len(colors) < len(labels):
         raise DatasetError(f"{path} gives two classes the same colour, expected one each")
-    return labels, MaskDecoder(ids=identity(labels), colours=colours)
+    return labels, MaskDecoder(ids=identity(labels), colors=colors)
 
 
 class _Named(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ddsm_zoo.labels import CAMVID, CITYSCAPES, Colour, LabelSpace
+from ddsm_zoo.labels import CAMVID, CITYSCAPES, Color, LabelSpace
 
 _NO_CLASS = np.iinfo(np.int64).min
 
@@ -25,7 +25,7 @@ class MaskDecoder:
     """What is stored in a mask -> class ids: ``ids`` for single-channel masks, ``colours`` for RGB masks."""
 
     ids: Mapping[int, int] = field(default_factory=dict)
-    colours: Mapping[Colour, int] = field(default_factory=dict)
+    colors: Mapping[Color, int] = field(default_factory=dict)
 
     def __call__(self, stored: npt.NDArray[np.integer[Any]], path: Path) -> npt.NDArray[np.int64]:
         """Class ids (H, W) of ``stored``, (H, W) or (H, W, 3) unsigned, which was read from ``path``.
@@ -37,7 +37,7 @@ class MaskDecoder:
                 raise DatasetError(f"mask {path} holds single-channel ids, expected RGB colours")
             classes: npt.NDArray[np.int64] = self._class_of_id[stored]
         else:
-            if not self.colours:
+            if not self.colors:
                 raise DatasetError(f"mask {path} is an RGB image, expected single-channel ids {ranges(self.ids)}")
             codes = _pack(stored)
             position = np.searchsorted(self._codes[:-1], codes)
@@ -56,22 +56,22 @@ class MaskDecoder:
     @cached_property
     def _codes(self) -> npt.NDArray[np.int64]:
         """The packed colours in order, and one more than any colour so that a search always ends on an entry."""
-        return np.append(np.sort(_pack(np.array(list(self.colours)))), 1 << 24)
+        return np.append(np.sort(_pack(np.array(list(self.colors)))), 1 << 24)
 
     @cached_property
     def _class_of_code(self) -> npt.NDArray[np.int64]:
-        order = np.argsort(_pack(np.array(list(self.colours))))
-        return np.append(np.array(list(self.colours.values()))[order], _NO_CLASS)
+        order = np.argsort(_pack(np.array(list(self.colors))))
+        return np.append(np.array(list(self.colors.values()))[order], _NO_CLASS)
 
     def _describe(self, stored: npt.NDArray[np.integer[Any]]) -> str:
         if stored.ndim == 0:
             return f"id {stored}, expected {ranges(self.ids)}"
-        return f"colour {tuple(stored.tolist())}, expected one of the {len(self.colours)} colours of the classes"
+        return f"colour {tuple(stored.tolist())}, expected one of the {len(self.colors)} colours of the classes"
 
 
-def _pack(colours: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+def _pack(colors: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
     """RGB triples (..., 3) as one number each (...)."""
-    wide = colours.astype(np.int64)
+    wide = colors.astype(np.int64)
     return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
 
 
@@ -93,7 +93,7 @@ def identity(labels: LabelSpace) -> dict[int, int]:
 
 
 # name, colour and class of CamVid's 32 annotated objects; the grouping into 11 classes is SegNet's
-CAMVID_OBJECTS: tuple[tuple[str, Colour, str | None], ...] = (
+CAMVID_OBJECTS: tuple[tuple[str, Color, str | None], ...] = (
     ("Animal", (64, 128, 64), "Pedestrian"),
     ("Archway", (192, 0, 128), "Building"),
     ("Bicyclist", (0, 128, 192), "Bicyclist"),
@@ -134,9 +134,9 @@ CITYSCAPES_TRAINED = {
     23: 10, 24: 11, 25: 12, 26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18,
 }  # fmt: skip
 
-CAMVID_COLOURS = MaskDecoder(
-    colours={
-        colour: CAMVID.ignore_index if name is None else CAMVID.names.index(name) for _, colour, name in CAMVID_OBJECTS
+CAMVID_COLORS = MaskDecoder(
+    colors={
+        color: CAMVID.ignore_index if name is None else CAMVID.names.index(name) for _, color, name in CAMVID_OBJECTS
     }
 )
 CAMVID_IDS = MaskDecoder(ids=identity(CAMVID) | {len(CAMVID): CAMVID.ignore_index})

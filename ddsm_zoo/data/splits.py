@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 
 from ddsm_zoo.data.datasets import SegmentationDataset, Transform, open_dataset, open_layout
-from ddsm_zoo.data.layouts import LABELLED_SPLITS
+from ddsm_zoo.data.layouts import LABELED_SPLITS
 from ddsm_zoo.data.masks import DatasetError
 
 logger = logging.getLogger(__name__)
@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 def training_splits(spec: str) -> tuple[str, ...]:
     """The splits of a data set that training reads: train and val, or train alone where there is no val."""
     if spec.startswith("scenes:") or "val" in open_layout(spec).splits():
-        return LABELLED_SPLITS
-    return LABELLED_SPLITS[:1]
+        return LABELED_SPLITS
+    return LABELED_SPLITS[:1]
 
 
 def held_out(names: Sequence[str], share: float) -> list[int]:
@@ -40,7 +40,7 @@ def open_training_sets(
     """
     train_set = open_dataset(spec, "train", train_transform, seed)
     count = len(train_set)
-    if len(training_splits(spec)) == len(LABELLED_SPLITS):
+    if len(training_splits(spec)) == len(LABELED_SPLITS):
         return train_set, open_dataset(spec, "val", val_transform), list(range(count))
     if count < 2:
         raise DatasetError(f"{spec} has no split val and 1 image in train, expected at least 2 to hold one out")

@@ -49,7 +49,7 @@ class TrainTransform:
         if jitter > 0.0:  # before the padding, whose colour must stay the mean
             steps.append(v2.ColorJitter(jitter, jitter, jitter, jitter / 4))
         steps.append(v2.RandomCrop(crop_size, pad_if_needed=True, fill=fill))
-        steps.append(_normalise(preprocess))
+        steps.append(_normalize(preprocess))
         self.steps = v2.Compose(steps)
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,7 +63,7 @@ class EvalTransform:
     """
 
     def __init__(self, preprocess: Preprocess) -> None:
-        self.steps = v2.Compose([Enlarge(preprocess), _normalise(preprocess)])
+        self.steps = v2.Compose([Enlarge(preprocess), _normalize(preprocess)])
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return _apply_jointly(self.steps, image, mask)
@@ -78,7 +78,7 @@ class ImageTransform:
 
     def __init__(self, preprocess: Preprocess) -> None:
         self.channels = len(preprocess.mean)
-        self.steps = v2.Compose([Enlarge(preprocess), _normalise(preprocess)])
+        self.steps = v2.Compose([Enlarge(preprocess), _normalize(preprocess)])
 
     def __call__(self, image: Image.Image | npt.NDArray[np.uint8]) -> Tensor:
         pixels = np.array(image.convert("RGB")) if isinstance(image, Image.Image) else image
@@ -194,7 +194,7 @@ def _resize_nearest(mask: Tensor, size: Sequence[int]) -> Tensor:
     return mask
 
 
-def _normalise(preprocess: Preprocess) -> v2.Transform:
+def _normalize(preprocess: Preprocess) -> v2.Transform:
     return v2.Compose(
         [
             v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),

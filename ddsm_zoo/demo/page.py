@@ -35,7 +35,7 @@ UPLOAD = "64mb"  # the largest file that is taken
 
 PANEL = (640, 400)  # of the picture of a module's samples, twice as large as it is shown
 MARGIN = 1.25  # how much further than the farthest sample it reaches
-RED, BLUE, GREY = (214, 30, 40), (20, 60, 230), (225, 225, 225)
+RED, BLUE, GRAY = (214, 30, 40), (20, 60, 230), (225, 225, 225)
 
 # What a browser may fetch for the page: only what this server has, whatever gradio would like
 POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
@@ -82,11 +82,11 @@ class View:
 
     def classes(self) -> str:
         """The legend as HTML: colour, name and share of each class present, the largest first."""
-        colours = dict(zip(self.result.labels.names, self.result.labels.palette, strict=True))
+        colors = dict(zip(self.result.labels.names, self.result.labels.palette, strict=True))
         shares = sorted(self.result.shares().items(), key=lambda item: -item[1])
         largest = shares[0][1]
         rows = [
-            f'<tr><td><i style="background: rgb{colours[name]}"></i></td><td>{escape(name)}</td>'
+            f'<tr><td><i style="background: rgb{colors[name]}"></i></td><td>{escape(name)}</td>'
             f'<td><b style="width: {share / largest:.1%}"></b></td><td>{share:.1%}</td></tr>'
             for name, share in shares
             if share
@@ -133,12 +133,12 @@ def draw_samples(image: Image.Image, level: Level) -> Image.Image:
     beyond the image is grey.
     """
     width, height = PANEL
-    centre = np.asarray(level.centre)
-    half_width, half_height = np.maximum(MARGIN * np.abs(level.positions - centre).max(0), 3 * level.pitch)
+    center = np.asarray(level.center)
+    half_width, half_height = np.maximum(MARGIN * np.abs(level.positions - center).max(0), 3 * level.pitch)
     scale = min(width / half_width, height / half_height) / 2
-    left, top = centre + 0.5 - np.asarray(PANEL) / scale / 2  # of the window, from the corner of the image
+    left, top = center + 0.5 - np.asarray(PANEL) / scale / 2  # of the window, from the corner of the image
     window = (left, top, left + width / scale, top + height / scale)
-    panel = image.transform(PANEL, Image.Transform.EXTENT, window, Image.Resampling.BILINEAR, fillcolor=GREY)
+    panel = image.transform(PANEL, Image.Transform.EXTENT, window, Image.Resampling.BILINEAR, fillcolor=GRAY)
     panel = Image.blend(panel, Image.new("RGB", PANEL, WHITE), 0.25)
     pen = ImageDraw.Draw(panel, "RGBA")
     x, y = np.asarray(PANEL) / 2
@@ -146,7 +146,7 @@ def draw_samples(image: Image.Image, level: Level) -> Image.Image:
     pen.rectangle([x - side, y - side, x + side, y + side], outline=BLUE, width=3)
     pen.line([x - 12, y, x + 12, y], BLUE, 4)
     pen.line([x, y - 12, x, y + 12], BLUE, 4)
-    places = (level.positions - centre) * scale + (x, y)
+    places = (level.positions - center) * scale + (x, y)
     for (x, y), affinity in zip(places.tolist(), level.affinities.tolist(), strict=True):
         pen.circle((x, y), 90 * affinity**0.5, fill=(*RED, 80))
         pen.line([x - 7, y - 7, x + 7, y + 7], RED, 3)
@@ -310,9 +310,9 @@ def _draw_cross(picture: Image.Image, at: Pixel) -> None:
     pen = ImageDraw.Draw(picture)
     x, y = at
     reach = max(picture.size) // 50 + 3
-    for colour, width in ((WHITE, reach // 2), (BLUE, reach // 5 + 1)):
-        pen.line([x - reach, y, x + reach, y], colour, width)
-        pen.line([x, y - reach, x, y + reach], colour, width)
+    for color, width in ((WHITE, reach // 2), (BLUE, reach // 5 + 1)):
+        pen.line([x - reach, y, x + reach, y], color, width)
+        pen.line([x, y - reach, x, y + reach], color, width)
 
 
 def _data_address(picture: Image.Image) -> str:

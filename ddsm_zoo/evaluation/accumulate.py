@@ -9,17 +9,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ddsm_zoo.inference.modes import Predict, resize
+from ddsm_zoo.inference.modes import Predict
+from ddsm_zoo.layers import resize
 from ddsm_zoo.metrics import BoundaryFScore, BoundaryIoU, ConfusionMatrix
 from ddsm_zoo.metrics.boundary import check_radii, f_scores_of
 from ddsm_zoo.metrics.confusion import iou_of
-from ddsm_zoo.utils.distributed import share, summed
+from ddsm_zoo.utils import Progress
+from ddsm_zoo.utils.distributed import all_reduce_sum, shard
 from ddsm_zoo.utils.memory import enough_memory
 
-Progress = Callable[[int, int], None]
 
-
-class LabelledImages(Protocol):
+class LabeledImages(Protocol):
     """Anything like a map-style dataset of (image (3, H, W) normalised float, mask (h, w) integer ids)."""
 
     def __len__(self) -> int: ...
@@ -37,7 +37,7 @@ class Prediction:
     dtype: str | None
 
 
-class Tally:
+class PerImageCounts:
     """The counts of each image of a set, and with them the scores of all images, of one, of a bootstrap draw.
 
     Counts of different images and processes lie apart until they are summed, always in the same order: the scores
@@ -83,9 +83,9 @@ class Tally:
 
     def gather(self) -> None:
         """Let every process have what all of them counted."""
-        self.confusion.matrix = summed(self.confusion.matrix)
-        self.sizes = summed(self.sizes)
-        self.counts = {name: summed(counts) for name, counts in self.counts.items()}
+        self.confusion.matrix = all_reduce_sum(self.confusion.matrix)
+        self.sizes = all_reduce_sum(self.sizes)
+        self.counts = {name: all_reduce_sum(counts) for name, counts in self.counts.items()}
 
     def image_scores(self) -> Tensor:
         """mIoU of each image alone (n,), over the classes that occur in it; nan for an image that is all void."""
@@ -133,7 +133,7 @@ class Tally:
 
 
 def summed_scores(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Scores from summed `Tally.counts`, each with any leading dimensions: means (...), and ``iou`` (..., K)."""
+    """Scores from sums of `PerImageCounts.counts`, each with any leading dimensions: means (...), ``iou`` (..., K)."""
     iou = iou_of(sums["pixels"])
     scores = {"miou": iou.nanmean(-1)}
     if "boundary_f" in sums:
@@ -145,7 +145,7 @@ def summed_scores(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def evaluate_model(  # noqa: PLR0913 - each is a choice of its own, as in the command
     predict: Predict,
-    dataset: LabelledImages,
+    dataset: LabeledImages,
     num_classes: int,
     ignore_index: int,
     *,
@@ -154,7 +154,7 @@ def evaluate_model(  # noqa: PLR0913 - each is a choice of its own, as in the co
     batch_size: int = 1,
     progress: Progress | None = None,
     observe: Callable[[Prediction], None] | None = None,
-) -> Tally:
+) -> PerImageCounts:
     """Compare ``predict`` with every mask of ``dataset`` at the mask's own resolution.
 
     Scores are resized bilinearly to the mask's size before the argmax. Images of one size that follow each other are
@@ -162,35 +162,37 @@ def evaluate_model(  # noqa: PLR0913 - each is a choice of its own, as in the co
     `progress` and `observe` are as for `count_predictions`. Raises ValueError for an empty set, another number of
     classes and NaN scores.
     """
-    tally = Tally(len(dataset), num_classes, ignore_index, boundary=boundary, boundary_radii=boundary_radii)
-    predictions = predict_set(predict, dataset, num_classes, share(len(dataset)), batch_size)
-    return count_predictions(tally, predictions, progress, observe)
+    per_image = PerImageCounts(
+        len(dataset), num_classes, ignore_index, boundary=boundary, boundary_radii=boundary_radii
+    )
+    predictions = predict_set(predict, dataset, num_classes, shard(len(dataset)), batch_size)
+    return count_predictions(per_image, predictions, progress, observe)
 
 
 def count_predictions(
-    tally: Tally,
+    per_image: PerImageCounts,
     predictions: Iterable[Prediction],
     progress: Progress | None = None,
     observe: Callable[[Prediction], None] | None = None,
-) -> Tally:
+) -> PerImageCounts:
     """Count this process's share of the predictions, then gather all.
 
     ``progress(done, total)`` is called as images of the share are done, ``observe`` with each prediction, in order.
     """
-    total = len(share(len(tally.sizes)))
+    total = len(shard(len(per_image.sizes)))
     for done, prediction in enumerate(predictions, start=1):
-        tally.add(prediction)
+        per_image.add(prediction)
         if observe:
             observe(prediction)
         if progress:
             progress(done, total)
-    tally.gather()
-    return tally
+    per_image.gather()
+    return per_image
 
 
 @torch.inference_mode()
 def predict_set(
-    predict: Predict, dataset: LabelledImages, num_classes: int, indices: Sequence[int], batch_size: int = 1
+    predict: Predict, dataset: LabeledImages, num_classes: int, indices: Sequence[int], batch_size: int = 1
 ) -> Iterator[Prediction]:
     """The class ids of the images of these indices, at the resolution of their masks. Raises as `evaluate_model`."""
     for start in range(0, len(indices), batch_size):

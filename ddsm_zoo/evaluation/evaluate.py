@@ -20,7 +20,7 @@ from ddsm_zoo.config import Preprocess, to_dict
 from ddsm_zoo.data.cityscapes import (
     CATEGORIES,
     MEAN_OBJECT_SIZES,
-    UnlabelledImages,
+    UnlabeledImages,
     object_files,
     read_objects,
     write_label_ids,
@@ -31,15 +31,14 @@ from ddsm_zoo.data.predictions import find_predictions, read_prediction
 from ddsm_zoo.data.sequences import sequences
 from ddsm_zoo.data.transforms import EvalTransform
 from ddsm_zoo.evaluation.accumulate import (
+    PerImageCounts,
     Prediction,
-    Progress,
-    Tally,
     count_predictions,
     evaluate_model,
     predict_set,
     summed_scores,
 )
-from ddsm_zoo.evaluation.scored_model import open_subject
+from ddsm_zoo.evaluation.scored_model import wrap_model
 from ddsm_zoo.inference.modes import Predict
 from ddsm_zoo.inference.protocol import InferenceProtocol
 from ddsm_zoo.labels import CITYSCAPES, LabelSpace
@@ -47,9 +46,10 @@ from ddsm_zoo.metrics import BoundaryIoU, InstanceIoU
 from ddsm_zoo.metrics.bootstrap import LEVEL, Resampling, check_unit, interval, resample
 from ddsm_zoo.metrics.boundary import DIAGONAL_SHARES, check_radii
 from ddsm_zoo.metrics.instances import category_iou
-from ddsm_zoo.utils.distributed import share, summed
+from ddsm_zoo.utils import Progress
+from ddsm_zoo.utils.distributed import all_reduce_sum, shard
 from ddsm_zoo.utils.files import atomic_path
-from ddsm_zoo.utils.visualize import confusion_picture, error_sheet
+from ddsm_zoo.utils.visualize import draw_confusion, error_sheet
 from ddsm_zoo.version import __version__
 
 _BY_CLASS = ("iou", "accuracy", "boundary_f_by_class", "boundary_iou_by_class")
@@ -59,7 +59,7 @@ _BY_CLASS = ("iou", "accuracy", "boundary_f_by_class", "boundary_iou_by_class")
 class Request:
     """What to score on: a split of ``camvid:ROOT``, ``folder:ROOT``, ..., and how.
 
-    ``protocol`` is a name of `engine.protocol.PROTOCOLS` or the path of a TOML file. ``boundary`` adds the boundary
+    ``protocol`` is a name of `inference.protocol.PROTOCOLS` or the path of a TOML file. ``boundary`` adds the boundary
     F-score and Boundary IoU. The F-score's radii are the published shares of each image's diagonal, or
     ``boundary_radii`` in pixels for every image. ``bootstrap_by`` is what the bootstrap draws: ``image``, ``sequence``
     or ``block:N``, as in `metrics.bootstrap.Resampling.plan`. The device is a GPU where there is one unless given, and
@@ -95,7 +95,7 @@ class Evaluation:
     """
 
     dataset: SegmentationDataset
-    tally: Tally
+    per_image: PerImageCounts
     resampling: Resampling
     again: Callable[[int], Prediction]
     record: dict[str, Any]
@@ -108,12 +108,12 @@ class Evaluation:
     @property
     def count(self) -> int:
         """The number of images."""
-        return len(self.tally.sizes)
+        return len(self.per_image.sizes)
 
     @property
-    def labelled(self) -> bool:
+    def labeled(self) -> bool:
         """Whether any pixel has a class; the labels of a benchmark's test split are void, or not there at all."""
-        return bool(self.tally.confusion.matrix.any())
+        return bool(self.per_image.confusion.matrix.any())
 
     def figures(self, bootstrap: int = 0) -> dict[str, Any]:
         """All scores as fractions of 1, by class name where they are a class's, and the record of what they depend on.
@@ -123,15 +123,15 @@ class Evaluation:
         blocks (``by``, ``units``), with a ``note`` that says what they are worth for video frames. Without labels there
         is nothing but the record.
         """
-        if not self.labelled:
-            return {**self.tally.facts(), **self.record}
-        scores = self.tally.figures()
+        if not self.labeled:
+            return {**self.per_image.facts(), **self.record}
+        scores = self.per_image.figures()
         named = {key: self._by_class(scores[key]) for key in _BY_CLASS if key in scores}
         never = [name for name, iou in named["iou"].items() if math.isnan(iou)]
         figures = {**scores, **named, "never_occurs": never, **self.extra}
         if bootstrap:
             figures["intervals"] = self._intervals(bootstrap, self._draws(bootstrap, self.resampling))
-        return {**figures, "confusion": self.tally.confusion.matrix.tolist(), **self.record}
+        return {**figures, "confusion": self.per_image.confusion.matrix.tolist(), **self.record}
 
     def gain_over(self, other: Evaluation, bootstrap: int) -> dict[str, Any]:
         """What this one scores more than ``other`` on the same images, with paired confidence intervals.
@@ -140,11 +140,12 @@ class Evaluation:
         """
         if [pair.mask for pair in self.dataset.pairs] != [pair.mask for pair in other.dataset.pairs]:
             raise ValueError("the two evaluations are of different images, expected the same data set and split")
-        measures = [(set(each.tally.counts), each.tally.boundary_radii) for each in (self, other)]
+        measures = [(set(each.per_image.counts), each.per_image.boundary_radii) for each in (self, other)]
         if measures[0] != measures[1]:
             raise ValueError("the two evaluations have different boundary measures, expected one Request for both")
         mine, theirs = (
-            summed_scores({name: counts.sum(0) for name, counts in each.tally.counts.items()}) for each in (self, other)
+            summed_scores({name: counts.sum(0) for name, counts in each.per_image.counts.items()})
+            for each in (self, other)
         )
         gain = {name: (mine[name] - theirs[name]).tolist() for name in mine}
         # One seed draws the same images for both
@@ -154,14 +155,14 @@ class Evaluation:
 
     def worst(self, count: int) -> list[dict[str, Any]]:
         """The images of lowest mIoU, the worst first: name, index and ``miou``; those that are all void are none."""
-        scores = self.tally.image_scores()
+        scores = self.per_image.image_scores()
         order = [index for index in scores.argsort(stable=True).tolist() if not scores[index].isnan()]
         names = self.dataset.pairs
         return [{"name": names[i].name, "index": i, "miou": scores[i].item()} for i in order[:count]]
 
     def write_pictures(self, folder: Path, worst: int = 0) -> None:
         """Write ``confusion.png``, and ``worst_RANK_NAME.png`` with image, label, prediction and errors for each."""
-        _save(confusion_picture(self.tally.confusion.matrix.numpy(), self.labels), folder / "confusion.png")
+        _save(draw_confusion(self.per_image.confusion.matrix.numpy(), self.labels), folder / "confusion.png")
         for rank, entry in enumerate(self.worst(worst), start=1):
             prediction = self.again(entry["index"])
             image = to_pil_image(self.dataset.load(entry["index"])[0])
@@ -169,7 +170,7 @@ class Evaluation:
             _save(sheet, folder / f"worst_{rank:02d}_{entry['name']}.png")
 
     def _draws(self, bootstrap: int, resampling: Resampling) -> dict[str, Tensor]:
-        counts = self.tally.counts.items()
+        counts = self.per_image.counts.items()
         return summed_scores({name: resample(each, bootstrap, units=resampling.units) for name, each in counts})
 
     def _intervals(self, bootstrap: int, draws: dict[str, Tensor]) -> dict[str, Any]:
@@ -234,9 +235,9 @@ def score_model(
     protocol = InferenceProtocol.load(request.protocol)
     opened = _open(request, None, submission)  # the data first: it is checked sooner than a model is loaded
     labels, resampling = opened.labels, _resampling(opened, request)
-    subject = open_subject(model, labels, request.device, request.preprocess)
-    dataset = _open(request, EvalTransform(subject.preprocess), submission)
-    predict = protocol.apply(subject.predict)
+    scored = wrap_model(model, labels, request.device, request.preprocess)
+    dataset = _open(request, EvalTransform(scored.preprocess), submission)
+    predict = protocol.apply(scored.predict)
     special = _Cityscapes(dataset)
 
     def observe(prediction: Prediction) -> None:
@@ -244,7 +245,7 @@ def score_model(
         if submission is not None:
             write_label_ids(submission, dataset.pairs[prediction.index].name, prediction.ids)
 
-    tally = evaluate_model(
+    per_image = evaluate_model(
         predict,
         dataset,
         len(labels),
@@ -256,14 +257,14 @@ def score_model(
         observe=observe,
     )
     if submission is None:
-        _check_labelled(tally, request)
+        _check_labeled(per_image, request)
     return Evaluation(
         dataset=dataset,
-        tally=tally,
+        per_image=per_image,
         resampling=resampling,
         again=lambda index: next(predict_set(predict, dataset, len(labels), [index])),
-        record=_record(subject.record(), request, {"name": str(request.protocol), **to_dict(protocol)}),
-        extra=special.figures(tally),
+        record=_record(scored.record(), request, {"name": str(request.protocol), **to_dict(protocol)}),
+        extra=special.figures(per_image),
     )
 
 
@@ -290,16 +291,16 @@ def score_predictions(
         return Prediction(index, ids, target, None)
 
     special = _Cityscapes(dataset)
-    tally = Tally(
+    per_image = PerImageCounts(
         len(dataset),
         len(labels),
         labels.ignore_index,
         boundary=request.boundary,
         boundary_radii=request.boundary_radii,
     )
-    predictions: Iterator[Prediction] = map(read, share(len(dataset)))
-    count_predictions(tally, predictions, progress, special.add)
-    _check_labelled(tally, request)
+    predictions: Iterator[Prediction] = map(read, shard(len(dataset)))
+    count_predictions(per_image, predictions, progress, special.add)
+    _check_labeled(per_image, request)
     source = {
         "model": None,
         "weights": {"uri": None, "sha256": None},
@@ -307,11 +308,11 @@ def score_predictions(
     }
     return Evaluation(
         dataset=dataset,
-        tally=tally,
+        per_image=per_image,
         resampling=resampling,
         again=read,
         record=_record(source, request, {"name": "predictions as they are"}),
-        extra=special.figures(tally),
+        extra=special.figures(per_image),
     )
 
 
@@ -337,7 +338,7 @@ class _Cityscapes:
         }
         self.classes = InstanceIoU(groups, MEAN_OBJECT_SIZES)
         self.categories = InstanceIoU(whole_categories, MEAN_OBJECT_SIZES)
-        # image by image, as a `Tally` keeps counts: sums of floats depend on their order
+        # image by image, as a `PerImageCounts` keeps counts: sums of floats depend on their order
         self.counts = {
             metric: metric.counts.new_zeros(len(dataset), *metric.counts.shape)
             for metric in (self.classes, self.categories)
@@ -351,15 +352,15 @@ class _Cityscapes:
                 metric.update(prediction.ids, prediction.target, objects)
                 counts[prediction.index] = metric.counts
 
-    def figures(self, tally: Tally) -> dict[str, Any]:
+    def figures(self, per_image: PerImageCounts) -> dict[str, Any]:
         """Each table by name, and its mean over what occurs."""
         if not self.known:
             return {}
-        matrix = tally.confusion.matrix
+        matrix = per_image.confusion.matrix
         tables = {"category_iou": category_iou(matrix, CATEGORIES)}
         if self.files is not None:
             for metric, counts in self.counts.items():
-                metric.counts = summed(counts).sum(0)
+                metric.counts = all_reduce_sum(counts).sum(0)
             iiou = self.classes.compute(matrix)
             tables["iiou"] = {CITYSCAPES.names[int(label)]: value for label, value in iiou.items()}
             tables["category_iiou"] = self.categories.compute(matrix)
@@ -383,7 +384,7 @@ def _open(request: Request, transform: EvalTransform | None, submission: Path | 
     layout = open_layout(request.data)
     if layout.source(request.split).masks:
         return open_dataset(request.data, request.split, transform)
-    return UnlabelledImages(layout, request.split, transform)
+    return UnlabeledImages(layout, request.split, transform)
 
 
 def _resampling(dataset: SegmentationDataset, request: Request) -> Resampling:
@@ -399,9 +400,9 @@ def _record(source: dict[str, Any], request: Request, protocol: dict[str, Any]) 
     return {**source, "data": request.data, "split": request.split, "protocol": protocol, "versions": versions()}
 
 
-def _check_labelled(tally: Tally, request: Request) -> None:
-    if not tally.confusion.matrix.any():
+def _check_labeled(per_image: PerImageCounts, request: Request) -> None:
+    if not per_image.confusion.matrix.any():
         raise ValueError(
-            f"every pixel of the {len(tally.sizes)} labels of {request.data} {request.split} is void, expected some "
-            "that belong to a class; is this a split without labels?"
+            f"every pixel of the {len(per_image.sizes)} labels of {request.data} {request.split} is void, expected "
+            "some that belong to a class; is this a split without labels?"
         )

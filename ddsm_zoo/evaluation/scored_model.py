@@ -10,18 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from ddsm_zoo.config import Preprocess, to_dict
-from ddsm_zoo.hub.client import public_address
+from ddsm_zoo.hub.client import public_uri
 from ddsm_zoo.hub.safetensors_io import pack_tensors
 from ddsm_zoo.hub.state_dict import AUXILIARY
-from ddsm_zoo.inference.modes import Predict, resize, whole
+from ddsm_zoo.inference.modes import Predict, full_image
 from ddsm_zoo.inference.predictor import choose_device, prepare, recorded_labels
 from ddsm_zoo.labels import LabelSpace
+from ddsm_zoo.layers import resize
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.zoo.factory import resolve_data_config
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class ScoredModel:
     """``predict`` takes images normalised as ``preprocess`` says; name, address and hash say whose scores it gives."""
 
     predict: Predict
@@ -36,9 +37,9 @@ class Subject:
         return {"model": self.name, "weights": {"uri": self.uri, "sha256": self.sha256}, "preprocess": done}
 
 
-def open_subject(
+def wrap_model(
     model: str | Predict, labels: LabelSpace, device: str | torch.device | None, preprocess: Preprocess | None
-) -> Subject:
+) -> ScoredModel:
     """The pretrained model of a name, a model, or any module or function from images to scores of the ``labels``.
 
     ``preprocess`` is what the model was trained with, or ImageNet's where it does not say, unless given. Raises what
@@ -51,19 +52,21 @@ def open_subject(
         segmenter = prepare(model, device)
         _check_classes(segmenter, labels)
         known = segmenter.provenance
-        predict, preprocess = whole(segmenter), preprocess or resolve_data_config(segmenter)
+        predict, preprocess = full_image(segmenter), preprocess or resolve_data_config(segmenter)
         if isinstance(model, str):
             assert known.weights is not None  # a model without weights is not prepared
-            name, uri, sha256 = model, public_address(known.weights.uri), known.weights.sha256
+            name, uri, sha256 = model, public_uri(known.weights.uri), known.weights.sha256
         else:
             name, sha256 = known.name, _hash_of(model)
     elif isinstance(model, nn.Module):
         name, sha256 = type(model).__name__, _hash_of(model)
-        predict = whole(model.to(choose_device(device)))
+        predict = full_image(model.to(choose_device(device)))
     else:
         name = getattr(model, "__name__", type(model).__name__)
         predict = _on(choose_device(device), model)
-    return Subject(predict=_checked(predict), preprocess=preprocess or Preprocess(), name=name, uri=uri, sha256=sha256)
+    return ScoredModel(
+        predict=_checked(predict), preprocess=preprocess or Preprocess(), name=name, uri=uri, sha256=sha256
+    )
 
 
 def _on(device: torch.device, predict: Predict) -> Predict:

@@ -19,14 +19,14 @@ from torch.utils.hooks import RemovableHandle
 
 from ddsm_zoo.data.images import read_mask
 from ddsm_zoo.data.masks import MaskDecoder, identity
-from ddsm_zoo.inference.predictor import Picture, Predictor, Segmentation
+from ddsm_zoo.inference.predictor import ImageInput, Predictor, Segmentation
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.layers import DDSM, SpatialAffinity
 from ddsm_zoo.layers.sampler import watch_taps
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.ops.probe import probe
 from ddsm_zoo.utils.files import atomic_path
-from ddsm_zoo.utils.visualize import BLACK, Mask, colourise, error_map
+from ddsm_zoo.utils.visualize import BLACK, Mask, colorize, error_map
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,7 +49,7 @@ class Level:
 
     stage: int
     pitch: float
-    centre: tuple[float, float]
+    center: tuple[float, float]
     positions: Floats
     affinities: Floats
     modulations: Floats
@@ -84,7 +84,7 @@ class Explanation:
         levels = [
             {
                 "stage": level.stage,
-                "centre": list(level.centre),
+                "centre": list(level.center),
                 "positions": level.positions.tolist(),
                 "affinities": level.affinities.tolist(),
                 "modulations": level.modulations.tolist(),
@@ -123,7 +123,7 @@ class Comparison:
         return _draw_comparison(self)
 
 
-def explain(model: str | Segmenter | Predictor, image: Picture, at: tuple[int, int]) -> Explanation:
+def explain(model: str | Segmenter | Predictor, image: ImageInput, at: tuple[int, int]) -> Explanation:
     """Run a model on an image, as `Predictor` takes it, and note what its modules do at the pixel ``at`` (x, y).
 
     Raises what `Predictor` does, and ValueError for a pixel outside the image and for a model in which nothing samples
@@ -155,7 +155,7 @@ def explain(model: str | Segmenter | Predictor, image: Picture, at: tuple[int, i
     return Explanation(result=result, at=at, size=size, levels=levels, taps_on_map=shares)
 
 
-def compare(models: Mapping[str, str | Segmenter | Predictor], image: Picture, target: Mask) -> Comparison:
+def compare(models: Mapping[str, str | Segmenter | Predictor], image: ImageInput, target: Mask) -> Comparison:
     """Run two models of the same classes, each under a name of yours, on an image with the labels ``target`` (H, W).
 
     Raises what `Predictor` does, and ValueError for models of different classes and a target that does not fit.
@@ -177,9 +177,9 @@ def read_target(path: str | os.PathLike[str], labels: LabelSpace) -> Mask:
 
     Raises FileNotFoundError, ImageError, and DatasetError for a value that stands for no class.
     """
-    void = labels.ignore_index
-    colours = {colour: index for index, colour in enumerate(labels.palette)}
-    decode = MaskDecoder(ids={len(labels): void, **identity(labels)}, colours={BLACK: void, **colours})
+    ignore = labels.ignore_index
+    colors = {color: index for index, color in enumerate(labels.palette)}
+    decode = MaskDecoder(ids={len(labels): ignore, **identity(labels)}, colors={BLACK: ignore, **colors})
     return decode(read_mask(Path(path)), Path(path))
 
 
@@ -196,7 +196,7 @@ def check_format(path: str | os.PathLike[str]) -> None:
         raise ValueError(f"{os.fspath(path)} has no format of a figure, expected a name ending in {', '.join(FORMATS)}")
 
 
-def _opened(predictor: Predictor, image: Picture) -> Image.Image:
+def _opened(predictor: Predictor, image: ImageInput) -> Image.Image:
     if isinstance(image, (str, os.PathLike)):
         return predictor.read(image)
     return image if isinstance(image, Image.Image) else Image.fromarray(image)
@@ -263,11 +263,11 @@ def _level(record: _Record, size: tuple[float, float], rows: int, pixel: tuple[i
     row, column = cell.tolist()
     taps = probe(query, key, offset, modulation, (row, column), kernel_size=record.module.sampler.kernel_size)
     places = (torch.cat((cell[None], taps.places.cpu())) + 0.5) * pitch - 0.5  # the centre, then the taps
-    centre, *_ = places.flip(1).tolist()
+    center, *_ = places.flip(1).tolist()
     return Level(
         stage=round(math.log2(rows / low.shape[-2])),
         pitch=pitch[0].item(),
-        centre=(centre[0], centre[1]),
+        center=(center[0], center[1]),
         positions=_array(places[1:].flip(1)),
         affinities=_array(taps.affinities),
         modulations=_array(taps.modulations),
@@ -283,7 +283,7 @@ def _array(tensor: Tensor) -> Floats:
     return values
 
 
-def principal_colours(features: Floats) -> Floats:
+def principal_colors(features: Floats) -> Floats:
     """Features (C, h, w) as a picture (h, w, 3) in 0..1: their three main components as red, green and blue.
 
     Of each, the middle 96 % fill the range.
@@ -297,8 +297,8 @@ def principal_colours(features: Floats) -> Floats:
     components = np.zeros((height * width, 3))
     components[:, : main.shape[1]] = points @ main
     low, high = np.percentile(components, (2, 98), axis=0)
-    colours: Floats = ((components - low) / np.maximum(high - low, 1e-12)).clip(0, 1).astype(np.float32)
-    return colours.reshape(height, width, 3)
+    colors: Floats = ((components - low) / np.maximum(high - low, 1e-12)).clip(0, 1).astype(np.float32)
+    return colors.reshape(height, width, 3)
 
 
 def _draw_levels(explanation: Explanation) -> Figure:
@@ -316,7 +316,7 @@ def _draw_levels(explanation: Explanation) -> Figure:
         _draw_taps(row[1], image, level, window)
         features = [values for values in (level.high, level.low, level.spatial, level.both) if values is not None]
         for panel, values in zip(row[2:], features, strict=True):
-            panel.imshow(principal_colours(values), extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+            panel.imshow(principal_colors(values), extent=(-0.5, width - 0.5, height - 0.5, -0.5))
             panel.set(xlim=(-0.5, image.width - 0.5), ylim=(image.height - 0.5, -0.5))
         for panel in (row[0], *row[2:]):
             panel.plot(*explanation.at, marker="+", color="blue", markersize=9, markeredgewidth=1.5)
@@ -327,10 +327,10 @@ def _draw_levels(explanation: Explanation) -> Figure:
 
 def _window(level: Level, image: Image.Image) -> tuple[float, float, float, float]:
     """Left, top, width and height of what to show of the image: all taps, in the proportions of the image."""
-    away = np.abs(level.positions - np.asarray(level.centre)).max(0)
+    away = np.abs(level.positions - np.asarray(level.center)).max(0)
     reach = max(*(1.2 * away / (image.width, image.height)), 3 * level.pitch / min(image.size))
     half_width, half_height = reach * image.width, reach * image.height
-    x, y = level.centre
+    x, y = level.center
     return x - half_width, y - half_height, 2 * half_width, 2 * half_height
 
 
@@ -347,7 +347,7 @@ def _draw_taps(panel: Axes, image: Image.Image, level: Level, window: tuple[floa
     from matplotlib.patches import Rectangle
 
     panel.imshow(image, alpha=0.7)
-    x, y = level.centre
+    x, y = level.center
     pitch = level.pitch
     panel.add_patch(Rectangle((x - pitch / 2, y - pitch / 2), pitch, pitch, fill=False, edgecolor="blue"))
     panel.plot(x, y, marker="+", color="blue", markersize=12, markeredgewidth=2)
@@ -366,8 +366,8 @@ def _draw_taps(panel: Axes, image: Image.Image, level: Level, window: tuple[floa
 def _draw_comparison(comparison: Comparison) -> Figure:
     labels, results, wrong = comparison.labels, comparison.results, comparison.wrong()
     image = next(iter(results.values())).image
-    panels: list[tuple[str, Image.Image]] = [("input", image), ("labels", colourise(comparison.target, labels))]
-    panels += [(name, result.colour()) for name, result in results.items()]
+    panels: list[tuple[str, Image.Image]] = [("input", image), ("labels", colorize(comparison.target, labels))]
+    panels += [(name, result.color()) for name, result in results.items()]
     panels += [
         (f"errors: {wrong[name]:.2%}", error_map(result.mask, comparison.target, labels))
         for name, result in results.items()

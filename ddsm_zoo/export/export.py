@@ -28,14 +28,14 @@ from ddsm_zoo.export.program import (
     Agreement,
     Classes,
     ExportError,
-    Normalise,
+    Normalize,
     Run,
     compare,
     open_torch,
     trace,
     write_torch,
 )
-from ddsm_zoo.inference.modes import Predict, whole
+from ddsm_zoo.inference.modes import Predict, full_image
 from ddsm_zoo.inference.predictor import model_labels, prepare
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.utils.files import atomic_path
@@ -57,8 +57,6 @@ COMPARED_IMAGES = 3
 CALIBRATION_SIZE = (360, 480)
 # Of no special size: what is traced for any must not fit one alone
 TRACED = (96, 160)
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +92,7 @@ def export(
     model: str | Segmenter,
     path: str | os.PathLike[str],
     options: ExportOptions | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Write a model, or the pretrained one of that name, to ``path``, in place of what is there.
 
@@ -131,12 +129,12 @@ def export(
                 onnx.write_onnx(program, exact, output, metadata)
                 if options.int8:
                     say("calibrating")
-                    onnx.quantise(exact, temporary, map(take, calibration), EXACT_IN_INT8)
+                    onnx.quantize(exact, temporary, map(take, calibration), EXACT_IN_INT8)
             run = onnx.open_onnx(temporary)
         say("comparing")
-        predict, normalise = whole(eager), _taking(preprocess, ExportOptions())
+        predict, normalize = full_image(eager), _taking(preprocess, ExportOptions())
         agreement = [
-            compare(size, ((predict(normalise(each)), run(take(each))) for each in _resized(pictures, size)))
+            compare(size, ((predict(normalize(each)), run(take(each))) for each in _resized(pictures, size)))
             for size in _checked_sizes(options)
         ]
         _refuse(agreement, options)
@@ -165,7 +163,7 @@ def _onnx_door() -> ModuleType:
 
 def _deployed(eager: Segmenter, options: ExportOptions) -> nn.Module:
     """The model with what the file does before and after it."""
-    before = [Normalise(resolve_data_config(eager))] if options.preprocess else []
+    before = [Normalize(resolve_data_config(eager))] if options.preprocess else []
     if options.argmax and eager.num_classes > 256:
         raise ValueError(f"the model has {eager.num_classes} classes, 8 bits hold at most 256; export logits instead")
     after = [Classes()] if options.argmax else []
@@ -207,7 +205,7 @@ def _metadata(eager: Segmenter, options: ExportOptions) -> dict[str, str]:
     """What somebody who has only the file needs to know; lists are JSON."""
     known, labels, preprocess = eager.provenance, model_labels(eager), resolve_data_config(eager)
     eight_bits = "uint8 RGB (1, H, W, 3)"
-    normalised = "float32 RGB (1, 3, H, W), scaled to 0..1, minus mean, divided by std"
+    normalized = "float32 RGB (1, 3, H, W), scaled to 0..1, minus mean, divided by std"
     return {
         "model": known.name,
         "sha256": (known.weights and known.weights.sha256) or "",
@@ -217,7 +215,7 @@ def _metadata(eager: Segmenter, options: ExportOptions) -> dict[str, str]:
         "mean": json.dumps(preprocess.mean),
         "std": json.dumps(preprocess.std),
         "min_size": json.dumps(preprocess.min_size or (1, 1)),
-        "input": eight_bits if options.preprocess else normalised,
+        "input": eight_bits if options.preprocess else normalized,
         "output": "uint8 classes (1, H, W)" if options.argmax else "float32 logits (1, K, H, W)",
         "ddsm_zoo": __version__,
     }

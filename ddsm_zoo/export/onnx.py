@@ -48,7 +48,7 @@ def open_onnx(path: Path) -> Run:
     return run
 
 
-def quantise(source: Path, path: Path, images: Iterable[Tensor], exact: Sequence[str] = ()) -> None:
+def quantize(source: Path, path: Path, images: Iterable[Tensor], exact: Sequence[str] = ()) -> None:
     """Write the model in ``source`` with convolutions in 8 bits, their ranges those seen on ``images``.
 
     Convolutions whose weights have one of the words ``exact`` in their names stay as they are.

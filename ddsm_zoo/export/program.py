@@ -25,7 +25,7 @@ class ExportError(ValueError):
     """A model that cannot be exported, or a file that does not do what the model does."""
 
 
-class Normalise(nn.Module):
+class Normalize(nn.Module):
     """8-bit RGB images as decoders give them, (N, H, W, C) -> the network's input (N, C, H, W)."""
 
     mean: Tensor

@@ -65,7 +65,7 @@ def fetch(
     scheme, _, rest = uri.partition(":")
     if scheme not in SCHEMES or not rest or "\0" in rest:
         expected = ", ".join(f"{known}:" for known in SCHEMES)
-        raise ValueError(f"{public_address(uri)[:120]!r} names no weights, expected an address after one of {expected}")
+        raise ValueError(f"{public_uri(uri)[:120]!r} names no weights, expected an address after one of {expected}")
     cache = None if cache_dir is None else Path(cache_dir).expanduser()
     if scheme == "bundled":
         return [_bundled(rest)]
@@ -143,7 +143,7 @@ def is_uri(name: str) -> bool:
     return name.startswith(("hf-hub:", "local-dir:"))
 
 
-def public_address(uri: str) -> str:
+def public_uri(uri: str) -> str:
     """The address without what may be secret in one of the web: user, password, query; little of one that is none."""
     if uri.startswith(tuple(f"{scheme}:" for scheme in SCHEMES if scheme != "https")) or not set("@?#") & set(uri):
         return uri
@@ -196,7 +196,7 @@ def _from_folder(folder: Path, names: tuple[str, ...]) -> list[Path]:
 
 def _from_web(url: str, cache_dir: Path | None, sha256: str | None) -> Path:
     """One file from any server. Its hash is what makes it trustworthy, and its name in the cache."""
-    where = public_address(url)
+    where = public_uri(url)
     if not _WEB.fullmatch(where):
         raise ValueError(f"{where[:120]!r} is no address of a file, expected https://HOST/FILE")
     if sha256 is None or not _SHA256.fullmatch(sha256):

@@ -10,12 +10,12 @@ from typing import Any
 from ddsm_zoo.hub.config_file import Manifest
 
 
-def render_card(manifest: Manifest, address: str) -> str:
+def render_card(manifest: Manifest, uri: str) -> str:
     """Markdown with the YAML front matter that the Hub reads: licence, task, results, recipe and how to use it.
 
     ``address`` is the model name to load these weights by.
     """
-    return "\n".join([*_front_matter(manifest), *_body(manifest), *_usage(address)]) + "\n"
+    return "\n".join([*_front_matter(manifest), *_body(manifest), *_usage(uri)]) + "\n"
 
 
 def _front_matter(manifest: Manifest) -> Iterator[str]:
@@ -77,10 +77,10 @@ def _results(kind: str, figures: Mapping[str, float]) -> Iterator[str]:
         yield f"- {measure}: {figure:g} ({kind})"
 
 
-def _usage(address: str) -> Iterator[str]:
+def _usage(uri: str) -> Iterator[str]:
     yield "\n## Use\n"
     yield "```python"
     yield "import ddsm_zoo\n"
-    yield f"model = ddsm_zoo.create_model({json.dumps(address)}, pretrained=True)"
+    yield f"model = ddsm_zoo.create_model({json.dumps(uri)}, pretrained=True)"
     yield 'ddsm_zoo.Predictor(model)("street.jpg").overlay().save("overlay.png")'
     yield "```"

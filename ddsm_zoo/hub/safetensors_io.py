@@ -11,14 +11,10 @@ import torch
 from torch import Tensor
 
 from ddsm_zoo.config import printable
-from ddsm_zoo.utils.files import sha256_of
+from ddsm_zoo.utils.files import CheckpointError, sha256_of
 
 MAX_HEADER_BYTES = 16 * 2**20
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
-
-
-class CheckpointError(ValueError):
-    """Weights that are damaged, unsafe or of another model; one line that names what is wrong."""
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

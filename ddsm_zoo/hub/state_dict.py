@@ -8,14 +8,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ddsm_zoo.hub.safetensors_io import CheckpointError, abbreviate
+from ddsm_zoo.hub.safetensors_io import abbreviate
+from ddsm_zoo.utils.files import CheckpointError
 
 AUXILIARY = "auxiliary."
 CLASSIFIER = ("classifier.weight", "classifier.bias")
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def load_weights(
+def load_state_dict(
     model: nn.Module,
     state_dict: Mapping[str, Tensor],
     where: str = "the checkpoint",
@@ -58,7 +59,7 @@ def remap_classifier(
     """The state dict for the classes of ``model``: class i gets the classifier's row ``rows[i]``, if that names one.
 
     The other classes keep the model's own rows. Raises CheckpointError for a classifier without ``count`` rows; that
-    there is one is for `load_weights` to check.
+    there is one is for `load_state_dict` to check.
     """
     moved = dict(state_dict)
     for name in CLASSIFIER:

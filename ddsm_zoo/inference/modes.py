@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ddsm_zoo.layers import resize
 
 Predict = Callable[[Tensor], Tensor]
 """(N, 3, H, W) normalised float image -> (N, K, H, W) scores of K classes; the highest wins."""
@@ -20,7 +21,7 @@ Precision = Literal["fp32", "bf16"]
 MAX_SCALE = 16  # beyond it a photo fills any memory
 
 
-def whole(model: nn.Module, precision: Precision = "fp32") -> Predict:
+def full_image(model: nn.Module, precision: Precision = "fp32") -> Predict:
     """The logits of ``model`` on the whole image at once, without gradients.
 
     The model is put into evaluation mode and images follow it to its device, in channels-last memory, which is
@@ -106,13 +107,6 @@ def multi_scale(predict: Predict, scales: Sequence[float], flip: bool = False) -
         return total / len(scales)
 
     return predict_scales
-
-
-def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear, ``align_corners=False``; ``x`` (N, C, H, W) itself when it has the size already."""
-    if x.shape[-2:] == size:
-        return x
-    return F.interpolate(x, size, mode="bilinear", align_corners=False)
 
 
 def _starts(size: int, crop: int, stride: int) -> list[int]:

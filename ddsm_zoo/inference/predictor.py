@@ -18,17 +18,19 @@ from torch import Tensor
 
 from ddsm_zoo.data.images import read_image, to_rgb
 from ddsm_zoo.data.transforms import ImageTransform
-from ddsm_zoo.inference.modes import Precision, resize, whole
-from ddsm_zoo.inference.tiling import MIN_SIDE, Progress, Tiling, largest_side, predict_bands
+from ddsm_zoo.inference.modes import Precision, full_image
+from ddsm_zoo.inference.tiling import MIN_SIDE, Tiling, largest_side, predict_bands
 from ddsm_zoo.labels import LabelSpace
+from ddsm_zoo.layers import resize
 from ddsm_zoo.models import Segmenter
+from ddsm_zoo.utils import Progress
 from ddsm_zoo.utils.files import atomic_path
 from ddsm_zoo.utils.memory import enough_memory, working_memory
 from ddsm_zoo.utils.png import write_png
-from ddsm_zoo.utils.visualize import bands, colourise, overlay, overlay_bands, shares
+from ddsm_zoo.utils.visualize import bands, colorize, overlay, overlay_bands, shares
 from ddsm_zoo.zoo.factory import create_trained, resolve_data_config
 
-Picture = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
+ImageInput = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
 
 MEMORY = 4 * 2**30
 BYTES_PER_PIXEL = 8  # of a picture: 4 as Pillow holds it, 1 of its mask, and some to draw bands of it
@@ -43,9 +45,9 @@ class Segmentation:
     labels: LabelSpace
     image: Image.Image
 
-    def colour(self) -> Image.Image:
+    def color(self) -> Image.Image:
         """The mask in the colours of the classes."""
-        return colourise(self.mask, self.labels)
+        return colorize(self.mask, self.labels)
 
     def overlay(self, alpha: float = 0.5, legend: bool = True) -> Image.Image:
         """The image under the coloured mask, with a legend of the classes; ``alpha`` is the weight of the colours."""
@@ -63,7 +65,7 @@ class Segmentation:
         parts = bands(self.mask)
         pictures: dict[str, Iterator[npt.NDArray[np.uint8]]] = {
             "ids": (self.mask[rows] for rows in parts),
-            "colour": (np.asarray(colourise(self.mask[rows], self.labels)) for rows in parts),
+            "colour": (np.asarray(colorize(self.mask[rows], self.labels)) for rows in parts),
             "overlay": overlay_bands(self.image, self.mask, self.labels),
         }
         paths = {kind: Path(folder) / f"{stem}_{kind}.png" for kind in pictures}
@@ -107,11 +109,11 @@ class Predictor:
             raise ValueError(f"the model has {len(self.labels)} classes, a mask of 8 bits holds at most 256")
         self.preprocess = resolve_data_config(self.model)
         self.transform = ImageTransform(self.preprocess)
-        self.predict = whole(self.model, precision)
+        self.predict = full_image(self.model, precision)
         self.tile = tile
         self.memory = memory
 
-    def __call__(self, image: Picture, progress: Progress | None = None) -> Segmentation:
+    def __call__(self, image: ImageInput, progress: Progress | None = None) -> Segmentation:
         """Label one image: a path, a PIL image or a uint8 array (H, W, 3) RGB or (H, W) grey.
 
         ``progress(done, total)`` is called after each tile, where there are tiles. Raises what `read` does for a

@@ -10,7 +10,8 @@ from pathlib import Path
 from torch import Tensor
 
 from ddsm_zoo.config import ConfigError, from_dict
-from ddsm_zoo.inference.modes import Predict, multi_scale, resize, sliding_window
+from ddsm_zoo.inference.modes import Predict, multi_scale, sliding_window
+from ddsm_zoo.layers import resize
 
 if sys.version_info >= (3, 11):
     import tomllib

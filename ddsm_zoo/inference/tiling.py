@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ddsm_zoo.inference.modes import Predict
-from ddsm_zoo.layers.tiles import Averages, Gathered, Span, Tile, working_on
+from ddsm_zoo.layers.tiles import Averages, Span, StopForward, Tile, working_on
+from ddsm_zoo.utils import Progress
 
 Read = Callable[[slice, slice], Tensor]
 """Rows and columns of the picture -> (1, 3, h, w), normalised. A slice may end beyond the picture."""
 
-Progress = Callable[[int, int], None]
 
 STRIDE = 32  # tiles begin where a cell of the deepest features begins
 MARGIN = 256
@@ -87,7 +87,7 @@ def predict_bands(
 
     for _ in range(passes):
         for rows, columns in tiles:
-            with suppress(Gathered):
+            with suppress(StopForward):
                 run(rows, columns, gather=True)
         averages.renew()
     height, width = tiling.size

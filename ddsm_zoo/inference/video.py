@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ddsm_zoo.inference.predictor import Predictor, Segmentation
-from ddsm_zoo.inference.tiling import Progress
+from ddsm_zoo.utils import Progress
 from ddsm_zoo.utils.files import atomic_path
-from ddsm_zoo.utils.prefetch import map_ahead
+from ddsm_zoo.utils.prefetch import prefetch
 from ddsm_zoo.utils.signals import interruptible
 
 AHEAD = 4  # frames that are read before the model needs them, and as many that wait to be encoded
@@ -31,14 +31,14 @@ class VideoError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class VideoSource:
     """What FFmpeg opens: a file, or a device under the name of its ``format``, whose frames go on until stopped."""
 
     name: str
     format: str | None = None
 
     @classmethod
-    def camera(cls, number: int) -> Source:
+    def camera(cls, number: int) -> VideoSource:
         """The camera of that number, 0 for the first, as this operating system calls it."""
         if sys.platform == "darwin":
             return cls(name=str(number), format="avfoundation")
@@ -63,7 +63,7 @@ class Clip:
 
 def label_video(
     predictor: Predictor,
-    source: Source,
+    source: VideoSource,
     target: Path,
     *,
     frames: int | None = None,
@@ -84,9 +84,9 @@ def label_video(
         stop = stack.enter_context(interruptible()) if live else threading.Event()
         path = stack.enter_context(atomic_path(target))
         writer = stack.enter_context(contextlib.closing(_Writer(path, reader.rate)))
-        pictures = map_ahead(_upright, itertools.islice(reader.frames(stop), frames), 1, AHEAD)
-        labelled = ((place, predictor(picture)) for place, picture in pictures)
-        for result in map_ahead(writer.write, labelled, 1, AHEAD):
+        pictures = prefetch(_upright, itertools.islice(reader.frames(stop), frames), 1, AHEAD)
+        labeled = ((place, predictor(picture)) for place, picture in pictures)
+        for result in prefetch(writer.write, labeled, 1, AHEAD):
             masks += 1
             for name, share in result.shares().items():
                 shares[name] += share
@@ -102,7 +102,7 @@ def label_video(
 class _Reader:
     """The frames of a source, and what it says of them."""
 
-    def __init__(self, container: Any, source: Source) -> None:
+    def __init__(self, container: Any, source: VideoSource) -> None:
         self.container = container
         self.source = source
         self.stream = container.streams.video[0]
@@ -112,7 +112,7 @@ class _Reader:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, source: Source) -> Iterator[_Reader]:
+    def open(cls, source: VideoSource) -> Iterator[_Reader]:
         av = find_av()
         if source.format is None and not Path(source.name).is_file():
             raise FileNotFoundError(f"no video file at {source.name}")
@@ -135,7 +135,7 @@ class _Reader:
 
 
 @contextlib.contextmanager
-def _readable(source: Source) -> Iterator[None]:
+def _readable(source: VideoSource) -> Iterator[None]:
     try:
         yield
     except find_av().error.FFmpegError as error:
@@ -161,8 +161,8 @@ class _Writer:
         self.first: Fraction | None = None
         self.last = -1
 
-    def write(self, labelled: tuple[Fraction | None, Segmentation]) -> Segmentation:
-        when, result = labelled
+    def write(self, labeled: tuple[Fraction | None, Segmentation]) -> Segmentation:
+        when, result = labeled
         picture = np.asarray(result.overlay(legend=False))
         # the colour planes have half the resolution: an odd last row or column has no place in them
         picture = picture[: len(picture) // 2 * 2, : picture.shape[1] // 2 * 2]

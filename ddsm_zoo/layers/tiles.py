@@ -46,7 +46,7 @@ class Averages:
     """Averages over the whole picture, in the order in which the network asks for them.
 
     ``known`` are those that a tile gets; where there are none yet it gets its own. ``found`` are what the tiles so far
-    add up to. Once their number ``expected`` is known, a tile that has added to all of them ends with `Gathered`.
+    add up to. Once their number ``expected`` is known, a tile that has added to all of them ends with `StopForward`.
     """
 
     known: list[Tensor] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Averages:
         self.known, self.found = self.found, []
 
 
-class Gathered(Exception):
+class StopForward(Exception):
     """A tile has given its share to every average, the rest of the network need not run."""
 
 
@@ -95,7 +95,7 @@ class Tile:
             else:
                 averages.found[call] += share
             if self.calls == averages.expected:
-                raise Gathered
+                raise StopForward
         return averages.known[call].to(features.dtype) if averages.known else None
 
     def stretch(self, features: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,6 +1,6 @@
 """Segmentation models: a timm backbone, a decoder and a classifier."""
 
-from ddsm_zoo.models.backbone import BackboneError, hub_address, imagenet_preprocess, packaged_weights
+from ddsm_zoo.models.backbone import BackboneError, hub_uri, imagenet_preprocess, packaged_weights
 from ddsm_zoo.models.complexity import Complexity, complexity, count
 from ddsm_zoo.models.decoders import register_decoder
 from ddsm_zoo.models.segmenter import Segmenter
@@ -11,7 +11,7 @@ __all__ = [
     "Segmenter",
     "complexity",
     "count",
-    "hub_address",
+    "hub_uri",
     "imagenet_preprocess",
     "packaged_weights",
     "register_decoder",

@@ -206,7 +206,7 @@ def _check_complete(name: str, weights: Mapping[str, Tensor]) -> None:
         raise BackboneError(f"the weights given for {name!r} lack {len(missing)} tensors, the first is {missing[0]}")
 
 
-def hub_address(name: str) -> str:
+def hub_uri(name: str) -> str:
     """Where the Hub has the ImageNet weights of a timm name. Raises BackboneError for a name without any."""
     config = _pretrained_config(name)
     if config is None or not config.hf_hub_id:

@@ -16,9 +16,10 @@ from ddsm_zoo.config import ConfigError, ModelConfig, Provenance, WeightsSpec
 from ddsm_zoo.hub import client
 from ddsm_zoo.hub.config_file import Manifest, read_manifest, render_manifest
 from ddsm_zoo.hub.model_card import render_card
-from ddsm_zoo.hub.safetensors_io import CheckpointError, pack_tensors, read_tensors, verify
-from ddsm_zoo.hub.state_dict import AUXILIARY, check_fit, load_weights
+from ddsm_zoo.hub.safetensors_io import pack_tensors, read_tensors, verify
+from ddsm_zoo.hub.state_dict import AUXILIARY, check_fit, load_state_dict
 from ddsm_zoo.labels import LabelSpace
+from ddsm_zoo.utils.files import CheckpointError
 
 if TYPE_CHECKING:
     from ddsm_zoo.models.segmenter import Segmenter
@@ -80,7 +81,7 @@ def load(
     manifest, tensors = read_saved(config_file), read_tensors(weights_file)
     check_fit(on_meta(build, manifest.model_args), tensors, str(weights_file))
     model = build(manifest.model_args)
-    fresh = load_weights(model, tensors, str(weights_file))
+    fresh = load_state_dict(model, tensors, str(weights_file))
     weights = dataclasses.replace(
         manifest.pretrained_cfg, uri=uri, sha256=verify(weights_file, manifest.pretrained_cfg.sha256)
     )

@@ -59,8 +59,8 @@ def bilinear_corners(
     The pixels are counted in the map with ``margin`` pixels added on each side.
     """
     height, width = size
-    rows, weights_y, slopes_y = _neighbours(y, height, index_dtype, margin)
-    columns, weights_x, slopes_x = _neighbours(x, width, index_dtype, margin)
+    rows, weights_y, slopes_y = _neighbors(y, height, index_dtype, margin)
+    columns, weights_x, slopes_x = _neighbors(x, width, index_dtype, margin)
     return Corners(
         pixel=((rows * (width + 2 * margin))[:, None] + columns).flatten(0, 1),
         weight=(weights_y[:, None] * weights_x).flatten(0, 1),
@@ -69,7 +69,7 @@ def bilinear_corners(
     )
 
 
-def _neighbours(coordinate: Tensor, side: int, index_dtype: torch.dtype, margin: int) -> tuple[Tensor, Tensor, Tensor]:
+def _neighbors(coordinate: Tensor, side: int, index_dtype: torch.dtype, margin: int) -> tuple[Tensor, Tensor, Tensor]:
     """Along one axis: the pixels before and after each coordinate, their weights and the slopes of these, (2, ...)."""
     before = coordinate.floor()
     fraction = coordinate - before

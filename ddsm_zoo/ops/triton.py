@@ -35,7 +35,7 @@ def _coordinate(pixel, tap_shift, offset, side):
 
 
 @triton.jit
-def _neighbour(y, x, corner: tl.constexpr, image, live, height, width):
+def _neighbor(y, x, corner: tl.constexpr, image, live, height, width):
     """A corner's row number, whether it is on the map, its bilinear weight, and that weight's slopes by y and x."""
     lower: tl.constexpr = corner // 2
     right: tl.constexpr = corner % 2
@@ -92,7 +92,7 @@ def _forward_kernel(
         sampled_key = tl.zeros((block, key_block), tl.float32)
         sampled_value = tl.zeros((block, value_block), tl.float32)
         for corner in tl.static_range(4):
-            index, inside, weight, _, _ = _neighbour(y, x, corner, image, live, height, width)
+            index, inside, weight, _, _ = _neighbor(y, x, corner, image, live, height, width)
             sampled_key += weight[:, None] * _read(key, index, inside, key_columns, key_channels)
             sampled_value += weight[:, None] * _read(value, index, inside, value_columns, value_channels)
         logit = tl.sum(query_tile * sampled_key, 1) * strength
@@ -138,7 +138,7 @@ def _backward_kernel(
         key_dot, key_dy, key_dx = zero, zero, zero
         value_dot, value_dy, value_dx = zero, zero, zero
         for corner in tl.static_range(4):
-            index, inside, weight, slope_y, slope_x = _neighbour(y, x, corner, image, live, height, width)
+            index, inside, weight, slope_y, slope_x = _neighbor(y, x, corner, image, live, height, width)
             key_tile = _read(key, index, inside, key_columns, key_channels)
             sampled_key += weight[:, None] * key_tile
             dot = tl.sum(query_tile * key_tile, 1)
@@ -154,7 +154,7 @@ def _backward_kernel(
         tl.store(shift + 1, tl.where(free_x, to_key * key_dx + to_value * value_dx, 0.0), mask=live)
         tl.store(grad_modulation + position * taps + tap, grad_logit * key_dot + affinity * value_dot, mask=live)
         for corner in tl.static_range(4):
-            index, inside, weight, _, _ = _neighbour(y, x, corner, image, live, height, width)
+            index, inside, weight, _, _ = _neighbor(y, x, corner, image, live, height, width)
             target = grad_key + index[:, None] * key_channels + key_columns[None, :]
             mask = inside[:, None] & (key_columns < key_channels)[None, :]
             tl.atomic_add(target, (to_key * weight)[:, None] * query_tile, mask=mask)

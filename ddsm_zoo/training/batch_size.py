@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ddsm_zoo.training.losses import create_loss
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.training.train_state import Objective
-from ddsm_zoo.utils.distributed import join, least, world_size
+from ddsm_zoo.utils.distributed import all_reduce_min, init_process_group, world_size
 
 # The images of one step for which a recipe that leaves the batch size open states its learning rates
 REFERENCE = 8
@@ -41,7 +41,7 @@ _LIMITS = (
 logger = logging.getLogger(__name__)
 
 
-def settle_batch_size(recipe: Recipe, model: nn.Module, channels: int, images: int, free: int | None = None) -> Recipe:
+def find_batch_size(recipe: Recipe, model: nn.Module, channels: int, images: int, free: int | None = None) -> Recipe:
     """The recipe with a batch size in the place of 0, and the learning rates that go with it.
 
     It is the largest power of two that fits into ``free`` bytes (unless given, those of the GPU or of the machine), of
@@ -50,9 +50,9 @@ def settle_batch_size(recipe: Recipe, model: nn.Module, channels: int, images: i
     are taken to be for 8 images in a step, and follow the number of images for SGD, its square root for AdamW.
     ``model`` is left as it is. Raises ValueError when not even one image fits.
     """
-    join()
+    init_process_group()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    free = least(free_memory(device) if free is None else free)
+    free = all_reduce_min(free_memory(device) if free is None else free)
     weights = sum(parameter.nbytes for parameter in model.parameters())
     each = _OVERHEAD * kept_bytes(model, recipe, channels)
     fitting = int((_USABLE * free - _COPIES * weights) // each)
@@ -66,14 +66,14 @@ def settle_batch_size(recipe: Recipe, model: nn.Module, channels: int, images: i
     size = 2 ** int(math.log2(most)) * world_size()
     growth = size * recipe.gradient_accumulation / REFERENCE
     factor = growth if recipe.optimizer == "sgd" else math.sqrt(growth)
-    settled = dataclasses.replace(
+    resolved = dataclasses.replace(
         recipe,
         batch_size=size,
         lr=recipe.lr * factor,
         backbone_lr=None if recipe.backbone_lr is None else recipe.backbone_lr * factor,
     )
-    logger.info("batch_size %d (%d would fit into memory), lr %.2g", size, fitting, settled.lr)
-    return settled
+    logger.info("batch_size %d (%d would fit into memory), lr %.2g", size, fitting, resolved.lr)
+    return resolved
 
 
 def kept_bytes(model: nn.Module, recipe: Recipe, channels: int) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.utils.distributed import rank
-from ddsm_zoo.utils.files import OutputError, atomic_path, write_text
+from ddsm_zoo.utils.files import CheckpointError, OutputError, atomic_path, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +29,6 @@ _STATE, _BEFORE = "last/state.pt", "last/before.pt"
 # Fields of a recipe that may change within a run: no number depends on the workers or on how often the state is
 # saved, and a run may be made longer or shorter, its learning rate then following the new length.
 _FREE_FIELDS = ("workers", "epochs", "patience", "save_every")
-
-
-class CheckpointError(ValueError):
-    """A training state that cannot be resumed: names the file and what is wrong with it."""
 
 
 def save_weights(path: str | os.PathLike[str], state: Mapping[str, Tensor]) -> None:
@@ -122,7 +118,7 @@ def load_last_state(out_dir: Path) -> tuple[Path, dict[str, Any]]:
     return before, state
 
 
-def settle(out_dir: Path, path: Path | None) -> None:
+def promote_state(out_dir: Path, path: Path | None) -> None:
     """Make ``path`` the last state of the run that goes on from it, and remove what a killed run left unfinished.
 
     A damaged last state must not become the one before. Temporary files may each be as large as a state.

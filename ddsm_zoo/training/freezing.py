@@ -14,7 +14,7 @@ from ddsm_zoo.training.recipe import Recipe
 _JOINED = 99999
 
 
-def stages(model: nn.Module) -> list[list[str]]:
+def layer_groups(model: nn.Module) -> list[list[str]]:
     """The names of the parameters from input to output: the stem, each stage of the backbone, and all that follows.
 
     ``model.group_matcher(coarse=True)`` tells them apart, in timm's form; without one, "backbone.*" is the only stage
@@ -48,7 +48,7 @@ def freeze(model: nn.Module, recipe: Recipe) -> None:
 
     Raises ConfigError for more stages than the model has before its decoder.
     """
-    *body, _ = stages(model)
+    *body, _ = layer_groups(model)
     count = len(body) if recipe.frozen_stages == "all" else recipe.frozen_stages
     if count > len(body):
         raise ConfigError(f"frozen_stages is {count}, expected at most the {len(body)} of this backbone, or all")
@@ -62,7 +62,7 @@ def freeze(model: nn.Module, recipe: Recipe) -> None:
                 module.requires_grad_(False)
 
 
-def hold_frozen(model: nn.Module) -> None:
+def freeze_norm_stats(model: nn.Module) -> None:
     """Keep every batch normalisation whose weight is frozen from collecting statistics, to be called after `train`.
 
     It then normalises with what it has, as in evaluation.

@@ -24,20 +24,20 @@ from torch import Tensor, nn
 
 from ddsm_zoo.layers.sampler import TapCounts
 from ddsm_zoo.training.checkpoint import (
-    CheckpointError,
     RunLog,
     check_continues,
     has_state,
     load_last_state,
+    promote_state,
     save_last_state,
     save_weights,
-    settle,
 )
 from ddsm_zoo.training.dataloader import Samples, in_batches, load, mix_seeds, shuffled
 from ddsm_zoo.training.optimizer import schedule
 from ddsm_zoo.training.recipe import Recipe
-from ddsm_zoo.training.train_state import Trainee
-from ddsm_zoo.utils.distributed import rank, share
+from ddsm_zoo.training.train_state import TrainState
+from ddsm_zoo.utils.distributed import rank, shard
+from ddsm_zoo.utils.files import CheckpointError
 from ddsm_zoo.utils.signals import interruptible
 
 logger = logging.getLogger(__name__)
@@ -131,9 +131,9 @@ def fit(
         if not len(samples):
             raise ValueError(f"the {name} set has 0 images, expected at least 1")
     if recipe.batch_size == 0:
-        raise ValueError("batch_size is 0, expected a number, which engine.batch_size.settle_batch_size finds")
-    trainee = Trainee(model, recipe, ignore_index)
-    run = _Run(trainee, recipe, train_set, val_set, Path(out_dir), hooks)
+        raise ValueError("batch_size is 0, expected a number, which training.batch_size.find_batch_size finds")
+    train_state = TrainState(model, recipe, ignore_index)
+    run = _Run(train_state, recipe, train_set, val_set, Path(out_dir), hooks)
     run.begin(resume)
     with interruptible() as interrupted:
         return run.finish(interrupted)
@@ -143,21 +143,21 @@ class _Run:
     """The parts of one training run and its position."""
 
     def __init__(
-        self, trainee: Trainee, recipe: Recipe, train_set: Samples, val_set: Samples, out_dir: Path, hooks: Hooks
+        self, train_state: TrainState, recipe: Recipe, train_set: Samples, val_set: Samples, out_dir: Path, hooks: Hooks
     ) -> None:
-        self.trainee, self.recipe, self.hooks = trainee, recipe, hooks
+        self.train_state, self.recipe, self.hooks = train_state, recipe, hooks
         self.train_set, self.val_set, self.out_dir = train_set, val_set, out_dir
         self.position = _Position()
         self.warned: set[str] = set()  # samplers whose loss of taps was reported
         batches = self._batches(epoch=0)
-        if recipe.batch_size % trainee.processes:
+        if recipe.batch_size % train_state.processes:
             raise ValueError(
-                f"batch_size is {recipe.batch_size}, expected a multiple of the {trainee.processes} processes"
+                f"batch_size is {recipe.batch_size}, expected a multiple of the {train_state.processes} processes"
             )
-        if len(batches[0]) < trainee.processes:
+        if len(batches[0]) < train_state.processes:
             raise ValueError(
                 f"the training set has {len(batches[0])} images, expected at least one for each of the "
-                f"{trainee.processes} processes"
+                f"{train_state.processes} processes"
             )
         self.images_per_epoch = sum(map(len, batches))
         self.batches_per_epoch = len(batches)
@@ -175,16 +175,16 @@ class _Run:
         if resumed and not resume:
             raise CheckpointError(f"{self.out_dir} holds the state of a run: resume it, or choose another folder")
         path = self._restore() if resumed else None
-        self.trainee.wait()
-        if self.trainee.is_main:
-            settle(self.out_dir, path)
+        self.train_state.wait()
+        if self.train_state.is_main:
+            promote_state(self.out_dir, path)
             self.log = RunLog(self.out_dir / "log.jsonl", self.position.epoch if resumed else None)
             self.log.write(
                 "resume" if resumed else "start",
                 recipe=self.recipe.to_plain(),
                 images={"train": len(self.train_set), "val": len(self.val_set)},
-                processes=self.trainee.processes,
-                device=str(self.trainee.device),
+                processes=self.train_state.processes,
+                device=str(self.train_state.device),
                 position={"epoch": self.position.epoch, "step": self.position.step},
                 versions=_versions(),
             )
@@ -224,22 +224,22 @@ class _Run:
         batches = self._batches(position.epoch)[done:]
         if hasattr(self.train_set, "set_epoch"):
             self.train_set.set_epoch(position.epoch)
-        own = [batch[rank() :: self.trainee.processes] for batch in batches]
+        own = [batch[rank() :: self.train_state.processes] for batch in batches]
         loader = self._load(self.train_set, batch_sampler=own)
-        self.trainee.train_mode()
+        self.train_state.train_mode()
         began = time.perf_counter() - position.seconds
         stopped = False
         while position.step < self.steps_per_epoch and not stopped:
             torch.manual_seed(mix_seeds(recipe.seed, position.epoch, position.step, rank()))
             micro = list(itertools.islice(loader, recipe.gradient_accumulation))
             closing = position.step == self.steps_per_epoch - 1
-            with self.trainee.watch_taps() if closing else contextlib.nullcontext({}) as counts:
-                loss, stopped = self.trainee.backward(micro, interrupted.is_set)
+            with self.train_state.watch_taps() if closing else contextlib.nullcontext({}) as counts:
+                loss, stopped = self.train_state.backward(micro, interrupted.is_set)
             if closing:
-                position.taps = {name: self.trainee.of_all(asdict(count)) for name, count in counts.items()}
+                position.taps = {name: self.train_state.of_all(asdict(count)) for name, count in counts.items()}
             if not math.isfinite(loss):
                 raise self._diverged(f"the loss is {loss} in epoch {position.epoch + 1}, step {position.step + 1}")
-            self.trainee.update(schedule(self.step, self.steps, recipe))
+            self.train_state.update(schedule(self.step, self.steps, recipe))
             position.loss_sum += loss
             position.step += 1
             position.seconds = time.perf_counter() - began
@@ -282,8 +282,8 @@ class _Run:
         self._warn_of_lost_taps(taps)
         if better:
             position.best_miou, position.best_epoch = position.miou, number
-        model = self.trainee.evaluated()
-        if self.trainee.is_main:
+        model = self.train_state.evaluated()
+        if self.train_state.is_main:
             if better:
                 save_weights(self.out_dir / "best" / "model.safetensors", model.state_dict())
             self.log.write("epoch", **entry)
@@ -294,7 +294,7 @@ class _Run:
     def _warn_of_lost_taps(self, taps: Mapping[str, TapCounts]) -> None:
         lost = {name: counts for name, counts in taps.items() if counts.kept < 0.5 and name not in self.warned}
         self.warned |= lost.keys()
-        if lost and self.trainee.is_main:
+        if lost and self.train_state.is_main:
             named = ", ".join(f"{name} (taps on the map {counts.on_map:.0%})" for name, counts in lost.items())
             logger.warning(
                 "more than half of the taps left the map in %s: they read zeros and get no gradient; "
@@ -304,32 +304,32 @@ class _Run:
             )
 
     def _validate(self) -> dict[str, Any]:
-        own = share(len(self.val_set))
+        own = shard(len(self.val_set))
         samples = self._load(self.val_set, batch_size=None, sampler=own)
-        return self.trainee.validate(samples, lambda done: self._report("validate", done, len(own)))
+        return self.train_state.validate(samples, lambda done: self._report("validate", done, len(own)))
 
     def _save(self) -> None:
         """Write the weights and the state of this position: the state last, since what it says must be there."""
-        model = self.trainee.evaluated()
-        if self.trainee.is_main:
+        model = self.train_state.evaluated()
+        if self.train_state.is_main:
             save_weights(self.out_dir / "last" / "model.safetensors", model.state_dict())
         self._save_state()
 
     def _save_state(self) -> None:
-        state = self.trainee.state_dict()
-        if self.trainee.is_main:
+        state = self.train_state.state_dict()
+        if self.train_state.is_main:
             position = asdict(self.position)
             recipe = self.recipe.to_plain()
             save_last_state(
                 self.out_dir, {"recipe": recipe, "images": len(self.train_set), "position": position, **state}
             )
-        self.trainee.wait()
+        self.train_state.wait()
 
     def _restore(self) -> Path:
         path, state = load_last_state(self.out_dir)
         check_continues(path, state, self.recipe, len(self.train_set))
         try:
-            self.trainee.load_state_dict(state)
+            self.train_state.load_state_dict(state)
         except (RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{path} does not fit this model: {reason}") from error
@@ -338,7 +338,7 @@ class _Run:
 
     def _check_weights(self) -> None:
         """A last step can spoil the weights without a loss to show it."""
-        name = self.trainee.not_finite()
+        name = self.train_state.not_finite()
         if name:
             raise self._diverged(f"{name} is not finite in epoch {self.position.epoch + 1}")
 
@@ -349,7 +349,7 @@ class _Run:
         )
 
     def _report(self, phase: Literal["train", "validate"], done: int, total: int) -> None:
-        if self.hooks.progress and self.trainee.is_main:
+        if self.hooks.progress and self.train_state.is_main:
             position = self.position
             self.hooks.progress(
                 ProgressEvent(
@@ -371,7 +371,7 @@ class _Run:
             samples,
             workers=self.recipe.workers,
             seed=mix_seeds(self.recipe.seed, self.position.epoch),
-            pin_memory=self.trainee.device.type == "cuda",
+            pin_memory=self.train_state.device.type == "cuda",
             **order,
         )
 

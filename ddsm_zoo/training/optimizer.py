@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ddsm_zoo.layers.sampler import OffsetConv2d
-from ddsm_zoo.training.freezing import stages
+from ddsm_zoo.training.freezing import layer_groups
 from ddsm_zoo.training.recipe import Recipe
 
 
@@ -29,14 +29,14 @@ def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """Optimizer groups keyed by learning rate ("backbone.*" has its own) and weight decay, in a stable order.
 
-    The rate is multiplied by ``stage_decay`` for each of the model's `stages` after the parameter's own, and by
+    The rate is multiplied by ``stage_decay`` for each of the model's `layer_groups` after the parameter's own, and by
     ``sampler_lr_mult`` for the convolutions that predict offsets, those of samplers and of deformable convolutions.
     SGD decays every parameter, as the paper's setting does. AdamW decays the weights of convolutions and linear
     layers alone: its decay is not scaled by the gradients, and would pull norms, biases and positional tables to
     zero, which is no better a prior for them than any other value.
     """
     backbone_lr = recipe.lr if recipe.backbone_lr is None else recipe.backbone_lr
-    later = {name: above for above, names in enumerate(reversed(stages(model))) for name in names}
+    later = {name: above for above, names in enumerate(reversed(layer_groups(model))) for name in names}
     sampling = {
         id(weight) for part in model.modules() if isinstance(part, OffsetConv2d) for weight in part.parameters()
     }

@@ -47,7 +47,7 @@ class Recipe:
 
     Model: ``model`` is a name of the zoo, ``overrides`` (a table) changes fields of its config.
 
-    Data: ``batch_size`` images per forward pass over all processes (0: as many as fit, see `engine.batch_size`), cut to
+    Data: ``batch_size`` images per forward pass over all processes (0: as many as fit, see `batch_size`), cut to
     ``crop_size`` (H, W) after a resize by a factor from ``scale``, mirrored with probability ``flip``, colours varied
     by ``jitter``; ``workers`` loading processes for each training process. An epoch shows as many images as there are,
     or ``images_per_epoch`` if that is fewer (0: never), one as often as another or, with ``sampling`` "balanced", by

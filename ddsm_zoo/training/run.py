@@ -21,16 +21,16 @@ from ddsm_zoo.data.splits import open_training_sets, training_splits
 from ddsm_zoo.data.transforms import EvalTransform, TrainTransform
 from ddsm_zoo.hub import client
 from ddsm_zoo.hub.safetensors_io import read_tensors
-from ddsm_zoo.hub.state_dict import load_weights
+from ddsm_zoo.hub.state_dict import load_state_dict
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.layers.sampler import watch_taps
 from ddsm_zoo.models import Segmenter
-from ddsm_zoo.training.batch_size import settle_batch_size
+from ddsm_zoo.training.batch_size import find_batch_size
 from ddsm_zoo.training.checkpoint import has_state, load_last_state
 from ddsm_zoo.training.loop import Hooks, ProgressEvent, fit
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.training.sampling import epoch_order, median_frequency, rarity
-from ddsm_zoo.training.visual_log import Monitor
+from ddsm_zoo.training.visual_log import VisualLog
 from ddsm_zoo.utils.memory import enough_memory
 from ddsm_zoo.zoo.factory import create_model, describe_weights, resolve_data_config, save_pretrained
 
@@ -55,8 +55,8 @@ def train(  # noqa: PLR0913 - each is a choice of its own
     ImageNet weights of its backbone. ``model``, a built one with the classes of the data, is trained in place instead,
     from the weights that it has; the recipe's model and overrides are then a record of what it was built from. Without
     a split val, a part of train is held out. What the recipe leaves open, the batch size and class weights, is settled
-    first, and logged. ``source`` is recorded as the recipe's name. `monitor.Monitor` shows how the run goes on, with
-    ``tensorboard`` there too.
+    first, and logged. ``source`` is recorded as the recipe's name. `visual_log.VisualLog` shows how the run goes on,
+    with ``tensorboard`` there too.
 
     Returns the summary of `training.loop.fit`. However the run ends, ``out_dir/best`` is then a saved model with the
     data's labels, if a validation was reached. Raises what `train`, `create_model` and `open_dataset` raise, and
@@ -67,7 +67,7 @@ def train(  # noqa: PLR0913 - each is a choice of its own
     resumed = resume and has_state(out_dir)
     if model is None:
         _check_frozen(recipe, pretrained)
-        model = _create_trainee(recipe, labels, pretrained, resumed)
+        model = _initial_model(recipe, labels, pretrained, resumed)
     else:
         _check_model(model, pretrained, labels)
     report = _check(recipe, data, progress)
@@ -79,8 +79,8 @@ def train(  # noqa: PLR0913 - each is a choice of its own
         data, recipe.holdout, transform, EvalTransform(preprocess), recipe.seed
     )
     counts = _class_counts(recipe, train_set, trained, report)
-    settled = _settle(recipe, model, len(train_set), counts, out_dir if resumed else None)
-    monitor = Monitor(out_dir, val_set, tensorboard=tensorboard)
+    resolved = _resolve_recipe(recipe, model, len(train_set), counts, out_dir if resumed else None)
+    visual_log = VisualLog(out_dir, val_set, tensorboard=tensorboard)
     best = out_dir / "best" / client.WEIGHTS_FILE
     begun = False
 
@@ -98,23 +98,23 @@ def train(  # noqa: PLR0913 - each is a choice of its own
         with enough_memory("training", "choose a smaller batch_size (0 finds one that fits) or crop_size"):
             summary = fit(
                 model,
-                settled,
+                resolved,
                 train_set,
                 val_set,
                 out_dir,
                 ignore_index=labels.ignore_index,
                 resume=resume,
-                hooks=Hooks(order=_order(recipe, counts), progress=begin, observe=monitor),
+                hooks=Hooks(order=_order(recipe, counts), progress=begin, observe=visual_log),
             )
     finally:
-        monitor.close()
+        visual_log.close()
         # A run that had ended before it was killed has no progress to report when it is resumed.
         if (begun or summary) and best.exists():
             _publish(model, best, val_set, data, preprocess, source, summary)
     return summary
 
 
-def _create_trainee(recipe: Recipe, labels: LabelSpace, pretrained: bool | None, resumed: bool) -> Segmenter:
+def _initial_model(recipe: Recipe, labels: LabelSpace, pretrained: bool | None, resumed: bool) -> Segmenter:
     """The recipe's model, with initial weights unless those of the resumed run will replace them.
 
     What is drawn at random follows from the recipe's seed, so that the same command makes the same model.
@@ -180,7 +180,9 @@ def _class_counts(
     return torch.stack([torch.bincount(mask[mask < classes], minlength=classes) for mask in masks])
 
 
-def _settle(recipe: Recipe, model: Segmenter, images: int, counts: Tensor | None, resumed: Path | None) -> Recipe:
+def _resolve_recipe(
+    recipe: Recipe, model: Segmenter, images: int, counts: Tensor | None, resumed: Path | None
+) -> Recipe:
     """The recipe with numbers in the place of what it leaves open; a run that goes on keeps its batch size."""
     if recipe.class_weights == "auto":
         assert counts is not None
@@ -192,7 +194,7 @@ def _settle(recipe: Recipe, model: Segmenter, images: int, counts: Tensor | None
     if resumed is not None:
         saved = load_last_state(resumed)[1]["recipe"]
         return dataclasses.replace(recipe, **{name: saved[name] for name in ("batch_size", "lr", "backbone_lr")})
-    return settle_batch_size(recipe, model, model.config.in_chans, min(images, recipe.images_per_epoch or images))
+    return find_batch_size(recipe, model, model.config.in_chans, min(images, recipe.images_per_epoch or images))
 
 
 def _order(recipe: Recipe, counts: Tensor | None) -> Callable[[int, int, int], Sequence[int]]:
@@ -237,7 +239,7 @@ def _publish(
 ) -> None:
     """Make the folder of the best weights a saved model that knows its labels, input and score."""
     kind, _, root = data.partition(":")
-    load_weights(model, read_tensors(weights), str(weights))
+    load_state_dict(model, read_tensors(weights), str(weights))
     spec = WeightsSpec(
         uri=f"file:{weights.name}",
         dataset=Path(root).resolve().name if kind == "folder" else kind,

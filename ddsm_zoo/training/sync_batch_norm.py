@@ -9,19 +9,19 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 
-def synchronise(model: nn.Module, device: torch.device) -> None:
+def synchronize(model: nn.Module, device: torch.device) -> None:
     """Replace the batch normalisations of ``model`` in place by ones over all processes, with the same parameters.
 
     On GPUs these are torch's own. It has none for the CPU, where ours gives the same numbers.
     """
     for name, child in list(model.named_children()):
         if isinstance(child, nn.BatchNorm2d):
-            setattr(model, name, _synchronised(child, nn.SyncBatchNorm if device.type == "cuda" else SyncBatchNorm2d))
+            setattr(model, name, _synchronized(child, nn.SyncBatchNorm if device.type == "cuda" else SyncBatchNorm2d))
         else:
-            synchronise(child, device)
+            synchronize(child, device)
 
 
-def _synchronised(norm: nn.BatchNorm2d, kind: type[nn.SyncBatchNorm] | type[SyncBatchNorm2d]) -> nn.Module:
+def _synchronized(norm: nn.BatchNorm2d, kind: type[nn.SyncBatchNorm] | type[SyncBatchNorm2d]) -> nn.Module:
     synced = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     synced.train(norm.training)
     synced._parameters.update(norm._parameters)
@@ -33,9 +33,9 @@ def _synchronised(norm: nn.BatchNorm2d, kind: type[nn.SyncBatchNorm] | type[Sync
     return synced
 
 
-def _activate(norm: nn.Module, _: object, normalised: Tensor) -> Tensor:
+def _activate(norm: nn.Module, _: object, normalized: Tensor) -> Tensor:
     """What timm's BatchNormAct2d does behind its norm, which torch's own conversion would lose."""
-    return cast(Tensor, cast(Any, norm).act(cast(Any, norm).drop(normalised)))
+    return cast(Tensor, cast(Any, norm).act(cast(Any, norm).drop(normalized)))
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -48,14 +48,14 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         x = features.to(torch.promote_types(features.dtype, torch.float32))
         count = _summed(x.new_tensor(float(x[:, 0].numel())))
         mean = _summed(x.sum(dims)) / count
-        centred = x - mean.view(shape)
-        variance = _summed(centred.square().sum(dims)) / count
+        centered = x - mean.view(shape)
+        variance = _summed(centered.square().sum(dims)) / count
         if self.track_running_stats:
             self._track(mean.detach(), variance.detach() * count / (count - 1).clamp(min=1))
-        normalised = centred * (variance + self.eps).rsqrt().view(shape)
+        normalized = centered * (variance + self.eps).rsqrt().view(shape)
         if self.affine:
-            normalised = normalised * self.weight.view(shape) + self.bias.view(shape)
-        return normalised.to(features.dtype)
+            normalized = normalized * self.weight.view(shape) + self.bias.view(shape)
+        return normalized.to(features.dtype)
 
     def _track(self, mean: Tensor, variance: Tensor) -> None:
         assert self.running_mean is not None

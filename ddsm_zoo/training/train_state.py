@@ -20,16 +20,16 @@ from accelerate.utils import DistributedType, broadcast
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ddsm_zoo.inference.modes import resize
+from ddsm_zoo.layers import resize
 from ddsm_zoo.layers.sampler import TapCounts, watch_taps
 from ddsm_zoo.metrics import ConfusionMatrix
 from ddsm_zoo.training.dataloader import stack_equal
-from ddsm_zoo.training.freezing import freeze, hold_frozen
+from ddsm_zoo.training.freezing import freeze, freeze_norm_stats
 from ddsm_zoo.training.losses import create_loss
 from ddsm_zoo.training.optimizer import average_weights, create_optimizer, set_learning_rate
 from ddsm_zoo.training.recipe import Recipe
-from ddsm_zoo.training.sync_batch_norm import synchronise
-from ddsm_zoo.utils.distributed import summed
+from ddsm_zoo.training.sync_batch_norm import synchronize
+from ddsm_zoo.utils.distributed import all_reduce_sum
 
 Batch = tuple[Tensor, Tensor]
 
@@ -50,7 +50,7 @@ class Objective(nn.Module):
         return cast(Tensor, self.loss(logits, targets) + self.auxiliary_weight * self.loss(auxiliary_logits, targets))
 
 
-class Trainee:
+class TrainState:
     """A model in training. Every process must call each method, and in the same order."""
 
     def __init__(self, model: nn.Module, recipe: Recipe, ignore_index: int) -> None:
@@ -67,7 +67,7 @@ class Trainee:
 
         model.to(self.device)
         if self.processes > 1:
-            synchronise(model, self.device)
+            synchronize(model, self.device)
             # What was drawn at random is other numbers on every process.
             broadcast(list(model.state_dict().values()))
         freeze(model, recipe)
@@ -83,7 +83,7 @@ class Trainee:
 
     def train_mode(self) -> None:
         self._objective.train()
-        hold_frozen(self._trained)
+        freeze_norm_stats(self._trained)
 
     def backward(self, batches: Sequence[Batch], told: Callable[[], bool]) -> tuple[float, bool]:
         """Gradients of the loss over these batches of all processes: that loss, and whether one of them was ``told``.
@@ -92,7 +92,7 @@ class Trainee:
         after, add up to the mean over all of its pixels.
         """
         masses = [self._loss.mass(targets) for _, targets in batches]
-        total = float(summed(torch.tensor(sum(masses), dtype=torch.float64))) or 1.0
+        total = float(all_reduce_sum(torch.tensor(sum(masses), dtype=torch.float64))) or 1.0
         loss_sum = torch.zeros((), device=self.device)
         for index, (images, targets) in enumerate(batches):
             last = index == len(batches) - 1
@@ -104,7 +104,7 @@ class Trainee:
                 self.accelerator.backward(loss * self.processes)
             loss_sum += loss.detach()
         # One sum for both, so that all processes leave at the same step.
-        mean, tolds = summed(torch.stack([loss_sum, loss_sum.new_tensor(float(told()))])).tolist()
+        mean, tolds = all_reduce_sum(torch.stack([loss_sum, loss_sum.new_tensor(float(told()))])).tolist()
         return mean, tolds > 0
 
     def watch_taps(self) -> AbstractContextManager[dict[str, TapCounts]]:
@@ -113,7 +113,7 @@ class Trainee:
 
     def of_all(self, counts: Mapping[str, int]) -> dict[str, int]:
         """The sums of the counts of all processes."""
-        sums = summed(torch.tensor(list(counts.values()))).tolist()
+        sums = all_reduce_sum(torch.tensor(list(counts.values()))).tolist()
         return dict(zip(counts, sums, strict=True))
 
     def update(self, factor: float) -> None:
@@ -158,7 +158,7 @@ class Trainee:
             confusion.update(resize(logits, (targets.shape[-2], targets.shape[-1])).argmax(1), targets)
             done += len(images)
             report(done)
-        confusion.matrix = summed(confusion.matrix)
+        confusion.matrix = all_reduce_sum(confusion.matrix)
         return confusion.compute()
 
     def state_dict(self) -> dict[str, Any]:

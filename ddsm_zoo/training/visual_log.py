@@ -16,9 +16,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from ddsm_zoo.data.datasets import SegmentationDataset
-from ddsm_zoo.inference.modes import resize
+from ddsm_zoo.layers import resize
 from ddsm_zoo.utils.files import OutputError, atomic_path
-from ddsm_zoo.utils.visualize import WHITE, colourise
+from ddsm_zoo.utils.visualize import WHITE, colorize
 
 PICTURE, CURVE, EVENTS = "val.png", "curve.png", "tensorboard"
 _SAMPLES = 4
@@ -28,7 +28,7 @@ _CAPTION = 24  # pixels high
 logger = logging.getLogger(__name__)
 
 
-class Monitor:
+class VisualLog:
     """Called at the end of each epoch with its line of the log and the evaluated model, as `training.loop.Hooks` says.
 
     After each validation it rewrites ``val.png`` in ``out_dir``, a few images of ``val_set`` with label and prediction,
@@ -117,7 +117,7 @@ def sample_sheet(model: nn.Module, val_set: SegmentationDataset, caption: str) -
         logits = model(given[None].to(device))
         prediction = resize(logits, (mask.shape[0], mask.shape[1])).argmax(1)[0].cpu()
         panels = [Image.fromarray(image.permute(1, 2, 0).numpy())]
-        panels += [colourise(ids.numpy(), val_set.labels) for ids in (mask, prediction)]
+        panels += [colorize(ids.numpy(), val_set.labels) for ids in (mask, prediction)]
         rows.append([_fitted(panel, smooth=place == 0) for place, panel in enumerate(panels)])
     height = sum(row[0].height for row in rows)
     sheet = Image.new("RGB", (3 * _PANEL, _CAPTION + height), WHITE)

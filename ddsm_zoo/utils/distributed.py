@@ -12,9 +12,9 @@ from torch import distributed as dist
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[bool]:
+def init_distributed() -> Iterator[bool]:
     """Join the processes that this one was launched with, if any, and say whether it is the one to report."""
-    leave = join()
+    leave = init_process_group()
     try:
         yield rank() == 0
     finally:
@@ -22,7 +22,7 @@ def joined() -> Iterator[bool]:
             dist.destroy_process_group()
 
 
-def join() -> bool:
+def init_process_group() -> bool:
     """Join the processes that this one was launched with; False where there are none or it has done so before."""
     if _together() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return False
@@ -40,17 +40,17 @@ def world_size() -> int:
     return dist.get_world_size() if _together() else 1
 
 
-def share(total: int) -> range:
+def shard(total: int) -> range:
     """The indices below ``total`` that fall to this process; every index falls to exactly one."""
     return range(rank(), total, world_size())
 
 
-def summed(tensor: Tensor) -> Tensor:
+def all_reduce_sum(tensor: Tensor) -> Tensor:
     """The sum over all processes, on the CPU."""
     return _reduced(tensor, dist.ReduceOp.SUM) if _together() else tensor
 
 
-def least(number: int) -> int:
+def all_reduce_min(number: int) -> int:
     """The smallest of the numbers that the processes have."""
     return int(_reduced(torch.tensor(number), dist.ReduceOp.MIN)) if _together() else number
 

@@ -20,6 +20,10 @@ class OutputError(OSError):
         return f"cannot write {self.filename}: {self.strerror}"
 
 
+class CheckpointError(ValueError):
+    """Weights or a training state that cannot be used: one line with the file and what is wrong with it."""
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside ``path`` that takes its place when the block ends without an exception.

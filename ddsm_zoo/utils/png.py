@@ -38,8 +38,8 @@ def write_png(path: Path, bands: Iterable[Rows]) -> None:
 
 
 def _header(width: int, height: int, dimensions: int) -> bytes:
-    colour = {2: 0, 3: 2}[dimensions]  # grey, RGB
-    return _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0))
+    color = {2: 0, 3: 2}[dimensions]  # grey, RGB
+    return _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, color, 0, 0, 0))
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

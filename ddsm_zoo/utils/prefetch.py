@@ -11,11 +11,11 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int) -> Iterator[Result]:
+def prefetch(function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int) -> Iterator[Result]:
     """``map(function, items)`` in its order, by threads that are at most ``ahead`` items further than what was taken.
 
     ``items`` is read by the caller's thread. Nested, the inner call reads ahead and the outer one writes behind:
-    ``map_ahead(write, (work(image) for image in map_ahead(read, paths, 2, 4)), 2, 4)``. With ``ahead`` 0 it is `map`.
+    ``prefetch(write, (work(image) for image in prefetch(read, paths, 2, 4)), 2, 4)``. With ``ahead`` 0 it is `map`.
     """
     if not ahead:
         yield from map(function, items)
@@ -35,7 +35,7 @@ def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], workers
 
 
 def passing_errors(function: Callable[[Any, Any], Any]) -> Callable[[tuple[Any, Any]], tuple[Any, Any]]:
-    """``function(item, value)`` as a stage from (item, value) to (item, new value), for `map_ahead`.
+    """``function(item, value)`` as a stage from (item, value) to (item, new value), for `prefetch`.
 
     A ValueError or OSError takes the place of the value, and later stages leave it there: one bad item stops no others.
     """

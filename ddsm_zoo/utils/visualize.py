@@ -17,7 +17,7 @@ BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 BAND = 2**22  # pixels that are drawn at a time: a picture may be hundreds of times larger
 
 
-def colourise(mask: Mask, labels: LabelSpace) -> Image.Image:
+def colorize(mask: Mask, labels: LabelSpace) -> Image.Image:
     """The mask (H, W) of class ids in the colours of ``labels``, ignored pixels black.
 
     Raises ValueError for another shape, a dtype that is not whole numbers and an id that ``labels`` does not know.
@@ -29,7 +29,7 @@ def colourise(mask: Mask, labels: LabelSpace) -> Image.Image:
 def shares(mask: Mask, labels: LabelSpace) -> dict[str, float]:
     """The fraction of the labelled pixels that each class takes, by name in the order of ``labels``.
 
-    All are 0 where every pixel is ignored. Raises ValueError as `colourise` does.
+    All are 0 where every pixel is ignored. Raises ValueError as `colorize` does.
     """
     counts = sum(
         np.bincount(_class_index(mask[rows], labels, "mask").ravel(), minlength=len(labels) + 1) for rows in bands(mask)
@@ -48,7 +48,7 @@ def overlay(
     """The image under its coloured mask; ``alpha`` is the weight of the colours, ignored pixels stay as they are.
 
     The legend names the classes present, the largest first: beside the picture, or below one too low for it. Raises
-    ValueError as `colourise` does, for an image that is no RGB picture of the mask's size and for an alpha not in 0..1.
+    ValueError as `colorize` does, for an image that is no RGB picture of the mask's size and for an alpha not in 0..1.
     """
     parts = list(overlay_bands(image, mask, labels, alpha, legend))
     return Image.fromarray(np.concatenate(parts) if len(parts) > 1 else parts[0])
@@ -77,7 +77,7 @@ def overlay_bands(
         part = base.crop((0, rows.start, width, rows.stop))
         index = _class_index(mask[rows], labels, "mask")
         known = Image.fromarray(index < len(labels))
-        blended = np.asarray(Image.composite(Image.blend(part, colourise(mask[rows], labels), alpha), part, known))
+        blended = np.asarray(Image.composite(Image.blend(part, colorize(mask[rows], labels), alpha), part, known))
         if strip is not None and beside:
             blended = np.concatenate((blended, np.asarray(strip.crop((0, rows.start, strip.width, rows.stop)))), axis=1)
         elif strip is not None:
@@ -99,7 +99,7 @@ def error_map(prediction: Mask, target: Mask, labels: LabelSpace) -> Image.Image
     """Where a prediction errs, as in Fig. 1 e and f of the paper.
 
     A wrong pixel shines in a light tone of its true class's colour; a right one shows that colour at a quarter of its
-    strength; a pixel that ``target`` ignores is black. Raises ValueError as `colourise` does, for either mask, and for
+    strength; a pixel that ``target`` ignores is black. Raises ValueError as `colorize` does, for either mask, and for
     masks of different sizes.
     """
     predicted = _class_index(prediction, labels, "prediction")
@@ -109,9 +109,9 @@ def error_map(prediction: Mask, target: Mask, labels: LabelSpace) -> Image.Image
             f"the prediction is {predicted.shape[1]} x {predicted.shape[0]} pixels and the target "
             f"{true.shape[1]} x {true.shape[0]}, expected the same size"
         )
-    colours = np.array([*labels.palette, BLACK], np.uint16)
-    dim = (colours // 4).astype(np.uint8)
-    bright = ((colours + 2 * 255) // 3).astype(np.uint8)
+    colors = np.array([*labels.palette, BLACK], np.uint16)
+    dim = (colors // 4).astype(np.uint8)
+    bright = ((colors + 2 * 255) // 3).astype(np.uint8)
     wrong = (predicted != true) & (true < len(labels))
     return Image.fromarray(np.where(wrong[..., None], bright[true], dim[true]))
 
@@ -133,8 +133,8 @@ def error_sheet(
         )
     panels = {
         "image": base,
-        "label": colourise(target, labels),
-        "prediction": colourise(prediction, labels),
+        "label": colorize(target, labels),
+        "prediction": colorize(prediction, labels),
         "errors: bright, in a tone of the true class": errors,
     }
     line = _line_height(base.size)
@@ -148,7 +148,7 @@ def error_sheet(
     return _add_legend(sheet, _iou_texts(prediction, target, labels), labels)
 
 
-def confusion_picture(matrix: npt.NDArray[np.integer], labels: LabelSpace) -> Image.Image:
+def draw_confusion(matrix: npt.NDArray[np.integer], labels: LabelSpace) -> Image.Image:
     """A confusion matrix (K, K), rows the true classes: in each cell the percentage of its row, the darker the more.
 
     The row of a class that has no labelled pixel stays empty. Raises ValueError for another shape.
@@ -179,8 +179,8 @@ def confusion_picture(matrix: npt.NDArray[np.integer], labels: LabelSpace) -> Im
             corner = (margin + column * cell, title + margin + row * cell)
             tone = round(255 * (1 - share))
             pen.rectangle([*corner, corner[0] + cell - 1, corner[1] + cell - 1], fill=(tone, tone, 255), outline=WHITE)
-            centre = (corner[0] + cell // 2, corner[1] + cell // 2)
-            pen.text(centre, f"{100 * share:.1f}", WHITE if share > 0.5 else BLACK, font, anchor="mm")
+            center = (corner[0] + cell // 2, corner[1] + cell // 2)
+            pen.text(center, f"{100 * share:.1f}", WHITE if share > 0.5 else BLACK, font, anchor="mm")
     return picture
 
 
@@ -255,7 +255,7 @@ def _legend(size: tuple[int, int], texts: dict[str, str], labels: LabelSpace) ->
     """
     if not texts:
         return None
-    colours = dict(zip(labels.names, labels.palette, strict=True))
+    colors = dict(zip(labels.names, labels.palette, strict=True))
     line = _line_height(size)
     gap = line // 2
     font = ImageFont.load_default(line)
@@ -268,6 +268,6 @@ def _legend(size: tuple[int, int], texts: dict[str, str], labels: LabelSpace) ->
     for place, (name, text) in enumerate(texts.items()):
         x = gap + entry * (place % columns)
         y = gap + (line + gap) * (place // columns)
-        pen.rectangle([x, y, x + line - 1, y + line - 1], fill=colours[name], outline=BLACK)
+        pen.rectangle([x, y, x + line - 1, y + line - 1], fill=colors[name], outline=BLACK)
         pen.text((x + line + gap, y + line // 2), text, fill=BLACK, font=font, anchor="lm")
     return strip

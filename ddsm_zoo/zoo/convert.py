@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddsm_zoo.hub.safetensors_io import CheckpointError, abbreviate, read_tensors
+from ddsm_zoo.hub.safetensors_io import abbreviate, read_tensors
 from ddsm_zoo.hub.state_dict import mismatches
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.models.deeplabv3plus import LOW_WIDTH
+from ddsm_zoo.utils.files import CheckpointError
 
 # A regular expression for the names of theirs, and ours in its place; None where we have no such layer.
 Rule = tuple[str, str | None]
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Imported:
+class Conversion:
     """What became of every tensor: ``mapped`` from theirs to ours, ``left_out`` of theirs, ``fresh`` of ours.
 
     ``source`` says what the checkpoint was recognised as.
@@ -73,7 +74,7 @@ class _Kind:
     blocks: tuple[int | None, ...] = ()
 
 
-def load_foreign(model: Segmenter, checkpoint: str | os.PathLike[str] | Mapping[str, Tensor]) -> Imported:
+def convert_weights(model: Segmenter, checkpoint: str | os.PathLike[str] | Mapping[str, Tensor]) -> Conversion:
     """Copy another library's weights into ``model``, whose backbone and width must be theirs; what became of each.
 
     ``checkpoint`` is a state dict, a safetensors file or a local PyTorch file, which is read without running any code
@@ -85,7 +86,7 @@ def load_foreign(model: Segmenter, checkpoint: str | os.PathLike[str] | Mapping[
     else:
         where, tensors = os.fspath(checkpoint), read_checkpoint(Path(checkpoint).expanduser())
     tensors = _without_wrapper(tensors)
-    kind = _recognise(tensors, where)
+    kind = _recognize(tensors, where)
     if kind.decoder not in (None, model.config.decoder):
         raise CheckpointError(
             f"{where} is a {kind.name}, expected weights for the decoder {model.config.decoder}; "
@@ -107,7 +108,7 @@ def load_foreign(model: Segmenter, checkpoint: str | os.PathLike[str] | Mapping[
             "check the backbone, width, separable and num_classes it was created with"
         )
     model.load_state_dict(given, strict=False)
-    done = Imported(
+    done = Conversion(
         source=kind.name,
         mapped=mapped,
         left_out=tuple(name for name in tensors if name not in mapped),
@@ -158,7 +159,7 @@ def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _recognise(tensors: Mapping[str, Tensor], where: str) -> _Kind:
+def _recognize(tensors: Mapping[str, Tensor], where: str) -> _Kind:
     for kind in _KINDS:
         if any(name.startswith(kind.mark) for name in tensors):
             return kind

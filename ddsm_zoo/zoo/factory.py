@@ -18,9 +18,9 @@ from ddsm_zoo.hub import client
 from ddsm_zoo.hub.client import HubError
 from ddsm_zoo.hub.config_file import read_manifest
 from ddsm_zoo.hub.safetensors_io import read_tensors, verify
-from ddsm_zoo.hub.state_dict import CLASSIFIER, check_fit, load_weights, remap_classifier
+from ddsm_zoo.hub.state_dict import CLASSIFIER, check_fit, load_state_dict, remap_classifier
 from ddsm_zoo.labels import LabelSpace
-from ddsm_zoo.models import Segmenter, hub_address, imagenet_preprocess, packaged_weights, saving
+from ddsm_zoo.models import Segmenter, hub_uri, imagenet_preprocess, packaged_weights, saving
 from ddsm_zoo.zoo import registry
 from ddsm_zoo.zoo.label_matching import match_classes
 
@@ -49,7 +49,7 @@ def create_model(
     ``num_classes`` other than the weights' keeps everything but the classifier, which is freshly initialised and
     named in ``provenance.fresh``. ``labels``, the names of your classes, keep the classifier's rows too for the classes
     that the weights know, by these names or others (`match_classes`): ``provenance.reused`` has theirs by yours,
-    ``provenance.reinitialized`` the others, freshly initialised. ``in_chans`` 3 means as configured;
+    ``provenance.reinitialized`` the others, freshly initialized. ``in_chans`` 3 means as configured;
     another number spreads the weights' first kernels over these channels, as timm does.
     ``pretrained_backbone`` forces or forbids the ImageNet weights; task weights and a ``checkpoint_path`` bring their
     own backbone, so that nothing is fetched for it then. ``checkpoint_path`` is a safetensors file, a saved model's
@@ -181,7 +181,7 @@ def _resolve(
     if not client.is_uri(name):
         if "/" in name or ":" in name:
             raise registry.UnknownModelError(
-                f"{client.public_address(name)[:80]!r} names no model; a folder is local-dir:FOLDER, a repository "
+                f"{client.public_uri(name)[:80]!r} names no model; a folder is local-dir:FOLDER, a repository "
                 "hf-hub:ORG/NAME, and a file of weights is the checkpoint_path of a model"
             )
         return registry.find(name, backbone), None
@@ -231,7 +231,7 @@ def _imagenet_weights(timm_name: str, cache_dir: str | os.PathLike[str] | None) 
     packaged = packaged_weights(timm_name)
     if packaged is not None:
         return packaged
-    (path,) = client.fetch(hub_address(timm_name), client.WEIGHTS_FILE, cache_dir=cache_dir)
+    (path,) = client.fetch(hub_uri(timm_name), client.WEIGHTS_FILE, cache_dir=cache_dir)
     return read_tensors(path)
 
 
@@ -327,20 +327,20 @@ def _load_classes(
     labels: LabelSpace | None,
     in_chans: int | None = None,
 ) -> _Loaded:
-    """`load_weights` for weights whose classes are ``known`` and a model whose classes are ``labels``.
+    """`load_state_dict` for weights whose classes are ``known`` and a model whose classes are ``labels``.
 
     None is for classes that nobody names: those of the weights are then the model's, in this order.
     """
     if labels is None:
         other = known is not None and len(known) != model.num_classes
-        fresh = load_weights(model, tensors, where, CLASSIFIER if other else (), in_chans)
+        fresh = load_state_dict(model, tensors, where, CLASSIFIER if other else (), in_chans)
         if fresh:
             logger.info("freshly initialised: %s", ", ".join(fresh))
         return _Loaded(tuple(fresh))
     old_names = labels.names if known is None else known.names
     rows = match_classes(labels.names, old_names)
     moved = remap_classifier(model, tensors, rows, len(old_names), where)
-    fresh = load_weights(model, moved, where, () if rows else CLASSIFIER, in_chans)
+    fresh = load_state_dict(model, moved, where, () if rows else CLASSIFIER, in_chans)
     reused = {labels.names[new]: old_names[old] for new, old in rows.items()}
     rest = tuple(name for name in labels.names if name not in reused)
     logger.info(

@@ -289,7 +289,7 @@ def list_pretrained(filter: str | Sequence[str] = "*") -> list[str]:
 
 def is_model(name: str) -> bool:
     """Whether the table has this name."""
-    return _normalise(name) in _table()
+    return _normalize(name) in _table()
 
 
 def model_config(name: str) -> ModelConfig:
@@ -357,7 +357,7 @@ def find(name: str, backbone: str | None = None) -> Entry:
     A name without a backbone, such as ``uper_ddsm``, needs one here. The Hub addresses in the row are those of the
     organisation in the environment variable DDSM_ZOO_ORG, where it is set. Raises UnknownModelError.
     """
-    key, known, table = _normalise(name), families(), _table()
+    key, known, table = _normalize(name), families(), _table()
     if key in known:
         if backbone is None:
             raise UnknownModelError(
@@ -404,8 +404,8 @@ def _unknown(name: str, key: str, table: Mapping[str, Entry]) -> str:
 
 def _matching(filters: str | Iterable[str]) -> set[str]:
     patterns = [filters] if isinstance(filters, str) else list(filters)
-    return {name for pattern in patterns for name in fnmatch.filter(_table(), _normalise(pattern))}
+    return {name for pattern in patterns for name in fnmatch.filter(_table(), _normalize(pattern))}
 
 
-def _normalise(name: str) -> str:
+def _normalize(name: str) -> str:
     return name.replace(".", "_")

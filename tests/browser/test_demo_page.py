@@ -97,8 +97,8 @@ def test_a_street_from_the_picture_to_what_is_sampled(page: Page, plain: str, sc
     mask = np.asarray(Image.open(SAMPLE / "street_mask.png"))
     for name in ("Road", "Sky"):
         x, y = inside(mask, name)
-        colour = np.asarray(CAMVID.palette[CAMVID.names.index(name)])
-        blend = (around(image, x, y) + colour) / 2
+        color = np.asarray(CAMVID.palette[CAMVID.names.index(name)])
+        blend = (around(image, x, y) + color) / 2
         assert np.abs(around(pixels, *place(page, (x, y))) - blend).max() < 12, name
     rows = page.locator("#classes tr").all_inner_texts()
     assert rows[0].split()[0] == "Road"

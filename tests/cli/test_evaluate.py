@@ -242,8 +242,8 @@ def test_class_ids_where_masks_hold_something_else(run: Run, tmp_path: Path) -> 
     for index in range(4):
         ids = np.asarray(Image.open(f"data/valannot/{index}.png"))
         Path("data/val_labels").mkdir(exist_ok=True)
-        colours = np.array([*CAMVID.palette, (0, 0, 0)], np.uint8)
-        Image.fromarray(colours[ids]).save(f"data/val_labels/{index}_L.png")
+        colors = np.array([*CAMVID.palette, (0, 0, 0)], np.uint8)
+        Image.fromarray(colors[ids]).save(f"data/val_labels/{index}_L.png")
     shutil.rmtree("data/valannot")
     options = ["--predictions", "yours", "--data", "camvid:data"]
     assert json.loads(run(*options, "--class-ids", "--json", "-").stdout)["miou"] == 1.0

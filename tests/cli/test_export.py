@@ -89,7 +89,7 @@ def test_the_example_in_the_docs_serves_the_file_without_this_package(
     assert "torch" not in code
     exec(compile(code, str(DOCS), "exec"), {})
     found = np.asarray(Image.open("classes.png"))
-    expected = np.asarray(ddsm_zoo.Predictor(tiny)("street.png").colour())
+    expected = np.asarray(ddsm_zoo.Predictor(tiny)("street.png").color())
     assert found.shape == expected.shape
     # where the picture is enlarged, its classes are brought back by nearest neighbours, and ours by their scores
     assert (found == expected).all(axis=2).mean() >= (0.97 if size == (90, 121) else 0.999)
@@ -99,7 +99,7 @@ def test_the_example_in_the_docs_serves_the_file_without_this_package(
 def test_the_file_says_what_it_needs_and_what_its_classes_mean(dynamic: tuple[Path, dict[str, Any]], tiny: str) -> None:
     about = onnxruntime.InferenceSession(dynamic[0]).get_modelmeta().custom_metadata_map
     assert json.loads(about["labels"]) == list(CAMVID.names)
-    assert [tuple(colour) for colour in json.loads(about["palette"])] == list(CAMVID.palette)
+    assert [tuple(color) for color in json.loads(about["palette"])] == list(CAMVID.palette)
     assert tuple(json.loads(about["mean"])) == ENLARGING.mean
     assert tuple(json.loads(about["std"])) == ENLARGING.std
     assert tuple(json.loads(about["min_size"])) == ENLARGING.min_size

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ddsm_zoo.data.datasets import DatasetError, camvid, cityscapes, folder, open_dataset
 from ddsm_zoo.data.images import ImageError
-from ddsm_zoo.data.masks import CAMVID_COLOURS, CAMVID_OBJECTS
+from ddsm_zoo.data.masks import CAMVID_COLORS, CAMVID_OBJECTS
 from ddsm_zoo.labels import CAMVID, CITYSCAPES
 from tests.support.data_sets import IDS, IMAGE, SIZE, expect_one_line, painted, write, write_labels
 
@@ -39,22 +39,22 @@ def test_camvid_with_index_labels(segnet: Path) -> None:
 
 OBJECT_IDS = np.arange(48).reshape(SIZE) % 32
 GROUPED = np.array([255 if group is None else CAMVID.names.index(group) for *_, group in CAMVID_OBJECTS])[OBJECT_IDS]
-COLOURED = painted(OBJECT_IDS, [colour for _, colour, _ in CAMVID_OBJECTS])
+COLORED = painted(OBJECT_IDS, [color for _, color, _ in CAMVID_OBJECTS])
 
 
 def test_camvid_with_colours_in_split_folders(tmp_path: Path) -> None:
     write(tmp_path / "val/x.png", IMAGE)
-    write(tmp_path / "val_labels/x_L.png", COLOURED)
+    write(tmp_path / "val_labels/x_L.png", COLORED)
     dataset = camvid(tmp_path, "val")
-    assert dataset.decode is CAMVID_COLOURS
+    assert dataset.decode is CAMVID_COLORS
     np.testing.assert_array_equal(dataset[0][1].numpy(), GROUPED)
 
 
-@pytest.mark.parametrize(("stills", "labelled"), [("701_StillsRaw_full", "LabeledApproved_full"), ("images", "labels")])
-def test_camvid_with_colours_and_lists(tmp_path: Path, stills: str, labelled: str) -> None:
+@pytest.mark.parametrize(("stills", "labeled"), [("701_StillsRaw_full", "LabeledApproved_full"), ("images", "labels")])
+def test_camvid_with_colours_and_lists(tmp_path: Path, stills: str, labeled: str) -> None:
     for name in ("x", "y", "z"):
         write(tmp_path / stills / f"{name}.png", IMAGE)
-        write(tmp_path / labelled / f"{name}_L.png", COLOURED)
+        write(tmp_path / labeled / f"{name}_L.png", COLORED)
     (tmp_path / "train.txt").write_text("z\r\n\nx.png\n")
     (tmp_path / "val.txt").write_text("/somewhere/val/y.png /somewhere/valannot/y.png\n")
     assert [pair.name for pair in camvid(tmp_path, "train").pairs] == ["x", "z"]

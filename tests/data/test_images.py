@@ -60,9 +60,9 @@ def test_unreadable_metadata_does_not_spoil_the_image(tmp_path: Path) -> None:
 
 
 def test_grey_is_repeated(tmp_path: Path) -> None:
-    grey = np.arange(0, 250, dtype=np.uint8).reshape(10, 25)
+    gray = np.arange(0, 250, dtype=np.uint8).reshape(10, 25)
     np.testing.assert_array_equal(
-        np.asarray(read_image(save(tmp_path / "grey.png", grey))), np.stack([grey] * 3, axis=-1)
+        np.asarray(read_image(save(tmp_path / "grey.png", gray))), np.stack([gray] * 3, axis=-1)
     )
 
 

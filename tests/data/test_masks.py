@@ -30,17 +30,17 @@ def test_ids_decode_as_a_dictionary_would(table: dict[int, int], stored: np.ndar
         expect_one_line(lambda: decode(stored, Path("m.png")), "m.png", f"id {first}, expected")
 
 
-colours = st.tuples(*[st.integers(0, 255)] * 3)
+colors = st.tuples(*[st.integers(0, 255)] * 3)
 
 
-@given(st.dictionaries(colours, st.integers(0, 300), min_size=1, max_size=12), st.data())
+@given(st.dictionaries(colors, st.integers(0, 300), min_size=1, max_size=12), st.data())
 def test_colours_decode_as_a_dictionary_would(table: dict[tuple[int, int, int], int], data: st.DataObject) -> None:
-    pixels = data.draw(st.lists(st.sampled_from(sorted(table)) | colours, min_size=1, max_size=12))
+    pixels = data.draw(st.lists(st.sampled_from(sorted(table)) | colors, min_size=1, max_size=12))
     stored = np.array([pixels], dtype=np.uint8)
-    decode = MaskDecoder(colours=table)
-    unknown = [colour for colour in pixels if colour not in table]
+    decode = MaskDecoder(colors=table)
+    unknown = [color for color in pixels if color not in table]
     if not unknown:
-        assert decode(stored, Path("m.png")).tolist() == [[table[colour] for colour in pixels]]
+        assert decode(stored, Path("m.png")).tolist() == [[table[color] for color in pixels]]
     else:
         expect_one_line(lambda: decode(stored, Path("m.png")), "m.png", f"colour {unknown[0]}, expected")
 
@@ -56,11 +56,11 @@ def test_camvid_objects_are_grouped_as_published() -> None:
     assert grouped["Pavement"] == {"Sidewalk", "ParkingBlock", "RoadShoulder"}
     assert grouped["SignSymbol"] == {"SignSymbol", "Misc_Text", "TrafficLight"}
     assert grouped[None] == {"Void"}
-    assert len({colour for _, colour, _ in CAMVID_OBJECTS}) == len(CAMVID_OBJECTS) == 32
+    assert len({color for _, color, _ in CAMVID_OBJECTS}) == len(CAMVID_OBJECTS) == 32
     # the object that a class is named for has the class's colour, where there is one of that name
-    by_name = {name: colour for name, colour, _ in CAMVID_OBJECTS}
-    for name, colour in zip(CAMVID.names, CAMVID.palette, strict=True):
-        assert by_name.get(name, colour) == colour
+    by_name = {name: color for name, color, _ in CAMVID_OBJECTS}
+    for name, color in zip(CAMVID.names, CAMVID.palette, strict=True):
+        assert by_name.get(name, color) == color
 
 
 def test_camvid_ids_know_void_and_nothing_above() -> None:

@@ -168,8 +168,8 @@ def test_image_transform_agrees_with_evaluation_for_pil_array_and_grey() -> None
     torch.testing.assert_close(transform(Image.fromarray(array)), expected)
     array.setflags(write=False)
     assert transform(array).is_contiguous()
-    grey = array[..., 0]
-    torch.testing.assert_close(transform(grey), transform(np.stack([grey] * 3, axis=-1)))
+    gray = array[..., 0]
+    torch.testing.assert_close(transform(gray), transform(np.stack([gray] * 3, axis=-1)))
 
 
 @pytest.mark.parametrize(

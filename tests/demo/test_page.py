@@ -18,7 +18,7 @@ import ddsm_zoo
 from ddsm_zoo import Predictor, Segmentation
 from ddsm_zoo.data.images import ImageError
 from ddsm_zoo.data.scenes.render import render_scene
-from ddsm_zoo.demo.page import BLUE, GREY, PANEL, SAMPLE, SIDE, View, address, draw_samples, listen, look, offered
+from ddsm_zoo.demo.page import BLUE, GRAY, PANEL, SAMPLE, SIDE, View, address, draw_samples, listen, look, offered
 from ddsm_zoo.explain.explain import Level, explain
 from ddsm_zoo.labels import CAMVID, LabelSpace
 from ddsm_zoo.zoo.registry import UnknownModelError
@@ -40,12 +40,12 @@ def street(tmp_path: Path) -> Path:
     return tmp_path / "street.png"
 
 
-def level(positions: list[tuple[float, float]], affinities: list[float], centre: tuple[float, float]) -> Level:
+def level(positions: list[tuple[float, float]], affinities: list[float], center: tuple[float, float]) -> Level:
     features = np.zeros((1, 1, 1), np.float32)
     return Level(
         stage=2,
         pitch=2.0,
-        centre=centre,
+        center=center,
         positions=np.asarray(positions, np.float32),
         affinities=np.asarray(affinities, np.float32),
         modulations=np.ones(len(positions), np.float32),
@@ -110,12 +110,12 @@ def test_the_legend_has_each_class_with_its_share(ids: list[int]) -> None:
     image = Image.new("RGB", (len(ids), 1))
     view = View(name="a.png", size=image.size, result=Segmentation(mask=mask, labels=labels, image=image))
     rows = re.findall(r"background: rgb(\(.*?\)).*?</td><td>(.*?)</td>.*?<td>([\d.]+)%</td>", view.classes())
-    found = [(colour, html.unescape(name), float(share)) for colour, name, share in rows]
+    found = [(color, html.unescape(name), float(share)) for color, name, share in rows]
     assert view.classes().count("<tr>") == len(found) == len(set(ids))
     assert [share for _, _, share in found] == sorted((share for _, _, share in found), reverse=True)
-    for colour, name, share in found:
+    for color, name, share in found:
         index = labels.names.index(name)
-        assert colour == str(labels.palette[index])
+        assert color == str(labels.palette[index])
         assert share == pytest.approx(100 * ids.count(index) / len(ids), abs=0.051)
     assert "<b>tree" not in view.classes()
 
@@ -149,7 +149,7 @@ def test_the_area_of_a_disc_is_the_affinity_and_the_outside_is_grey() -> None:
     left, right = 64, 576
     radius_left, radius_right = left - tinted.min(), right - tinted[tinted > 400].min()
     assert radius_right / radius_left == pytest.approx(2, abs=0.1)
-    assert np.abs(panel[20, 20] - np.asarray(GREY)).max() <= 10, "above and left of the image"
+    assert np.abs(panel[20, 20] - np.asarray(GRAY)).max() <= 10, "above and left of the image"
     assert panel[380, 620].min() == 255, "inside the image"
 
 

@@ -19,7 +19,7 @@ from ddsm_zoo import Predictor, create_model
 from ddsm_zoo.demo.page import listen
 from ddsm_zoo.explain.explain import explain
 from ddsm_zoo.labels import CAMVID
-from ddsm_zoo.zoo.convert import load_foreign
+from ddsm_zoo.zoo.convert import convert_weights
 from tests.docs.pages import PAGES, ROOT
 from tests.support.command_line import run_command
 
@@ -118,7 +118,7 @@ SAID_WHEN: dict[str, Callable[[], str]] = {
     "create_model() got": lambda: message_of(lambda: create_model("uper_tiny", widht=16)),
     "backbone ... has feature levels": lambda: message_of(lambda: create_model("uper", backbone="test_vit")),
     "... does not fit the model": lambda: message_of(
-        lambda: load_foreign(create_model("uper_tiny"), timm.create_model("resnet10t").state_dict())
+        lambda: convert_weights(create_model("uper_tiny"), timm.create_model("resnet10t").state_dict())
     ),
     "the model was fused": lambda: message_of(
         lambda: ddsm_zoo.save_pretrained(create_model("uper_tiny").fuse(), "fused")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddsm_zoo.evaluation.accumulate import Prediction, Tally, evaluate_model, summed_scores
+from ddsm_zoo.evaluation.accumulate import PerImageCounts, Prediction, evaluate_model, summed_scores
 from ddsm_zoo.metrics import BoundaryFScore, BoundaryIoU, ConfusionMatrix
 from ddsm_zoo.metrics.bootstrap import Resampling, interval, resample
 
@@ -16,12 +16,12 @@ CLASSES = 3
 
 
 def one_hot(image: Tensor) -> Tensor:
-    """Reads the class id out of the image's first channel: a perfect model for `labelled`."""
+    """Reads the class id out of the image's first channel: a perfect model for `labeled`."""
     ids = image[:, 0].long().clamp(0, CLASSES - 1)
     return torch.nn.functional.one_hot(ids, CLASSES).permute(0, 3, 1, 2).float()
 
 
-def labelled(mask: np.ndarray) -> tuple[Tensor, Tensor]:
+def labeled(mask: np.ndarray) -> tuple[Tensor, Tensor]:
     ids = torch.from_numpy(mask.astype(np.int64))
     return ids.float().expand(3, *ids.shape).clone(), ids
 
@@ -32,7 +32,7 @@ def random_masks(sizes: list[tuple[int, int]]) -> list[np.ndarray]:
 
 
 def test_perfect_prediction_scores_one() -> None:
-    dataset = [labelled(mask) for mask in random_masks([(4, 6), (4, 6), (5, 3)])]
+    dataset = [labeled(mask) for mask in random_masks([(4, 6), (4, 6), (5, 3)])]
     result = evaluate_model(one_hot, dataset, CLASSES, 255).figures()
     assert result == {
         "miou": 1.0,
@@ -49,7 +49,7 @@ def test_perfect_prediction_scores_one() -> None:
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 16])
 def test_batches_change_nothing_and_the_last_partial_one_counts_once(batch_size: int) -> None:
     sizes = [(4, 4), (4, 4), (4, 4), (2, 7), (4, 4), (4, 4), (3, 3)]
-    dataset = [labelled(mask) for mask in random_masks(sizes)]
+    dataset = [labeled(mask) for mask in random_masks(sizes)]
     noise = torch.randn(1, CLASSES, 1, 1, generator=torch.Generator().manual_seed(0))
     batches, progress, observed = [], [], []
 
@@ -88,16 +88,14 @@ def test_scores_are_resized_to_the_label_before_the_argmax() -> None:
 
 
 def test_class_that_never_occurs_is_nan() -> None:
-    result = evaluate_model(one_hot, [labelled(np.array([[0, 1, 255]]))], CLASSES, 255).figures()
+    result = evaluate_model(one_hot, [labeled(np.array([[0, 1, 255]]))], CLASSES, 255).figures()
     assert result["miou"] == 1.0
     assert math.isnan(result["iou"][2])
 
 
 def test_no_gradients_even_from_a_bare_model() -> None:
     model, results = torch.nn.Conv2d(3, CLASSES, 1), []
-    evaluate_model(
-        lambda image: results.append(model(image)) or results[-1], [labelled(np.zeros((2, 2)))], CLASSES, 255
-    )
+    evaluate_model(lambda image: results.append(model(image)) or results[-1], [labeled(np.zeros((2, 2)))], CLASSES, 255)
     assert not results[0].requires_grad
 
 
@@ -107,24 +105,24 @@ def test_empty_set() -> None:
 
 
 def test_nan_names_the_image() -> None:
-    dataset = [labelled(mask) for mask in random_masks([(2, 2), (3, 3)])]
+    dataset = [labeled(mask) for mask in random_masks([(2, 2), (3, 3)])]
     with pytest.raises(ValueError, match="NaN on image 1"):
         evaluate_model(lambda x: one_hot(x) * (math.nan if x.shape[-1] == 3 else 1.0), dataset, CLASSES, 255)
 
 
 def test_other_number_of_classes() -> None:
     with pytest.raises(ValueError, match="predicts 3 classes, but the data set has 5"):
-        evaluate_model(one_hot, [labelled(np.zeros((2, 2)))], 5, 255)
+        evaluate_model(one_hot, [labeled(np.zeros((2, 2)))], 5, 255)
 
 
 def test_too_little_memory_names_the_size() -> None:
     with pytest.raises(ValueError, match="labelling 1 images of 3 x 2 pixels at once takes more memory than there is"):
-        evaluate_model(lambda x: x.new_empty(2**50), [labelled(np.zeros((2, 3)))], CLASSES, 255)
+        evaluate_model(lambda x: x.new_empty(2**50), [labeled(np.zeros((2, 3)))], CLASSES, 255)
 
 
 def test_label_outside_the_classes() -> None:
     with pytest.raises(ValueError, match="target holds class id 7"):
-        evaluate_model(one_hot, [labelled(np.array([[7, 0]]))], CLASSES, 255)
+        evaluate_model(one_hot, [labeled(np.array([[7, 0]]))], CLASSES, 255)
 
 
 def random_predictions(sizes: list[tuple[int, int]]) -> list[Prediction]:
@@ -138,11 +136,11 @@ def random_predictions(sizes: list[tuple[int, int]]) -> list[Prediction]:
 SIZES = [(9, 12), (9, 12), (20, 7), (5, 5)]
 
 
-def tallied(predictions: list[Prediction], boundary: bool = True) -> Tally:
-    tally = Tally(len(predictions), CLASSES, 255, boundary=boundary)
+def tallied(predictions: list[Prediction], boundary: bool = True) -> PerImageCounts:
+    per_image = PerImageCounts(len(predictions), CLASSES, 255, boundary=boundary)
     for prediction in predictions:
-        tally.add(prediction)
-    return tally
+        per_image.add(prediction)
+    return per_image
 
 
 def test_all_figures_are_those_of_the_metrics() -> None:
@@ -181,13 +179,13 @@ def test_a_draw_scores_what_its_images_score() -> None:
 @pytest.mark.parametrize("radii", [None, (1, 4)])
 def test_radii_in_pixels_are_reported_beside_the_scores(radii: tuple[int, ...] | None) -> None:
     predictions = random_predictions([(300, 400), (60, 80), (300, 400)])
-    tally = Tally(3, CLASSES, 255, boundary=True, boundary_radii=radii)
+    per_image = PerImageCounts(3, CLASSES, 255, boundary=True, boundary_radii=radii)
     for prediction in predictions:
-        tally.add(prediction)
+        per_image.add(prediction)
     metric = BoundaryFScore(CLASSES, radii)
     for prediction in predictions:
         metric.update(prediction.ids, prediction.target)
-    figures = tally.figures()
+    figures = per_image.figures()
     assert figures["boundary_f"] == metric.compute()
     shares = {0.00088: [1], 0.001875: [1], 0.00375: [1, 2], 0.005: [1, 3]}
     assert figures["boundary_f_pixels"] == (shares if radii is None else {1: [1], 4: [4]})

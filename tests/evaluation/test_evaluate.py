@@ -38,16 +38,16 @@ def model() -> Segmenter:
     return competing_model(3)
 
 
-def write_camvid(root: Path, size: tuple[int, int], count: int, *, colours: bool) -> None:
+def write_camvid(root: Path, size: tuple[int, int], count: int, *, colors: bool) -> None:
     """Rendered scenes in the layout of class ids with 11 for void, or in that of the original's colours."""
-    images, masks = root / "val", root / ("val_labels" if colours else "valannot")
+    images, masks = root / "val", root / ("val_labels" if colors else "valannot")
     for folder in (images, masks):
         folder.mkdir(parents=True)
     for index in range(count):
         image, mask = render_scene(index, size)
         mask[: 5 * (index + 1)] = 255
         Image.fromarray(image).save(images / f"{index}.png")
-        if colours:
+        if colors:
             palette = np.array([*CAMVID.palette, (0, 0, 0)], np.uint8)
             Image.fromarray(palette[np.where(mask == 255, 11, mask)]).save(masks / f"{index}_L.png")
         else:
@@ -64,9 +64,9 @@ def iou_by_hand(pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[float]:
     return ious
 
 
-@pytest.mark.parametrize(("size", "colours"), [((360, 480), False), ((720, 960), True)])
-def test_camvid_at_both_resolutions(model: Segmenter, tmp_path: Path, size: tuple[int, int], colours: bool) -> None:
-    write_camvid(tmp_path, size, 2, colours=colours)
+@pytest.mark.parametrize(("size", "colors"), [((360, 480), False), ((720, 960), True)])
+def test_camvid_at_both_resolutions(model: Segmenter, tmp_path: Path, size: tuple[int, int], colors: bool) -> None:
+    write_camvid(tmp_path, size, 2, colors=colors)
     result = evaluate(model, f"camvid:{tmp_path}", "val", protocol="whole")
     predictor = Predictor(model)
     pairs = []
@@ -83,7 +83,7 @@ def test_camvid_at_both_resolutions(model: Segmenter, tmp_path: Path, size: tupl
 
 
 def test_images_predicted_smaller_are_compared_at_the_labels_size(model: Segmenter, tmp_path: Path) -> None:
-    write_camvid(tmp_path, (144, 192), 1, colours=True)
+    write_camvid(tmp_path, (144, 192), 1, colors=True)
     (tmp_path / "half.toml").write_text("size = [72, 96]")
     result = evaluate(model, f"camvid:{tmp_path}", protocol=tmp_path / "half.toml")
     image, mask = open_dataset(f"camvid:{tmp_path}", "val").load(0)
@@ -251,7 +251,7 @@ def test_what_cannot_be_scored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["flip", "sliding", "multi_scale"])
 def test_protocols_run_on_a_model(model: Segmenter, tmp_path: Path, name: str) -> None:
-    write_camvid(tmp_path, (36, 48), 1, colours=False)
+    write_camvid(tmp_path, (36, 48), 1, colors=False)
     result = evaluate(model, f"camvid:{tmp_path}", protocol=name)
     assert 0 < result["miou"] < 1
     assert result["protocol"]["scales"] == InferenceProtocol.load(name).scales

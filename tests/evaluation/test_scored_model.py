@@ -18,8 +18,8 @@ import ddsm_zoo
 from ddsm_zoo import evaluate
 from ddsm_zoo.config import Preprocess
 from ddsm_zoo.data.scenes.render import render_scene
-from ddsm_zoo.inference.modes import resize
 from ddsm_zoo.labels import CAMVID
+from ddsm_zoo.layers import resize
 from ddsm_zoo.metrics import ConfusionMatrix
 from ddsm_zoo.utils.files import sha256_of
 

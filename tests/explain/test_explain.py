@@ -15,7 +15,7 @@ import ddsm_zoo
 from ddsm_zoo import Predictor
 from ddsm_zoo.data.masks import DatasetError
 from ddsm_zoo.data.scenes.render import render_scene
-from ddsm_zoo.explain.explain import compare, explain, principal_colours, read_target, save_figure
+from ddsm_zoo.explain.explain import compare, explain, principal_colors, read_target, save_figure
 from ddsm_zoo.inference.tiling import MIN_SIDE
 from ddsm_zoo.labels import CAMVID, LabelSpace
 from ddsm_zoo.layers import DDSM, SpatialAffinity
@@ -90,7 +90,7 @@ def test_a_settled_sampler_reads_the_cells_around_the_pixel(at: tuple[int, int],
     for level in levels:
         stride = 2**level.stage
         x, y = (place // stride * stride + (stride - 1) / 2 for place in at)
-        assert level.centre == pytest.approx((x, y))
+        assert level.center == pytest.approx((x, y))
         expected = [(x + dx * stride, y + dy * stride) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
         assert level.positions == pytest.approx(np.array(expected))
         assert level.modulations == pytest.approx(0.5)
@@ -108,7 +108,7 @@ def test_cells_of_an_enlarged_image_are_smaller(scene: Image.Image) -> None:
         pitch = 2**level.stage / 1.5
         assert level.pitch == pytest.approx(pitch)
         x, y = (((place + 0.5) // pitch + 0.5) * pitch - 0.5 for place in (64, 32))
-        assert level.centre == pytest.approx((x, y))
+        assert level.center == pytest.approx((x, y))
         assert level.positions[0] == pytest.approx((x - pitch, y - pitch))
 
 
@@ -148,13 +148,13 @@ def test_main_components_become_colours() -> None:
     rows, columns = np.mgrid[0:12, 0:15]
     patterns = np.stack([9.0 * (rows % 2), 4.0 * (columns % 2), 2.0 * (columns % 4 > 1)])
     mixing = np.linalg.qr(rng.normal(size=(7, 3)))[0]
-    colours = principal_colours(np.einsum("cp,phw->chw", mixing, patterns).astype(np.float32))
-    assert colours.shape == (12, 15, 3)
+    colors = principal_colors(np.einsum("cp,phw->chw", mixing, patterns).astype(np.float32))
+    assert colors.shape == (12, 15, 3)
     for place, pattern in enumerate(patterns):
-        assert abs(np.corrcoef(colours[..., place].ravel(), pattern.ravel())[0, 1]) > 0.99
-    assert colours.min() == 0
-    assert colours.max() == 1
-    assert principal_colours(np.ones((2, 3, 4), np.float32)).shape == (3, 4, 3)
+        assert abs(np.corrcoef(colors[..., place].ravel(), pattern.ravel())[0, 1]) > 0.99
+    assert colors.min() == 0
+    assert colors.max() == 1
+    assert principal_colors(np.ones((2, 3, 4), np.float32)).shape == (3, 4, 3)
 
 
 def test_two_models_side_by_side(scene: Image.Image) -> None:
@@ -167,7 +167,7 @@ def test_two_models_side_by_side(scene: Image.Image) -> None:
         assert comparison.wrong()[name] == pytest.approx((result.mask != target)[known].mean())
     axes = comparison.figure().axes
     assert len(axes) == 6
-    assert np.array_equal(axes[2].images[0].get_array(), np.asarray(comparison.results["ours"].colour()))
+    assert np.array_equal(axes[2].images[0].get_array(), np.asarray(comparison.results["ours"].color()))
     with pytest.raises(ValueError, match="expected the same size"):
         compare({"ours": model, "again": model}, scene, target[:50])
     with pytest.raises(ValueError, match="ours and other have different classes"):
@@ -207,8 +207,8 @@ def test_without_matplotlib_the_error_names_the_extra(scene: Image.Image, monkey
 def test_targets_are_read_as_ids_or_colours(tmp_path: Path) -> None:
     labels = LabelSpace(names=("a", "b"), palette=((9, 9, 9), (200, 0, 0)))
     Image.fromarray(np.array([[0, 1], [2, 255]], np.uint8)).save(tmp_path / "ids.png")
-    colours = np.array([[[9, 9, 9], [200, 0, 0]], [[0, 0, 0], [0, 0, 0]]], np.uint8)
-    Image.fromarray(colours).save(tmp_path / "colours.png")
+    colors = np.array([[[9, 9, 9], [200, 0, 0]], [[0, 0, 0], [0, 0, 0]]], np.uint8)
+    Image.fromarray(colors).save(tmp_path / "colours.png")
     for name in ("ids.png", "colours.png"):
         assert read_target(tmp_path / name, labels).tolist() == [[0, 1], [255, 255]]
     Image.fromarray(np.array([[3]], np.uint8)).save(tmp_path / "other.png")

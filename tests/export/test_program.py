@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 import ddsm_zoo
 from ddsm_zoo.config import DDSMConfig, Preprocess
 from ddsm_zoo.export import onnx as onnx_file
-from ddsm_zoo.export.program import Classes, ExportError, Normalise, Run, compare, open_torch, trace, write_torch
+from ddsm_zoo.export.program import Classes, ExportError, Normalize, Run, compare, open_torch, trace, write_torch
 from ddsm_zoo.layers import DDSM, build_fusion
 from ddsm_zoo.models import Segmenter
 
@@ -124,7 +124,7 @@ def test_normalise_is_the_transform_that_models_are_trained_with() -> None:
     preprocess = Preprocess(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     expected = ddsm_zoo.create_transform(preprocess)(picture)
-    torch.testing.assert_close(Normalise(preprocess)(torch.from_numpy(picture)[None])[0], expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(Normalize(preprocess)(torch.from_numpy(picture)[None])[0], expected, atol=1e-6, rtol=0)
 
 
 def test_classes_are_the_highest_logits() -> None:
@@ -152,7 +152,7 @@ def test_eight_bits_keep_the_classes_of_a_clear_case(tmp_path: Path) -> None:
     nn.init.zeros_(module.bias)
     images = [torch.rand(1, 3, 40, 50) for _ in range(4)]
     onnx_file.write_onnx(trace(module, images[0], ANY), tmp_path / "exact.onnx", "logits", {"labels": "[]"})
-    onnx_file.quantise(tmp_path / "exact.onnx", tmp_path / "rounded.onnx", images)
+    onnx_file.quantize(tmp_path / "exact.onnx", tmp_path / "rounded.onnx", images)
     written = onnx.load(tmp_path / "rounded.onnx")
     assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in written.graph.node}
     assert {entry.key: entry.value for entry in written.metadata_props}["labels"] == "[]"

@@ -11,8 +11,8 @@ import pytest
 from ddsm_zoo.config import ConfigError
 from ddsm_zoo.hub import client
 from ddsm_zoo.hub.client import HubError
-from ddsm_zoo.hub.safetensors_io import CheckpointError
 from ddsm_zoo.models import BackboneError
+from ddsm_zoo.utils.files import CheckpointError
 from ddsm_zoo.zoo.factory import create_model
 from tests.support.hub_server import TOKEN
 from tests.support.tiny_weights import one_line

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ddsm_zoo.hub import client
-from ddsm_zoo.hub.safetensors_io import CheckpointError
+from ddsm_zoo.utils.files import CheckpointError
 from ddsm_zoo.zoo import factory
 from ddsm_zoo.zoo.factory import create_model
 from tests.faults.common import URI, Files, final_files, refusal, weights_hash

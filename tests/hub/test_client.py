@@ -257,9 +257,9 @@ def test_an_address_is_repeated_without_its_secrets(tmp_path: Path) -> None:
             client.fetch(uri, cache_dir=tmp_path, sha256=SHA256)
         assert "hf_secret" not in one_line(error)
     for uri in ("https://example.org/a@1/model", "hf-hub:someone/model@v1", "local-dir:a#b?"):
-        assert client.public_address(uri) == uri
+        assert client.public_uri(uri) == uri
     signed = "https://user:hf_secret@example.org:8443/a@1/model?key=hf_secret@#hf_secret"
-    assert client.public_address(signed) == "https://example.org:8443/a@1/model"
+    assert client.public_uri(signed) == "https://example.org:8443/a@1/model"
 
 
 # -- other addresses

@@ -15,8 +15,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddsm_zoo.hub.safetensors_io import CheckpointError, pack_tensors, read_tensors, verify
-from ddsm_zoo.utils.files import sha256_of
+from ddsm_zoo.hub.safetensors_io import pack_tensors, read_tensors, verify
+from ddsm_zoo.utils.files import CheckpointError, sha256_of
 from tests.support.tiny_weights import one_line, write
 
 TENSORS = {"a.weight": torch.arange(600.0).reshape(20, 30), "a.steps": torch.tensor(7)}

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ddsm_zoo.config import ConfigError
 from ddsm_zoo.hub import state_dict
-from ddsm_zoo.hub.safetensors_io import CheckpointError
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.models import Segmenter, saving
+from ddsm_zoo.utils.files import CheckpointError
 from ddsm_zoo.zoo import factory, registry
 from ddsm_zoo.zoo.factory import create_model
 from tests.support.tiny_weights import LABELS, NAME, logits, one_line, saved_model, trained_model
@@ -72,13 +72,13 @@ def test_a_refused_state_dict_changes_nothing(trained: Segmenter) -> None:
     model = create_model(NAME, num_classes=3)
     before = logits(model)
     with pytest.raises(CheckpointError):
-        state_dict.load_weights(model, without(trained.state_dict(), "classifier.bias"))
+        state_dict.load_state_dict(model, without(trained.state_dict(), "classifier.bias"))
     assert torch.equal(logits(model), before)
 
 
 def test_a_classifier_of_no_shape_is_refused_too(trained: Segmenter) -> None:
     with pytest.raises(CheckpointError, match="another shape") as error:
-        state_dict.load_weights(trained, {**trained.state_dict(), "classifier.bias": torch.tensor(1.0)})
+        state_dict.load_state_dict(trained, {**trained.state_dict(), "classifier.bias": torch.tensor(1.0)})
     one_line(error)
 
 
@@ -220,9 +220,9 @@ def test_labels_that_cannot_be(options: dict[str, Any], kind: type[Exception], r
 
 def test_one_channel_counts_as_all_of_them(trained: Segmenter, saved: Path) -> None:
     model = create_model(f"local-dir:{saved}", pretrained=True, in_chans=1).eval()
-    grey = torch.rand(1, 1, 40, 33)
+    gray = torch.rand(1, 1, 40, 33)
     with torch.inference_mode():
-        torch.testing.assert_close(model(grey), trained(grey.expand(1, 3, 40, 33)), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(model(gray), trained(gray.expand(1, 3, 40, 33)), atol=1e-4, rtol=1e-4)
     assert model.pretrained_cfg["labels"]["names"] == LABELS.names
     assert model.pretrained_cfg["metrics"] == {}
 

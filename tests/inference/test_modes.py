@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ddsm_zoo.inference.modes import multi_scale, sliding_window, whole
+from ddsm_zoo.inference.modes import full_image, multi_scale, sliding_window
 from tests.support.closeness import summation_error
 
 
@@ -83,7 +83,7 @@ def test_multi_scale_gives_probabilities_at_the_image_size(size: tuple[int, int]
 
 def test_flip_makes_the_result_mirror_symmetric() -> None:
     convolution = nn.Conv2d(3, 4, 3, padding=1)
-    predict, image = multi_scale(whole(convolution), [0.5, 1.0], flip=True), torch.randn(1, 3, 8, 12)
+    predict, image = multi_scale(full_image(convolution), [0.5, 1.0], flip=True), torch.randn(1, 3, 8, 12)
     torch.testing.assert_close(predict(image.flip(-1)), predict(image).flip(-1))
 
 
@@ -101,7 +101,7 @@ def test_protocols_compose() -> None:
 
 def test_whole_runs_in_evaluation_mode_without_gradients() -> None:
     model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.Dropout(0.5))
-    predict, image = whole(model), torch.randn(2, 3, 4, 4)
+    predict, image = full_image(model), torch.randn(2, 3, 4, 4)
     model.train()
     before = model[1].running_mean.clone()
     first, second = predict(image), predict(image)

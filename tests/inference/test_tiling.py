@@ -14,7 +14,7 @@ from torch import Tensor
 
 import ddsm_zoo
 from ddsm_zoo.data.scenes.render import render_scene
-from ddsm_zoo.inference.modes import whole
+from ddsm_zoo.inference.modes import full_image
 from ddsm_zoo.inference.tiling import BLEND, MARGIN, MIN_SIDE, Tiling, largest_side, predict_bands, tiled_memory
 from ddsm_zoo.utils.memory import working_memory
 
@@ -87,7 +87,7 @@ def test_a_picture_in_tiles_gets_the_classes_of_the_whole(name: str, size: tuple
     model = ddsm_zoo.create_model(name, num_classes=7)
     torch.nn.init.normal_(model.classifier.weight)  # random logits are nearly constant
     image = torch.from_numpy(np.moveaxis(render_scene(4, size)[0], 2, 0)[None] / np.float32(128) - 1)
-    predict = whole(model)
+    predict = full_image(model)
     expected = predict(image)
     tiling = Tiling(size=size, side=MIN_SIDE, multiple=model.backbone.multiple)
     assert len(tiling) >= 2
@@ -104,8 +104,10 @@ def test_tiles_that_meet_in_corners() -> None:
     image = torch.from_numpy(np.moveaxis(render_scene(4, (800, 777))[0], 2, 0)[None] / np.float32(128) - 1)
     tiling = Tiling(size=(800, 777), side=MIN_SIDE)
     assert len(tiling) == 4
-    found = torch.cat(list(predict_bands(whole(model), lambda rows, columns: image[..., rows, columns], tiling)), 2)
-    assert (found.argmax(1) == whole(model)(image).argmax(1)).float().mean() >= 0.999
+    found = torch.cat(
+        list(predict_bands(full_image(model), lambda rows, columns: image[..., rows, columns], tiling)), 2
+    )
+    assert (found.argmax(1) == full_image(model)(image).argmax(1)).float().mean() >= 0.999
 
 
 def test_tiles_too_small_for_their_margins() -> None:

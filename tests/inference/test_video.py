@@ -13,7 +13,7 @@ import torch
 
 import ddsm_zoo
 from ddsm_zoo import Predictor
-from ddsm_zoo.inference.video import Source, VideoError, label_video
+from ddsm_zoo.inference.video import VideoError, VideoSource, label_video
 from ddsm_zoo.labels import LabelSpace
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
@@ -54,7 +54,7 @@ def test_every_frame_is_shown_under_its_classes_at_its_time(predictor: Predictor
     seen: list[tuple[int, int]] = []
     clip = label_video(
         predictor,
-        Source(name=str(source)),
+        VideoSource(name=str(source)),
         tmp_path / "out" / "clip.mp4",
         progress=lambda done, total: seen.append((done, total)),
     )
@@ -76,7 +76,7 @@ def test_every_frame_is_shown_under_its_classes_at_its_time(predictor: Predictor
 
 def test_an_odd_size_loses_its_last_row_and_column(predictor: Predictor, tmp_path: Path) -> None:
     source = write_clip(tmp_path / "odd.mkv", [250] * 3, (33, 47))
-    label_video(predictor, Source(name=str(source)), tmp_path / "out.mp4")
+    label_video(predictor, VideoSource(name=str(source)), tmp_path / "out.mp4")
     assert {(frame.height, frame.width) for frame in frames_of(tmp_path / "out.mp4")} == {(32, 46)}
 
 
@@ -87,22 +87,22 @@ def test_frames_that_are_too_small_for_the_clip_to_come(predictor: Predictor, tm
         container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((1, 64), np.uint8), format="gray")))
         container.mux(stream.encode(None))
     with pytest.raises(VideoError, match=r"line\.mkv has frames of 64 x 1 pixels, expected at least 2 x 2"):
-        label_video(predictor, Source(name=str(tmp_path / "line.mkv")), tmp_path / "out" / "line.mp4")
+        label_video(predictor, VideoSource(name=str(tmp_path / "line.mkv")), tmp_path / "out" / "line.mp4")
     assert not (tmp_path / "out").exists()
     source = write_clip(tmp_path / "least.mkv", [250] * 2, (2, 3))
-    label_video(predictor, Source(name=str(source)), tmp_path / "out" / "least.mp4")
+    label_video(predictor, VideoSource(name=str(source)), tmp_path / "out" / "least.mp4")
     assert {(frame.height, frame.width) for frame in frames_of(tmp_path / "out" / "least.mp4")} == {(2, 2)}
 
 
 def test_no_more_frames_than_asked(predictor: Predictor, tmp_path: Path) -> None:
     source = write_clip(tmp_path / "clip.mp4", [250] * 9)
-    assert label_video(predictor, Source(name=str(source)), tmp_path / "out.mp4", frames=4).frames == 4
+    assert label_video(predictor, VideoSource(name=str(source)), tmp_path / "out.mp4", frames=4).frames == 4
     assert len(frames_of(tmp_path / "out.mp4")) == 4
 
 
 def test_a_device_gives_frames_until_it_is_told_to_stop(predictor: Predictor, tmp_path: Path) -> None:
     """FFmpeg's test pattern stands for a camera: it never ends either."""
-    pattern = Source(name="testsrc=size=64x48:rate=5", format="lavfi")
+    pattern = VideoSource(name="testsrc=size=64x48:rate=5", format="lavfi")
     clip = label_video(predictor, pattern, tmp_path / "out.mp4", frames=7)
     assert clip.frames == len(frames_of(tmp_path / "out.mp4")) == 7
 
@@ -111,10 +111,10 @@ def test_cameras_have_the_names_of_their_system(monkeypatch: pytest.MonkeyPatch)
     named = {}
     for system in ("linux", "darwin", "win32"):
         monkeypatch.setattr(sys, "platform", system)
-        named[system] = Source.camera(1)
-    assert named["linux"] == Source(name="/dev/video1", format="v4l2")
-    assert named["darwin"] == Source(name="1", format="avfoundation")
-    assert named["win32"] == Source(name="1", format="vfwcap")
+        named[system] = VideoSource.camera(1)
+    assert named["linux"] == VideoSource(name="/dev/video1", format="v4l2")
+    assert named["darwin"] == VideoSource(name="1", format="avfoundation")
+    assert named["win32"] == VideoSource(name="1", format="vfwcap")
 
 
 @pytest.mark.parametrize(
@@ -130,14 +130,14 @@ def test_what_is_no_video(
     if content is not None:
         (tmp_path / "clip.mp4").write_bytes(content)
     with pytest.raises(error, match=message) as caught:
-        label_video(predictor, Source(name=str(tmp_path / "clip.mp4")), tmp_path / "out" / "clip.mp4")
+        label_video(predictor, VideoSource(name=str(tmp_path / "clip.mp4")), tmp_path / "out" / "clip.mp4")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out" / "clip.mp4").exists()
 
 
 def test_a_camera_that_is_not_there(predictor: Predictor, tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="/dev/video63 cannot be read as a video"):
-        label_video(predictor, Source(name="/dev/video63", format="v4l2"), tmp_path / "out.mp4")
+        label_video(predictor, VideoSource(name="/dev/video63", format="v4l2"), tmp_path / "out.mp4")
     assert not list(tmp_path.iterdir())
 
 
@@ -145,7 +145,7 @@ def test_a_clip_that_breaks_off_leaves_no_half_clip(predictor: Predictor, tmp_pa
     whole = write_clip(tmp_path / "clip.mkv", list(range(0, 250, 5)))
     whole.write_bytes(whole.read_bytes()[:700])
     with pytest.raises(VideoError):
-        label_video(predictor, Source(name=str(whole)), tmp_path / "out" / "clip.mp4")
+        label_video(predictor, VideoSource(name=str(whole)), tmp_path / "out" / "clip.mp4")
     assert not list((tmp_path / "out").glob("*"))
 
 
@@ -154,7 +154,7 @@ def test_without_pyav_the_error_names_the_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(LookupError, match=r"pip install 'ddsm-zoo\[video\]'"):
-        label_video(predictor, Source(name="clip.mp4"), tmp_path / "out.mp4")
+        label_video(predictor, VideoSource(name="clip.mp4"), tmp_path / "out.mp4")
 
 
 def test_a_turned_phones_clip_is_upright() -> None:

@@ -24,19 +24,19 @@ def test_starts_as_the_plain_grid_at_half_strength(samples: int) -> None:
     assert modulation.shape == (2, samples, 4, 6)
     assert modulation.eq(0.5).all()
     side = sampler.kernel_size
-    neighbours = F.unfold(features, side, padding=side // 2).view(2, 5, samples, 4, 6)
-    torch.testing.assert_close(sample(features, offset, modulation, side), neighbours / 2)
+    neighbors = F.unfold(features, side, padding=side // 2).view(2, 5, samples, 4, 6)
+    torch.testing.assert_close(sample(features, offset, modulation, side), neighbors / 2)
 
 
 def test_offsets_are_rows_then_columns_in_pixels() -> None:
     features = torch.randn(1, 2, 5, 6)
     sampler = DynamicSampler(2, 9)
-    centre, down, across = 4, 1.0, -2.0
+    center, down, across = 4, 1.0, -2.0
     with torch.no_grad():
-        sampler.predict.bias[2 * centre] = down
-        sampler.predict.bias[2 * centre + 1] = across
-        sampler.predict.bias[2 * 9 + centre] = torch.tensor(3.0).log()  # sigmoid: 3 / 4
-    sampled = sample(features, *sampler(features), 3)[:, :, centre]
+        sampler.predict.bias[2 * center] = down
+        sampler.predict.bias[2 * center + 1] = across
+        sampler.predict.bias[2 * 9 + center] = torch.tensor(3.0).log()  # sigmoid: 3 / 4
+    sampled = sample(features, *sampler(features), 3)[:, :, center]
     expected = torch.zeros_like(features)
     expected[..., :-1, 2:] = 0.75 * features[..., 1:, :-2]
     torch.testing.assert_close(sampled, expected)

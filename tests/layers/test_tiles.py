@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ddsm_zoo.inference.tiling import Tiling
 from ddsm_zoo.layers.common import average, downsample, stretch
-from ddsm_zoo.layers.tiles import Averages, Gathered, Span, Tile, current, working_on
+from ddsm_zoo.layers.tiles import Averages, Span, StopForward, Tile, current, working_on
 from tests.support.closeness import summation_error
 
 SIZES = st.tuples(st.integers(500, 1500), st.integers(500, 1500))
@@ -82,7 +82,7 @@ def test_a_tile_ends_when_it_has_given_all_that_is_expected() -> None:
     features = torch.rand(1, 2, 16, 16)
     with working_on(tile):
         average(features, 1)
-        with pytest.raises(Gathered):
+        with pytest.raises(StopForward):
             average(features, 2)
     assert len(averages.found) == 2
     assert current() is None

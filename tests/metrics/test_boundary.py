@@ -76,8 +76,8 @@ def test_the_oracle_dilates_by_disks(mask: np.ndarray, radius: int) -> None:
         assert np.array_equal(dilated(mask, radius), dilation(mask.astype(np.uint8), disk(radius)).astype(bool))
     height, width = mask.shape
     for y, x in np.ndindex(height, width):
-        neighbours = [(y + 1, x), (y, x + 1), (y + 1, x + 1)]
-        inside = [mask[place] for place in neighbours if place[0] < height and place[1] < width]
+        neighbors = [(y + 1, x), (y, x + 1), (y + 1, x + 1)]
+        inside = [mask[place] for place in neighbors if place[0] < height and place[1] < width]
         assert outline(mask)[y, x] == any(value != mask[y, x] for value in inside)
 
 

@@ -30,11 +30,11 @@ def brute_force(pred: np.ndarray, target: np.ndarray) -> dict[str, object]:
         union = np.count_nonzero(predicted | actual)
         ious.append(np.count_nonzero(predicted & actual) / union if union else math.nan)
         recalls.append(np.count_nonzero(predicted & actual) / actual.sum() if actual.any() else math.nan)
-    seen, labelled = ([score for score in scores if not math.isnan(score)] for scores in (ious, recalls))
+    seen, labeled = ([score for score in scores if not math.isnan(score)] for scores in (ious, recalls))
     return {
         "miou": sum(seen) / len(seen) if seen else math.nan,
         "pixel_accuracy": np.count_nonzero((pred == target) & valid) / valid.sum() if valid.any() else math.nan,
-        "mean_accuracy": sum(labelled) / len(labelled) if labelled else math.nan,
+        "mean_accuracy": sum(labeled) / len(labeled) if labeled else math.nan,
         "iou": ious,
         "accuracy": recalls,
     }

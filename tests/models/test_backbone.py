@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ddsm_zoo.models import backbone as backbone_module
-from ddsm_zoo.models.backbone import Backbone, BackboneError, hub_address, packaged_weights
+from ddsm_zoo.models.backbone import Backbone, BackboneError, hub_uri, packaged_weights
 
 ROUNDS_UP = "test_resnet.r160_in1k"
 DROPS_THE_REST = "test_convnext.r160_in1k"  # its stem cuts the image into 4 x 4 patches
@@ -147,10 +147,10 @@ def test_given_weights(output_stride: int) -> None:
 def test_given_weights_on_a_grey_image() -> None:
     """A grey image gives what the same image in three equal colours would."""
     weights = timm.create_model("test_resnet").state_dict()
-    grey, colour = Backbone(ROUNDS_UP, in_chans=1, weights=weights).eval(), Backbone(ROUNDS_UP, weights=weights).eval()
+    gray, color = Backbone(ROUNDS_UP, in_chans=1, weights=weights).eval(), Backbone(ROUNDS_UP, weights=weights).eval()
     image = torch.randn(1, 1, 33, 33)
     with torch.inference_mode():
-        for actual, expected in zip(grey(image), colour(image.expand(-1, 3, -1, -1)), strict=True):
+        for actual, expected in zip(gray(image), color(image.expand(-1, 3, -1, -1)), strict=True):
             torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -170,14 +170,14 @@ def test_weights_that_lack_a_stage() -> None:
 
 
 def test_addresses_of_imagenet_weights() -> None:
-    assert hub_address("resnet101s.gluon_in1k") == "hf-hub:timm/resnet101s.gluon_in1k"
-    assert hub_address("resnet18") == "hf-hub:timm/resnet18.a1_in1k"  # timm's default among several
+    assert hub_uri("resnet101s.gluon_in1k") == "hf-hub:timm/resnet101s.gluon_in1k"
+    assert hub_uri("resnet18") == "hf-hub:timm/resnet18.a1_in1k"  # timm's default among several
 
 
 @pytest.mark.parametrize("name", ["no_such_network", "test_mambaout", "resnet18.no_such_tag"])
 def test_networks_without_imagenet_weights(name: str) -> None:
     with pytest.raises(BackboneError, match=f"'?{name}"):
-        hub_address(name)
+        hub_uri(name)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 10), (32, 33)])

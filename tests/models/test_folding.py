@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from ddsm_zoo import create_model
-from ddsm_zoo.hub.safetensors_io import CheckpointError
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.models.folding import fold_norms
+from ddsm_zoo.utils.files import CheckpointError
 
 MODELS = ["uper_ddsm_tiny", "deeplabv3plus_ddsm_tiny", "uper_dcn_tiny", "uper_ddsm_lite0", "deeplabv3plus_r18"]
 

@@ -159,8 +159,8 @@ def test_rows_of_large_maps_are_counted_without_overflow(batch: int, side: int, 
     kernel_size = math.isqrt(taps)
     chunk = cpu._chunk(slice(positions - 3, positions), offset_rows, kernel_size, (batch, side, side))
     assert chunk.index.long().max() == positions - 1
-    centre = chunk.index[:, 0, taps // 2].tolist()  # the first corner of the middle tap is the position itself
-    assert centre == [positions - 3, positions - 2, positions - 1]
+    center = chunk.index[:, 0, taps // 2].tolist()  # the first corner of the middle tap is the position itself
+    assert center == [positions - 3, positions - 2, positions - 1]
     assert chunk.index.long().min() >= positions - (kernel_size + 1) * side
 
 

@@ -54,7 +54,7 @@ def _last_pixel(found, image, height, width):
     inside = tl.full((1,), 1, tl.int1)
     image = tl.full((1,), image, tl.int32)
     y, x = tl.full((1,), height - 1.0, tl.float32), tl.full((1,), width - 1.0, tl.float32)
-    index, _, _, _, _ = gpu._neighbour(y, x, 0, image, inside, height, width)
+    index, _, _, _, _ = gpu._neighbor(y, x, 0, image, inside, height, width)
     tl.store(found + tl.arange(0, 1), index)
 
 

@@ -27,8 +27,8 @@ def write_labels(root: Path, **content: object) -> None:
     (root / "labels.json").write_text(json.dumps({"names": ["road", "car", "sky"], **content}))
 
 
-def painted(ids: np.ndarray, colours: list[tuple[int, int, int]]) -> np.ndarray:
-    return np.array(colours, dtype=np.uint8)[ids]
+def painted(ids: np.ndarray, colors: list[tuple[int, int, int]]) -> np.ndarray:
+    return np.array(colors, dtype=np.uint8)[ids]
 
 
 def expect_one_line(call: Callable[[], object], *parts: str, kind: type[Exception] = DatasetError) -> None:

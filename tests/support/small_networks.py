@@ -16,4 +16,4 @@ def use_small_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     def build(classes: int) -> nn.Module:
         return nn.Conv2d(3, classes, 1)
 
-    monkeypatch.setattr(networks, "PEERS", {networks.DANET: build, "smp UPerNet-R101": build})
+    monkeypatch.setattr(networks, "BASELINES", {networks.DANET: build, "smp UPerNet-R101": build})

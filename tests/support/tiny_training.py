@@ -105,7 +105,7 @@ def fresh(kind: Callable[[], nn.Module] = Net) -> nn.Module:
     return kind()
 
 
-def trainee(network: str) -> nn.Module:
+def build_network(network: str) -> nn.Module:
     """A network by its name here or in the zoo, without dropout, whose masks are other on every process."""
     kinds: dict[str, Callable[[], nn.Module]] = {"Linear": Linear, "Net": lambda: Net(dropout=0.0)}
     return fresh(kinds.get(network, lambda: Doubled(network)))

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ddsm_zoo.training.batch_size import free_memory, kept_bytes, settle_batch_size
+from ddsm_zoo.training.batch_size import find_batch_size, free_memory, kept_bytes
 from ddsm_zoo.training.loop import fit
 from ddsm_zoo.training.recipe import Recipe
 from tests.support.tiny_training import Blobs
@@ -73,9 +73,9 @@ def test_a_batch_is_a_power_of_two_that_fits_and_leaves_four_steps(free: int, im
     each, weights = 1.5 * kept_bytes(model, recipe(), 3), 5 * sum(p.nbytes for p in model.parameters())
     if weights + each > 0.8 * free:
         with pytest.raises(ValueError, match=f"crop of {SIDE} x {SIDE} takes about .* GB can be used"):
-            settle_batch_size(recipe(), model, 3, images, free)
+            find_batch_size(recipe(), model, 3, images, free)
         return
-    size = settle_batch_size(recipe(), model, 3, images, free).batch_size
+    size = find_batch_size(recipe(), model, 3, images, free).batch_size
     assert size in (1, 2, 4, 8)
     assert weights + size * each <= 0.8 * free
     assert size == 1 or images // size >= 4
@@ -96,8 +96,8 @@ def test_rates_follow_the_images_of_a_step(
     fields: dict[str, Any], images: int, expected: tuple[float, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        settled = settle_batch_size(recipe(backbone_lr=0.2, **fields), Net(), 3, images, PLENTY)
-    assert (settled.batch_size, settled.lr, settled.backbone_lr) == pytest.approx(expected)
+        resolved = find_batch_size(recipe(backbone_lr=0.2, **fields), Net(), 3, images, PLENTY)
+    assert (resolved.batch_size, resolved.lr, resolved.backbone_lr) == pytest.approx(expected)
     assert f"batch_size {expected[0]} (" in caplog.text
 
 
@@ -129,14 +129,14 @@ def room_for(images: float) -> int:
 
 TOGETHER = """
 import json, os, sys
-from ddsm_zoo.training.batch_size import settle_batch_size
+from ddsm_zoo.training.batch_size import find_batch_size
 from tests.training.test_batch_size import Net, recipe
 
 said = []
 for images, free in json.loads(sys.argv[1]):
     try:
-        settled = settle_batch_size(recipe(), Net(), 3, images, free[int(os.environ["RANK"])])
-        said.append([settled.batch_size, settled.lr])
+        resolved = find_batch_size(recipe(), Net(), 3, images, free[int(os.environ["RANK"])])
+        said.append([resolved.batch_size, resolved.lr])
     except ValueError as error:
         said.append(str(error))
 print(json.dumps(said))

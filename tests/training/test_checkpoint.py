@@ -23,10 +23,10 @@ from ddsm_zoo.training.checkpoint import (
     has_state,
     load_last_state,
     load_state,
+    promote_state,
     save_last_state,
     save_state,
     save_weights,
-    settle,
 )
 from ddsm_zoo.utils.files import OutputError
 
@@ -179,7 +179,7 @@ def test_the_state_before_takes_over_and_a_line_says_so(
         "going on from the state before it, after epoch 1 and step 7 of the next"
     ]
     # What is damaged is never kept in the place of what is sound.
-    settle(tmp_path, path)
+    promote_state(tmp_path, path)
     assert load_state(last)["position"]["epoch"] == 1
     save_last_state(tmp_path, at(2))
     torn(last)
@@ -218,7 +218,7 @@ def test_what_a_killed_run_left_is_removed_and_nothing_else(tmp_path: Path) -> N
     for path in (*kept, *left):
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    settle(tmp_path, None)
+    promote_state(tmp_path, None)
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(kept)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from ddsm_zoo.config import ConfigError, ModelConfig
 from ddsm_zoo.models import Segmenter
-from ddsm_zoo.training.freezing import freeze, hold_frozen, stages
+from ddsm_zoo.training.freezing import freeze, freeze_norm_stats, layer_groups
 from ddsm_zoo.training.optimizer import parameter_groups
 from ddsm_zoo.training.recipe import Recipe
 
@@ -29,7 +29,7 @@ def segmenter(backbone: str = "resnet18d", **fields: Any) -> Segmenter:
 @pytest.mark.parametrize(("backbone", "count"), BACKBONES.items())
 def test_stages_are_timms_groups(backbone: str, count: int) -> None:
     model = segmenter(backbone, auxiliary=True)
-    found = stages(model)
+    found = layer_groups(model)
     assert len(found) == count + 1
     assert found == list(group_parameters(model, model.group_matcher(coarse=True)).values())
     assert {name.split(".")[0] for name in found[-1]} == {"decoder", "auxiliary", "classifier"}
@@ -37,14 +37,14 @@ def test_stages_are_timms_groups(backbone: str, count: int) -> None:
 
 def test_a_model_without_a_matcher_is_its_backbone_and_the_rest() -> None:
     model = nn.ModuleDict({"head": nn.Linear(2, 2), "backbone": nn.Linear(2, 2)})
-    assert stages(model) == [["backbone.weight", "backbone.bias"], ["head.weight", "head.bias"]]
+    assert layer_groups(model) == [["backbone.weight", "backbone.bias"], ["head.weight", "head.bias"]]
 
 
 def test_rates_fall_from_the_decoder_to_the_stem() -> None:
     model = segmenter()
     recipe = Recipe(model="m", lr=1.0, backbone_lr=0.5, stage_decay=0.1)
     rates = {id(p): group["lr"] for group in parameter_groups(model, recipe) for p in group["params"]}
-    for names, expected in zip(stages(model), (5e-6, 5e-5, 5e-4, 5e-3, 5e-2, 1.0), strict=True):
+    for names, expected in zip(layer_groups(model), (5e-6, 5e-5, 5e-4, 5e-3, 5e-2, 1.0), strict=True):
         for name in names:
             assert rates[id(model.get_parameter(name))] == pytest.approx(expected)
 
@@ -54,7 +54,7 @@ def step(model: nn.Module, recipe: Recipe) -> dict[str, torch.Tensor]:
     freeze(model, recipe)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
-    hold_frozen(model)
+    freeze_norm_stats(model)
     model(torch.randn(2, 3, 64, 64)).square().mean().backward()
     for parameter in model.parameters():
         if parameter.grad is not None:
@@ -66,7 +66,7 @@ def step(model: nn.Module, recipe: Recipe) -> dict[str, torch.Tensor]:
 def test_frozen_stages_keep_weights_and_statistics(given: Any, count: int) -> None:
     model = segmenter()
     before = step(model, Recipe(model="m", frozen_stages=given))
-    frozen = {name for names in stages(model)[:count] for name in names}
+    frozen = {name for names in layer_groups(model)[:count] for name in names}
     norms = {name.rsplit(".", 1)[0] for name in frozen}
     for name, tensor in model.state_dict().items():
         still = name in frozen or (name.rsplit(".", 1)[0] in norms and "running" in name)
@@ -93,7 +93,7 @@ def test_a_frozen_norm_gives_what_it_gives_in_evaluation() -> None:
     expected = model.eval()(features)
     freeze(nn.ModuleDict({"backbone": model, "head": nn.Linear(1, 1)}), Recipe(model="m", frozen_norms="backbone"))
     model.train()
-    hold_frozen(model)
+    freeze_norm_stats(model)
     assert torch.equal(model(features), expected)
 
 

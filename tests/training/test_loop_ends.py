@@ -14,9 +14,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ddsm_zoo.training.checkpoint import CheckpointError, load_state
+from ddsm_zoo.training.checkpoint import load_state
 from ddsm_zoo.training.loop import ProgressEvent, TrainingDiverged, fit
-from ddsm_zoo.utils.files import OutputError
+from ddsm_zoo.utils.files import CheckpointError, OutputError
 from tests.support.tiny_training import (
     FULL,
     Blobs,

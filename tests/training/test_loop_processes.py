@@ -56,7 +56,7 @@ def as_on_gpus(self, *arguments, fsdp_plugin=None, **options):
 
 def started_anywhere(network):
     # What one process drew at random for a start, the other did not.
-    model = trainee(network)
+    model = build_network(network)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += int(os.environ["RANK"])

@@ -16,10 +16,10 @@ from ddsm_zoo.data.check.report import check_data
 from ddsm_zoo.data.images import ImageError
 from ddsm_zoo.data.masks import DatasetError
 from ddsm_zoo.labels import CAMVID
-from ddsm_zoo.training.checkpoint import CheckpointError
 from ddsm_zoo.training.loop import ProgressEvent
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.training.run import train
+from ddsm_zoo.utils.files import CheckpointError
 
 RECIPES = Path(__file__).resolve().parents[2] / "ddsm_zoo" / "recipes"
 

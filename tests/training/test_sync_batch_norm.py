@@ -11,7 +11,7 @@ from torch import distributed as dist
 from torch import nn
 
 from ddsm_zoo.layers.common import ConvNormAct
-from ddsm_zoo.training.sync_batch_norm import SyncBatchNorm2d, synchronise
+from ddsm_zoo.training.sync_batch_norm import SyncBatchNorm2d, synchronize
 
 
 def network() -> nn.Module:
@@ -35,14 +35,14 @@ def alone() -> Iterator[None]:
 def test_of_one_process_they_are_those_of_torch(alone: None, momentum: float | None) -> None:
     """In float64: the two sum in different orders, and in float32 the processor decides how far apart they end."""
     outcomes = []
-    for synchronised in (False, True):
+    for synchronized in (False, True):
         torch.manual_seed(0)
         model = network().double()
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = momentum
-        if synchronised:
-            synchronise(model, torch.device("cpu"))
+        if synchronized:
+            synchronize(model, torch.device("cpu"))
             assert sum(isinstance(module, SyncBatchNorm2d) for module in model.modules()) == 3
         x = torch.randn(2, 3, 7, 8, dtype=torch.float64, requires_grad=True)
         for _ in range(2):
@@ -56,7 +56,7 @@ def test_of_one_process_they_are_those_of_torch(alone: None, momentum: float | N
 
 def test_one_value_a_channel_has_no_variance(alone: None) -> None:
     model = nn.Sequential(nn.BatchNorm2d(3))
-    synchronise(model, torch.device("cpu"))
+    synchronize(model, torch.device("cpu"))
     assert torch.equal(model(torch.randn(1, 3, 1, 1)), torch.zeros(1, 3, 1, 1))
     assert all(buffer.isfinite().all() for buffer in model.buffers())
 
@@ -68,7 +68,7 @@ def test_names_parameters_and_activations_stay(device: str) -> None:
     x = torch.randn(2, 3, 7, 8)
     model(x)
     expected, parameters, names = model.eval()(x), list(model.parameters()), list(model.state_dict())
-    synchronise(model, torch.device(device))
+    synchronize(model, torch.device(device))
     assert not any(module.training for module in model.modules())
     assert sum(isinstance(module, nn.SyncBatchNorm) for module in model.modules()) == (3 if device == "cuda" else 0)
     assert torch.equal(model(x), expected)

@@ -17,10 +17,11 @@ from ddsm_zoo.data.datasets import open_dataset
 from ddsm_zoo.data.transforms import TrainTransform
 from ddsm_zoo.labels import CAMVID
 from ddsm_zoo.layers import DynamicSampler
-from ddsm_zoo.training.checkpoint import CheckpointError, check_continues
+from ddsm_zoo.training.checkpoint import check_continues
 from ddsm_zoo.training.loop import Hooks, fit
 from ddsm_zoo.training.optimizer import parameter_groups
 from ddsm_zoo.training.recipe import Recipe
+from ddsm_zoo.utils.files import CheckpointError
 from tests.support.tiny_training import Blobs, Crash, recipe
 
 ROOT = Path(__file__).resolve().parents[2]

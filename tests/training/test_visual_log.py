@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ddsm_zoo.data.datasets import SegmentationDataset, open_dataset
 from ddsm_zoo.labels import LabelSpace
-from ddsm_zoo.training.visual_log import Monitor, draw_curve, sample_sheet
+from ddsm_zoo.training.visual_log import VisualLog, draw_curve, sample_sheet
 from tests.support.data_sets import write, write_labels
 
 LABELS = LabelSpace.from_names(["road", "car", "sky"])
@@ -64,11 +64,11 @@ def write_log(out: Path, count: int) -> list[dict[str, object]]:
 def test_pictures_appear_after_a_validation_and_only_then(tmp_path: Path, val_set: SegmentationDataset) -> None:
     out = tmp_path / "run"
     write_log(out, 2)
-    monitor = Monitor(out, val_set)
-    monitor({"epoch": 1, "loss": 1.0, "lr": 0.1}, ByBrightness())
+    visual_log = VisualLog(out, val_set)
+    visual_log({"epoch": 1, "loss": 1.0, "lr": 0.1}, ByBrightness())
     assert [path.name for path in out.iterdir()] == ["log.jsonl"]
-    monitor(ENTRY, ByBrightness())
-    monitor.close()
+    visual_log(ENTRY, ByBrightness())
+    visual_log.close()
     assert {path.name for path in out.iterdir()} == {"log.jsonl", "val.png", "curve.png"}
     with Image.open(out / "curve.png") as curve:
         assert curve.size == (800, 450)
@@ -99,10 +99,10 @@ def test_without_matplotlib_there_is_a_line_and_no_curve(
 ) -> None:
     write_log(tmp_path / "run", 2)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monitor = Monitor(tmp_path / "run", val_set)
+    visual_log = VisualLog(tmp_path / "run", val_set)
     with caplog.at_level("INFO"):
-        monitor(ENTRY, ByBrightness())
-        monitor(ENTRY, ByBrightness())
+        visual_log(ENTRY, ByBrightness())
+        visual_log(ENTRY, ByBrightness())
     assert caplog.text.count("pip install matplotlib") == 1
     assert not (tmp_path / "run/curve.png").exists()
     assert (tmp_path / "run/val.png").exists()
@@ -113,7 +113,7 @@ def test_a_picture_that_cannot_be_written_is_a_warning(
 ) -> None:
     write_log(tmp_path / "run", 2)
     (tmp_path / "run/val.png").mkdir()
-    Monitor(tmp_path / "run", val_set)(ENTRY, ByBrightness())
+    VisualLog(tmp_path / "run", val_set)(ENTRY, ByBrightness())
     assert "cannot write" in caplog.text
     assert (tmp_path / "run/curve.png").exists()
 
@@ -122,11 +122,11 @@ def test_tensorboard_gets_the_figures_and_the_picture(tmp_path: Path, val_set: S
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     write_log(tmp_path / "run", 2)
-    monitor = Monitor(tmp_path / "run", val_set, tensorboard=True)
+    visual_log = VisualLog(tmp_path / "run", val_set, tensorboard=True)
     taps = {"taps_on_map": {"a.spatial": 0.75}, "blind": {"a.spatial": 0.0}}
-    monitor({"epoch": 2, "loss": 1.0, "lr": 0.1, **taps}, ByBrightness())
-    monitor(ENTRY, ByBrightness())
-    monitor.close()
+    visual_log({"epoch": 2, "loss": 1.0, "lr": 0.1, **taps}, ByBrightness())
+    visual_log(ENTRY, ByBrightness())
+    visual_log.close()
     events = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(2, 1.0), (3, 0.5)]
     assert [(event.step, event.value) for event in events.Scalars("miou")] == [(3, 0.25)]
@@ -142,4 +142,4 @@ def test_tensorboard_that_is_not_installed_is_said_before_the_run(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(LookupError, match="pip install tensorboard"):
-        Monitor(tmp_path, val_set, tensorboard=True)
+        VisualLog(tmp_path, val_set, tensorboard=True)

@@ -23,9 +23,9 @@ images = [torch.randn(3, *mask.shape, generator=generator) for mask in masks]
 
 
 def scores():
-    tally = evaluate_model(lambda image: image, list(zip(images, masks)), 3, 255, boundary=True, batch_size=2)
-    counts = {name: values.tolist() for name, values in tally.counts.items()}
-    return {**tally.figures(), "matrix": tally.confusion.matrix.tolist(), "counts": counts}
+    per_image = evaluate_model(lambda image: image, list(zip(images, masks)), 3, 255, boundary=True, batch_size=2)
+    counts = {name: values.tolist() for name, values in per_image.counts.items()}
+    return {**per_image.figures(), "matrix": per_image.confusion.matrix.tolist(), "counts": counts}
 
 
 alone = scores()

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddsm_zoo.utils.prefetch import map_ahead, passing_errors
+from ddsm_zoo.utils.prefetch import passing_errors, prefetch
 
 
 @given(st.lists(st.integers(), max_size=30), st.integers(1, 4), st.integers(0, 6))
 def test_the_results_are_those_of_map_in_its_order(items: list[int], workers: int, ahead: int) -> None:
-    assert list(map_ahead(lambda item: 3 * item, items, workers, ahead)) == [3 * item for item in items]
+    assert list(prefetch(lambda item: 3 * item, items, workers, ahead)) == [3 * item for item in items]
 
 
 def test_two_items_are_worked_on_at_once() -> None:
     meeting = threading.Barrier(2, timeout=60)  # which nobody passes alone
-    assert sorted(map_ahead(lambda _: meeting.wait(), range(6), 2, 2)) == [0, 0, 0, 1, 1, 1]
+    assert sorted(prefetch(lambda _: meeting.wait(), range(6), 2, 2)) == [0, 0, 0, 1, 1, 1]
 
 
 def test_stages_work_side_by_side() -> None:
@@ -35,13 +35,13 @@ def test_stages_work_side_by_side() -> None:
         begun[item].set()
         return item
 
-    assert list(map_ahead(write, map_ahead(read, range(4), 1, 1), 1, 1)) == [0, 1, 2, 3]
+    assert list(prefetch(write, prefetch(read, range(4), 1, 1), 1, 1)) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3])
 def test_no_more_than_asked_is_taken_in_advance(ahead: int) -> None:
     taken = itertools.count()
-    results = map_ahead(lambda item: item, taken, 2, ahead)
+    results = prefetch(lambda item: item, taken, 2, ahead)
     for expected in range(5):
         assert next(results) == expected
     assert next(taken) <= 5 + ahead
@@ -58,7 +58,7 @@ def test_an_error_reaches_the_caller_and_ends_the_threads() -> None:
 
     found = []
     with pytest.raises(RuntimeError, match="broken"):
-        found.extend(item for item in map_ahead(fail, range(100), 2, 4))
+        found.extend(item for item in prefetch(fail, range(100), 2, 4))
     assert threading.active_count() == before
 
 

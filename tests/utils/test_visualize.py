@@ -11,8 +11,8 @@ from PIL import Image
 
 from ddsm_zoo.labels import CAMVID, LabelSpace
 from ddsm_zoo.utils.visualize import (
-    colourise,
-    confusion_picture,
+    colorize,
+    draw_confusion,
     error_map,
     error_sheet,
     overlay,
@@ -32,18 +32,18 @@ def pixels(picture: Image.Image) -> list[list[list[int]]]:
 
 
 def test_colours_are_the_palettes_and_ignored_is_black() -> None:
-    assert pixels(colourise(MASK, LABELS)) == [[[*RED], [*GREEN]], [[*BLUE], [0, 0, 0]]]
+    assert pixels(colorize(MASK, LABELS)) == [[[*RED], [*GREEN]], [[*BLUE], [0, 0, 0]]]
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint16])
 def test_any_whole_numbers_do(dtype: type[np.integer]) -> None:
-    assert pixels(colourise(MASK.astype(dtype), LABELS)) == pixels(colourise(MASK, LABELS))
+    assert pixels(colorize(MASK.astype(dtype), LABELS)) == pixels(colorize(MASK, LABELS))
 
 
 def test_a_negative_ignore_index() -> None:
     labels = LabelSpace(names=("a",), palette=(RED,), ignore_index=-1)
-    assert pixels(colourise(np.array([[0, -1]], np.int16), labels)) == [[[*RED], [0, 0, 0]]]
-    assert pixels(colourise(np.array([[0]], np.uint8), labels)) == [[[*RED]]]
+    assert pixels(colorize(np.array([[0, -1]], np.int16), labels)) == [[[*RED], [0, 0, 0]]]
+    assert pixels(colorize(np.array([[0]], np.uint8), labels)) == [[[*RED]]]
 
 
 def test_shares_leave_out_the_ignored() -> None:
@@ -71,10 +71,10 @@ def test_the_legend_lists_what_is_there_largest_first() -> None:
     picture = overlay(np.zeros((120, 100, 3), np.uint8), mask, LABELS, alpha=1)
     strip = np.asarray(picture)[:, 100:]
     assert picture.height == 120
-    top = {colour: int(np.nonzero((strip == colour).all(-1))[0].min()) for colour in (RED, BLUE)}
+    top = {color: int(np.nonzero((strip == color).all(-1))[0].min()) for color in (RED, BLUE)}
     assert top[BLUE] < top[RED]
     assert not (strip == GREEN).all(-1).any()
-    assert np.array_equal(np.asarray(picture)[:, :100], np.asarray(colourise(mask, LABELS)))
+    assert np.array_equal(np.asarray(picture)[:, :100], np.asarray(colorize(mask, LABELS)))
 
 
 @settings(max_examples=20, deadline=None)
@@ -139,20 +139,20 @@ def test_the_sheet_shows_image_label_prediction_and_errors() -> None:
     caption = len(sheet) // 2 - height
     rows = [sheet[start + caption : start + caption + height] for start in (0, caption + height)]
     found = [row[:, start : start + width] for row in rows for start in (0, width)]
-    expected = (image, colourise(target, LABELS), colourise(prediction, LABELS), error_map(prediction, target, LABELS))
+    expected = (image, colorize(target, LABELS), colorize(prediction, LABELS), error_map(prediction, target, LABELS))
     for panel, picture in zip(found, expected, strict=True):
         assert np.array_equal(panel, np.asarray(picture))
     for start in (0, caption + height):  # a name over every panel
         for left in (0, width):
             assert (sheet[start : start + caption, left : left + width] < 128).any()
     legend = sheet[:, 2 * width :]
-    tops = [int(np.nonzero((legend == colour).all(-1))[0].min()) for colour in (GREEN, RED, BLUE)]
+    tops = [int(np.nonzero((legend == color).all(-1))[0].min()) for color in (GREEN, RED, BLUE)]
     assert tops == sorted(tops)  # b is in most of label or prediction
 
 
 def test_cells_of_a_confusion_matrix_are_as_dark_as_their_share() -> None:
     """Rows are 100 % right, half right, and a class without a pixel; the middle of a cell holds the text."""
-    picture = np.asarray(confusion_picture(np.array([[7, 0, 0], [4, 4, 0], [0, 0, 0]]), LABELS))
+    picture = np.asarray(draw_confusion(np.array([[7, 0, 0], [4, 4, 0], [0, 0, 0]]), LABELS))
     blue = picture[..., 2].astype(int) - picture[..., 0]  # how far from grey
     left = int(np.flatnonzero(blue.any(0))[0])
     cells = blue[-14 - 3 * 44 : -14, left : left + 3 * 44].reshape(3, 44, 3, 44)
@@ -160,11 +160,11 @@ def test_cells_of_a_confusion_matrix_are_as_dark_as_their_share() -> None:
 
 
 def test_a_confusion_matrix_of_any_size_is_drawn() -> None:
-    one = confusion_picture(np.array([[3]]), LabelSpace(names=("only",), palette=(RED,)))
-    many = confusion_picture(np.eye(len(CAMVID), dtype=np.int64), CAMVID)
+    one = draw_confusion(np.array([[3]]), LabelSpace(names=("only",), palette=(RED,)))
+    many = draw_confusion(np.eye(len(CAMVID), dtype=np.int64), CAMVID)
     assert many.height - one.height >= 44 * 10
     with pytest.raises(ValueError, match=r"matrix is \(2, 2\), expected 3 rows and columns"):
-        confusion_picture(np.zeros((2, 2), np.int64), LABELS)
+        draw_confusion(np.zeros((2, 2), np.int64), LABELS)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_other_masks_are_refused_in_one_line(mask: npt.NDArray[np.uint8], words:
     image = np.zeros((1, 1, 3), np.uint8)
     good = np.zeros((1, 1), np.uint8)
     for call in (
-        lambda: colourise(mask, LABELS),
+        lambda: colorize(mask, LABELS),
         lambda: shares(mask, LABELS),
         lambda: overlay(image, mask, LABELS),
         lambda: error_map(mask, good, LABELS),

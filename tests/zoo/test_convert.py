@@ -17,10 +17,10 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddsm_zoo.hub.safetensors_io import CheckpointError
 from ddsm_zoo.models import Segmenter
+from ddsm_zoo.utils.files import CheckpointError
 from ddsm_zoo.zoo import factory
-from ddsm_zoo.zoo.convert import load_foreign, read_checkpoint
+from ddsm_zoo.zoo.convert import convert_weights, read_checkpoint
 from ddsm_zoo.zoo.factory import create_model
 from tests.support.tiny_weights import one_line
 
@@ -58,7 +58,7 @@ def test_a_resnet_becomes_the_backbone(theirs: Callable[[], nn.Module], ours: st
     source = lived_in(theirs())
     model = create_model("uper", backbone=ours, width=16).eval()
     classifier = model.classifier.weight.clone()
-    done = load_foreign(model, source.state_dict())
+    done = convert_weights(model, source.state_dict())
     features: dict[str, Tensor] = {}
     source.layer4.register_forward_hook(lambda module, args, output: features.update(x5=output))
     with torch.inference_mode():
@@ -75,7 +75,7 @@ def test_a_resnet_becomes_the_backbone(theirs: Callable[[], nn.Module], ours: st
 def test_old_files_have_no_batch_counters() -> None:
     tensors = torchvision.models.resnet18(weights=None).state_dict()
     given = {name: tensor for name, tensor in tensors.items() if not name.endswith("num_batches_tracked")}
-    done = load_foreign(create_model("uper", backbone="resnet18", width=16), given)
+    done = convert_weights(create_model("uper", backbone="resnet18", width=16), given)
     assert len(done.mapped) == len(given) - 2
 
 
@@ -119,7 +119,7 @@ def smp_deeplab(images: Tensor) -> tuple[nn.Module, Segmenter, Callable[[], Tens
 )
 def test_a_model_of_smp(images: Tensor, make: Any, source: str, fresh: set[str], left_out: set[str]) -> None:
     theirs, ours, compute = make(images)
-    done = load_foreign(ours, theirs.state_dict())
+    done = convert_weights(ours, theirs.state_dict())
     assert len(done.mapped) + len(done.left_out) == len(theirs.state_dict())
     with torch.inference_mode():
         found = ours.eval().forward_head(ours.forward_features(images))
@@ -207,7 +207,7 @@ def mmseg_state_dict(model: nn.Module) -> dict[str, Tensor]:
 def test_a_upernet_of_mmsegmentation(images: Tensor, backbone: str, auxiliary: bool) -> None:
     theirs: Any = lived_in(mmseg_upernet(backbone))
     ours = create_model("uper", backbone=backbone, width=32, num_classes=3, auxiliary=auxiliary)
-    done = load_foreign(ours, mmseg_state_dict(theirs))
+    done = convert_weights(ours, mmseg_state_dict(theirs))
     theirs["decode_head"].bottleneck = ours.decoder.context.fuse
     ours.eval()
     with torch.inference_mode():
@@ -224,7 +224,7 @@ def test_a_upernet_of_mmsegmentation(images: Tensor, backbone: str, auxiliary: b
 
 def test_a_ddsm_model_takes_what_it_shares() -> None:
     ours = create_model("uper_ddsm_tiny", num_classes=3)
-    done = load_foreign(ours, mmseg_state_dict(mmseg_upernet("test_resnet")))
+    done = convert_weights(ours, mmseg_state_dict(mmseg_upernet("test_resnet")))
     assert any(name.startswith("decoder.fusions.") for name in done.fresh)
     assert any(name.startswith("decode_head.fpn_convs.") for name in done.left_out)
     assert "classifier.weight" in done.mapped.values()
@@ -268,7 +268,7 @@ def test_what_does_not_correspond_is_refused(case: str) -> None:
     model = create_model("uper_tiny", num_classes=3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=reason) as error:
-        load_foreign(model, make())
+        convert_weights(model, make())
     one_line(error)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert "converted" not in model.pretrained_cfg
@@ -289,7 +289,7 @@ def test_a_pytorch_file(tmp_path: Path, wrap: Callable[[dict[str, Tensor]], obje
     state = timm.create_model("test_resnet").state_dict()
     torch.save(wrap(state), tmp_path / "theirs.pth")
     model = create_model("uper_tiny")
-    load_foreign(model, tmp_path / "theirs.pth")
+    convert_weights(model, tmp_path / "theirs.pth")
     assert torch.equal(model.state_dict()["backbone.body.layer4.0.conv1.weight"], state["layer4.0.conv1.weight"])
     safetensors.torch.save_file(state, tmp_path / "theirs.safetensors")
     assert read_checkpoint(tmp_path / "theirs.safetensors").keys() == state.keys()

@@ -19,10 +19,10 @@ from ddsm_zoo.config import ConfigError, DDSMConfig, WeightsSpec
 from ddsm_zoo.hub import client
 from ddsm_zoo.hub.client import HubError
 from ddsm_zoo.hub.config_file import read_manifest
-from ddsm_zoo.hub.safetensors_io import CheckpointError, pack_tensors, read_tensors
+from ddsm_zoo.hub.safetensors_io import pack_tensors, read_tensors
 from ddsm_zoo.labels import CITYSCAPES
 from ddsm_zoo.models import Segmenter
-from ddsm_zoo.utils.files import sha256_of
+from ddsm_zoo.utils.files import CheckpointError, sha256_of
 from ddsm_zoo.zoo import factory, registry
 from ddsm_zoo.zoo.factory import WeightsNotFoundError, create_model
 from tests.support.hub_server import HubServer

@@ -12,14 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ddsm_zoo.data.layouts import LABELLED_SPLITS, Layout
+from ddsm_zoo.data.layouts import LABELED_SPLITS, Layout
 from ddsm_zoo.data.masks import CAMVID_OBJECTS, CITYSCAPES_LABEL_IDS, CITYSCAPES_TRAIN_IDS, MaskDecoder, ranges
 from ddsm_zoo.data.problems import SHOWN, Problem
-from ddsm_zoo.labels import CITYSCAPES, Colour, voc_colour
+from ddsm_zoo.labels import CITYSCAPES, Color, voc_color
 
 # More colours than any palette: a photograph, or what lossy compression made of a mask.
-MOST_COLOURS = 65536
-LISTED_COLOURS = 32
+MOST_COLORS = 65536
+LISTED_COLORS = 32
 # So many values beside the classes', on less than half of the pixels, come from compression or interpolation: a wrong
 # numbering has fewer, another kind of image has them everywhere.
 SMEARED = 16
@@ -29,15 +29,15 @@ _VOC_NAMES = (
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 # name -> colour -> class
-_PALETTES: Mapping[str, Mapping[Colour, str]] = {
-    "PASCAL VOC": {voc_colour(index): name for index, name in enumerate(_VOC_NAMES)} | {(224, 224, 192): "border"},
+_PALETTES: Mapping[str, Mapping[Color, str]] = {
+    "PASCAL VOC": {voc_color(index): name for index, name in enumerate(_VOC_NAMES)} | {(224, 224, 192): "border"},
     "Cityscapes": dict(zip(CITYSCAPES.palette, CITYSCAPES.names, strict=True))
     | {
         (0, 0, 0): "void", (111, 74, 0): "dynamic", (81, 0, 81): "ground", (250, 170, 160): "parking",
         (230, 150, 140): "rail track", (180, 165, 180): "guard rail", (150, 100, 100): "bridge",
         (150, 120, 90): "tunnel", (0, 0, 90): "caravan", (0, 0, 110): "trailer",
     },
-    "CamVid": {colour: name for name, colour, _ in CAMVID_OBJECTS},
+    "CamVid": {color: name for name, color, _ in CAMVID_OBJECTS},
 }  # fmt: skip
 
 Stored = npt.NDArray[np.integer[Any]]
@@ -49,12 +49,12 @@ class _Mask:
     """One mask: how many different values it stores, which of them stand for no class, and on how many pixels."""
 
     file: str
-    form: Literal["ids", "colours"]
+    form: Literal["ids", "colors"]
     lossy: bool
     distinct: int
     binary: bool
     ignored: float
-    unknown: tuple[int | Colour, ...]
+    unknown: tuple[int | Color, ...]
     unknown_count: int
     unknown_share: float
 
@@ -85,32 +85,32 @@ class MaskCheck:
         self._masks: list[_Mask] = []
         self._renumbered: list[str] = []
         self._values: set[int] = set()  # of all masks with ids
-        self._colours: Counter[Colour] = Counter()  # of all RGB masks that cannot be decoded
+        self._colors: Counter[Color] = Counter()  # of all RGB masks that cannot be decoded
 
     @property
     def counts(self) -> Counts:
         """The pixels of each class id (masks, K) in each mask that could be read, in their order."""
         return np.array(self._counts, np.int32).reshape(-1, len(self.layout.labels))
 
-    def add(self, file: str, stored: Stored, lossy: bool, palette: Mapping[int, Colour] | None = None) -> None:
+    def add(self, file: str, stored: Stored, lossy: bool, palette: Mapping[int, Color] | None = None) -> None:
         """Count the values (H, W) or colours (H, W, 3) in the mask ``file``; a ``palette`` shows values as colours."""
         if stored.ndim == 2:
             counts = _count_ids(stored)
             self._add_values(file, "ids", counts, self.decode.ids, stored.size, lossy)
             self._compare(file, counts, palette or {})
             return
-        colours, channel = _count_colours(stored), stored[..., 0]
-        self._add_values(file, "colours", colours, self.decode.colours, channel.size, lossy)
-        if not self.decode.colours:
-            if len(self._colours) < MOST_COLOURS:  # enough to tell that they are no palette's
-                self._colours.update(colours)
-            if _is_grey(colours):  # ids stored three times
+        colors, channel = _count_colors(stored), stored[..., 0]
+        self._add_values(file, "colors", colors, self.decode.colors, channel.size, lossy)
+        if not self.decode.colors:
+            if len(self._colors) < MOST_COLORS:  # enough to tell that they are no palette's
+                self._colors.update(colors)
+            if _is_gray(colors):  # ids stored three times
                 self._add_values(file, "ids", _count_ids(channel), self.decode.ids, channel.size, lossy)
 
     def _add_values(
         self,
         file: str,
-        form: Literal["ids", "colours"],
+        form: Literal["ids", "colors"],
         counts: Mapping[Any, int],
         classes: Mapping[Any, int],
         size: int,
@@ -136,40 +136,40 @@ class MaskCheck:
                 file=file,
                 form=form,
                 lossy=lossy,
-                distinct=len(counts) or MOST_COLOURS,
+                distinct=len(counts) or MOST_COLORS,
                 binary=counts.keys() == {0, 255},
                 ignored=ignored / size,
                 unknown=tuple(unknown[:SHOWN]),
-                unknown_count=len(unknown) if counts else MOST_COLOURS,
+                unknown_count=len(unknown) if counts else MOST_COLORS,
                 unknown_share=1 - known_pixels / size,
             )
         )
 
-    def _compare(self, file: str, values: Iterable[int], palette: Mapping[int, Colour]) -> None:
+    def _compare(self, file: str, values: Iterable[int], palette: Mapping[int, Color]) -> None:
         """Tools that make RGB masks smaller number the colours as they like: such numbers are no ids."""
         for value in values:
-            shown = self.decode.colours.get(palette.get(value, (-1, -1, -1)))
+            shown = self.decode.colors.get(palette.get(value, (-1, -1, -1)))
             if shown is not None and self.decode.ids and shown != self.decode.ids.get(value):
                 self._renumbered.append(f"{file} ({value} has the colour of {self.layout.labels.names[shown]})")
                 return
 
     def problems(self) -> list[Problem]:
         """What is wrong with the masks, each of them counted once for what it stores."""
-        problems = [self._rgb(), self._no_colours(), self._smeared()]
+        problems = [self._rgb(), self._no_colors(), self._smeared()]
         if self.decode.ids:
             problems += [self._binary(), self._unknown_ids(), self._train_ids()]
-        if self.decode.colours:
-            problems += [self._unknown_colours(), self._palettes()]
+        if self.decode.colors:
+            problems += [self._unknown_colors(), self._palettes()]
         problems += [self._void(), self._empty_classes()]
         return [problem for problem in problems if problem.count]
 
     def _rgb(self) -> Problem:
-        files = [mask.file for mask in self._masks if mask.form == "colours" and not self.decode.colours]
-        recognised = describe_colours(self._colours, self.layout.labels.names)
-        advice = f"{recognised}; {self.layout.coloured}"
+        files = [mask.file for mask in self._masks if mask.form == "colors" and not self.decode.colors]
+        recognized = describe_colors(self._colors, self.layout.labels.names)
+        advice = f"{recognized}; {self.layout.colored}"
         return self._problem("rgb-mask", "RGB colours instead of class ids in", files, advice)
 
-    def _no_colours(self) -> Problem:
+    def _no_colors(self) -> Problem:
         files = [mask.file for mask in self._masks if mask.form == "ids" and not self.decode.ids]
         return self._problem(
             "id-mask", "class ids instead of colours in", files, "expected RGB images in the colours of the classes"
@@ -216,9 +216,9 @@ class MaskCheck:
         what = f"nothing above {len(CITYSCAPES) - 1} in"
         return self._problem("train-ids", what, files if suspicious else [], advice, severity="warning")
 
-    def _unknown_colours(self) -> Problem:
-        masks = [mask for mask in self._masks if self._has_unknown(mask, "colours")]
-        advice = f"expected one of the {len(self.decode.colours)} colours of the classes"
+    def _unknown_colors(self) -> Problem:
+        masks = [mask for mask in self._masks if self._has_unknown(mask, "colors")]
+        advice = f"expected one of the {len(self.decode.colors)} colours of the classes"
         return self._problem(
             "unknown-colour",
             "colours that stand for no class in",
@@ -232,7 +232,7 @@ class MaskCheck:
 
     def _void(self) -> Problem:
         files = [mask.file for mask in self._masks if mask.ignored == 1]
-        useless = len(files) == len(self._masks) and self.split in LABELLED_SPLITS
+        useless = len(files) == len(self._masks) and self.split in LABELED_SPLITS
         advice = "they teach nothing and are not scored"
         severity: Literal["error", "warning"] = "error" if useless else "warning"
         return self._problem("void-mask", "no pixel of any class in", files, advice, severity=severity)
@@ -279,24 +279,24 @@ class MaskCheck:
         )
 
 
-def describe_colours(counts: Mapping[Colour, int], names: Iterable[str]) -> str:
+def describe_colors(counts: Mapping[Color, int], names: Iterable[str]) -> str:
     """What the colours of masks are: the known palette that they are from, ready to be copied, or the colours."""
     if not counts:
-        return f"more than {MOST_COLOURS} colours"
-    if _is_grey(counts):
+        return f"more than {MOST_COLORS} colours"
+    if _is_gray(counts):
         return "the three channels are equal: store one of them"
     for palette, classes in _PALETTES.items():
-        if sum(count for colour, count in counts.items() if colour in classes) < 0.99 * sum(counts.values()):
+        if sum(count for color, count in counts.items() if color in classes) < 0.99 * sum(counts.values()):
             continue
-        by_name = {name.casefold(): colour for colour, name in classes.items()}
+        by_name = {name.casefold(): color for color, name in classes.items()}
         wanted = [by_name.get(name.casefold()) for name in names]
         named = [] if None in wanted else wanted
-        others = [f"{name} {list(colour)}" for colour, name in classes.items() if colour in counts.keys() - named]
+        others = [f"{name} {list(color)}" for color, name in classes.items() if color in counts.keys() - named]
         offer = [f'"palette": {json.dumps(named)}'] if named else []
         return f"the colours of {palette}: {', '.join((*offer, *others))}"
-    if len(counts) > LISTED_COLOURS:
+    if len(counts) > LISTED_COLORS:
         return f"{len(counts)} colours of no known palette"
-    return f"of no known palette: {', '.join(str(list(colour)) for colour in sorted(counts))}"
+    return f"of no known palette: {', '.join(str(list(color)) for color in sorted(counts))}"
 
 
 def _count_ids(stored: Stored) -> dict[int, int]:
@@ -305,15 +305,15 @@ def _count_ids(stored: Stored) -> dict[int, int]:
     return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
 
 
-def _count_colours(stored: Stored) -> dict[Colour, int]:
+def _count_colors(stored: Stored) -> dict[Color, int]:
     """The pixels of each colour; nothing where there are more colours than any palette has."""
-    counted: Any = Image.fromarray(stored.astype(np.uint8)).getcolors(MOST_COLOURS)
-    return {colour: count for count, colour in counted or ()}
+    counted: Any = Image.fromarray(stored.astype(np.uint8)).getcolors(MOST_COLORS)
+    return {color: count for count, color in counted or ()}
 
 
-def _is_grey(counts: Mapping[Colour, int]) -> bool:
+def _is_gray(counts: Mapping[Color, int]) -> bool:
     return bool(counts) and all(red == green == blue for red, green, blue in counts)
 
 
 def _many(distinct: int) -> str:
-    return f"{'more than ' if distinct >= MOST_COLOURS else ''}{distinct} values"
+    return f"{'more than ' if distinct >= MOST_COLORS else ''}{distinct} values"

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,15 @@ from PIL import Image
 from ddsm_zoo.data.check.masks import Counts, MaskCheck
 from ddsm_zoo.data.datasets import open_layout
 from ddsm_zoo.data.images import ImageError, image_size, is_lossy, mask_palette, read_image, read_mask
-from ddsm_zoo.data.layouts import LABELLED_SPLITS, Layout, Source
+from ddsm_zoo.data.layouts import LABELED_SPLITS, Layout, Source
 from ddsm_zoo.data.masks import DatasetError
 from ddsm_zoo.data.problems import SHOWN, Problem
 from ddsm_zoo.labels import LabelSpace
+from ddsm_zoo.utils import Progress
 from ddsm_zoo.utils.files import sha256_of
 
 RENDERED = "scenes:"
 
-Progress = Callable[[int, int], None]
 
 _logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def check_data(
     layout = open_layout(spec)
     names = layout.splits() if splits is None else list(splits)
     if not names:
-        layout.source(LABELLED_SPLITS[0])  # raises the error of a data set without images
+        layout.source(LABELED_SPLITS[0])  # raises the error of a data set without images
     sources = {split: layout.source(split) for split in names}
     total = sum(len(source.images) for source in sources.values())
     checks = {split: _SplitCheck(layout, split, source, quick=quick) for split, source in sources.items()}
@@ -192,7 +192,7 @@ class _SplitCheck:
     def _read_mask(self, path: Path, image: Path, size: tuple[int, int] | None) -> None:
         try:
             stored = read_mask(path)
-            palette = mask_palette(path) if self.source.decode.colours else {}
+            palette = mask_palette(path) if self.source.decode.colors else {}
             self.masks.add(self._name(path), stored, is_lossy(path), palette)
         except (ImageError, OSError) as error:
             self._damaged_masks.append(self._describe(path, error))
@@ -280,7 +280,7 @@ def _missing_splits(present: Iterable[str]) -> list[Problem]:
             what="no images",
             advice=f"{instead.get(split, 'which training needs')}; this has {', '.join(names)}",
         )
-        for split in LABELLED_SPLITS
+        for split in LABELED_SPLITS
         if split not in names
     ]
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ddsm_zoo.labels import CAMVID, Colour
+from ddsm_zoo.labels import CAMVID, Color
 
 Point = tuple[float, ...]
 
 SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST = range(len(CAMVID))
-VOID = CAMVID.ignore_index
+IGNORE = CAMVID.ignore_index
 
 EYE = 1.5  # metres from the road up to the camera
 # Both are drawn at twice the size; in the end the picture is averaged, against jagged edges, the labels subsampled.
@@ -24,9 +24,9 @@ SUPERSAMPLE = 2
 class Weather:
     """The colour of the sky overhead, at the horizon and of its clouds, and the light that falls on the street."""
 
-    zenith: Colour
-    horizon: Colour
-    cloud: Colour
+    zenith: Color
+    horizon: Color
+    cloud: Color
     light: float
     tint: tuple[float, float, float] = (1.0, 1.0, 1.0)
     sunny: bool = False
@@ -58,72 +58,72 @@ class Canvas:
         self.light = self.weather.light * rng.uniform(0.85, 1.15)
         self.sunlit = int(rng.choice((-1, 1)))  # the side whose buildings the sun reaches
         self.focal = rng.uniform(1.05, 1.25) * max(height, 0.75 * width)
-        self.centre = width * rng.uniform(0.42, 0.58)
+        self.center = width * rng.uniform(0.42, 0.58)
         self.horizon = height * rng.uniform(0.49, 0.55)
-        self.picture = Image.new("RGB", (width, height))
+        self.image = Image.new("RGB", (width, height))
         self.labels = Image.new("L", (width, height), SKY)
-        self._pens = ImageDraw.Draw(self.picture), ImageDraw.Draw(self.labels)
+        self._pens = ImageDraw.Draw(self.image), ImageDraw.Draw(self.labels)
 
     def project(self, x: float, y: float, z: float) -> tuple[int, int]:
-        return round(self.centre + self.focal * x / z), round(self.horizon - self.focal * (y - EYE) / z)
+        return round(self.center + self.focal * x / z), round(self.horizon - self.focal * (y - EYE) / z)
 
     def pixels(self, length: float, z: float) -> float:
         return self.focal * length / z
 
-    def lit(self, colour: Colour, z: float) -> Colour:
+    def lit(self, color: Color, z: float) -> Color:
         """The colour under this light, paled by the haze of ``z`` metres of air."""
         haze = min(0.5, z / 260)
         light, (red, green, blue), air = self.light * (1 - haze), self.weather.tint, self.weather.horizon
         return (
-            min(255, int(colour[0] * light * red + air[0] * haze)),
-            min(255, int(colour[1] * light * green + air[1] * haze)),
-            min(255, int(colour[2] * light * blue + air[2] * haze)),
+            min(255, int(color[0] * light * red + air[0] * haze)),
+            min(255, int(color[1] * light * green + air[1] * haze)),
+            min(255, int(color[2] * light * blue + air[2] * haze)),
         )
 
-    def face(self, corners: Sequence[Point], colour: Colour | None, label: int | None = None) -> None:
+    def face(self, corners: Sequence[Point], color: Color | None, label: int | None = None) -> None:
         """A flat polygon. Without a colour only labels change; without a label only the picture does."""
         points = [self.project(*corner) for corner in corners]
-        if colour is not None:
-            self._pens[0].polygon(points, fill=self.lit(colour, corners[0][2]))
+        if color is not None:
+            self._pens[0].polygon(points, fill=self.lit(color, corners[0][2]))
         if label is not None:
             self._pens[1].polygon(points, fill=label)
 
-    def box(self, low: Point, high: Point, colour: Colour, label: int | None = None) -> None:
+    def box(self, low: Point, high: Point, color: Color, label: int | None = None) -> None:
         """An upright rectangle facing the camera at depth ``low[2]``."""
         (x0, y0, z), (x1, y1, _) = low, high
-        self.face([(x0, y0, z), (x1, y0, z), (x1, y1, z), (x0, y1, z)], colour, label)
+        self.face([(x0, y0, z), (x1, y0, z), (x1, y1, z), (x0, y1, z)], color, label)
 
-    def disc(self, centre: Point, radius: tuple[float, float], colour: Colour | None, label: int | None = None) -> None:
-        x, y, z = centre
+    def disc(self, center: Point, radius: tuple[float, float], color: Color | None, label: int | None = None) -> None:
+        x, y, z = center
         box = (*self.project(x - radius[0], y + radius[1], z), *self.project(x + radius[0], y - radius[1], z))
-        if colour is not None:
-            self._pens[0].ellipse(box, fill=self.lit(colour, z))
+        if color is not None:
+            self._pens[0].ellipse(box, fill=self.lit(color, z))
         if label is not None:
             self._pens[1].ellipse(box, fill=label)
 
-    def stroke(self, points: Sequence[Point], thickness: float, colour: Colour, label: int | None = None) -> None:
+    def stroke(self, points: Sequence[Point], thickness: float, color: Color, label: int | None = None) -> None:
         z = points[0][2]
         width = max(1, round(self.pixels(thickness, z)))
         line = [self.project(*point) for point in points]
-        self._pens[0].line(line, fill=self.lit(colour, z), width=width)
+        self._pens[0].line(line, fill=self.lit(color, z), width=width)
         if label is not None:
             self._pens[1].line(line, fill=label, width=width)
 
     def darken(self, corners: Sequence[Point], factor: float) -> None:
         """Lay a shadow over what is painted so far."""
-        stencil = Image.new("L", self.picture.size)
+        stencil = Image.new("L", self.image.size)
         ImageDraw.Draw(stencil).polygon([self.project(*corner) for corner in corners], fill=255)
-        self.picture.paste(self.picture.point([int(value * factor) for value in range(256)] * 3), mask=stencil)
+        self.image.paste(self.image.point([int(value * factor) for value in range(256)] * 3), mask=stencil)
 
 
-def jitter(rng: np.random.Generator, colour: Colour, amount: float = 0.15) -> Colour:
+def jitter(rng: np.random.Generator, color: Color, amount: float = 0.15) -> Color:
     """The colour, a little lighter or darker by chance."""
-    return shaded(colour, rng.uniform(1 - amount, 1 + amount))
+    return shaded(color, rng.uniform(1 - amount, 1 + amount))
 
 
-def pick(rng: np.random.Generator, colours: Sequence[Colour], amount: float = 0.15) -> Colour:
-    return jitter(rng, colours[int(rng.integers(len(colours)))], amount)
+def pick(rng: np.random.Generator, colors: Sequence[Color], amount: float = 0.15) -> Color:
+    return jitter(rng, colors[int(rng.integers(len(colors)))], amount)
 
 
-def shaded(colour: Colour, factor: float) -> Colour:
-    return min(255, int(colour[0] * factor)), min(255, int(colour[1] * factor)), min(255, int(colour[2] * factor))
+def shaded(color: Color, factor: float) -> Color:
+    return min(255, int(color[0] * factor)), min(255, int(color[1] * factor)), min(255, int(color[2] * factor))

@@ -12,17 +12,17 @@ from ddsm_zoo.data.scenes.canvas import (
     BICYCLIST,
     CAR,
     FENCE,
+    IGNORE,
     PEDESTRIAN,
     POLE,
     SIGN,
     TREE,
-    VOID,
     Canvas,
     jitter,
     pick,
     shaded,
 )
-from ddsm_zoo.labels import Colour
+from ddsm_zoo.labels import Color
 
 LEAVES = ((70, 84, 48), (86, 92, 56), (58, 70, 44), (96, 88, 60), (74, 70, 52))
 CARS = ((178, 182, 186), (34, 36, 40), (40, 56, 92), (120, 28, 30), (206, 208, 208), (38, 60, 52), (96, 100, 106))
@@ -56,12 +56,12 @@ def tree(canvas: Canvas, x: float, z: float) -> None:
     count = detail(z, 110)
     for (u, v), (wide, high, shine) in zip(in_disc(rng, count), rng.random((count, 3)).tolist(), strict=False):
         blob = ((0.1 + 0.2 * wide) * radius, (0.08 + 0.14 * high) * radius)
-        colour = shaded(leaf, 0.55 + 0.3 * v + 0.7 * shine)  # lighter towards the sky
-        canvas.disc((x + u * radius, middle + v * height * 0.32, z), blob, colour, TREE)
+        color = shaded(leaf, 0.55 + 0.3 * v + 0.7 * shine)  # lighter towards the sky
+        canvas.disc((x + u * radius, middle + v * height * 0.32, z), blob, color, TREE)
 
 
-def twigs(canvas: Canvas, centre: tuple[float, float, float], reach: tuple[float, float], bark: Colour) -> None:
-    x, y, z = centre
+def twigs(canvas: Canvas, center: tuple[float, float, float], reach: tuple[float, float], bark: Color) -> None:
+    x, y, z = center
     for u, v in in_disc(canvas.rng, detail(z, 45)):
         tip = (x + u * reach[0], y + v * reach[1], z)
         fork = (x + u * reach[0] * 0.4, y + (v * 0.5 - 0.3) * reach[1], z)
@@ -83,17 +83,17 @@ def in_disc(rng: np.random.Generator, count: int) -> list[list[float]]:
 
 def lamp_post(canvas: Canvas, x: float, z: float) -> None:
     rng = canvas.rng
-    height, colour = rng.uniform(6.5, 9), pick(rng, METAL)
-    canvas.face([(x - 0.08, 0, z), (x + 0.08, 0, z), (x + 0.04, height, z), (x - 0.04, height, z)], colour, POLE)
-    canvas.box((x - 0.1, 0, z), (x + 0.1, 1.4, z), colour, POLE)
+    height, color = rng.uniform(6.5, 9), pick(rng, METAL)
+    canvas.face([(x - 0.08, 0, z), (x + 0.08, 0, z), (x + 0.04, height, z), (x - 0.04, height, z)], color, POLE)
+    canvas.box((x - 0.1, 0, z), (x + 0.1, 1.4, z), color, POLE)
     arm = x + (-1 if x > 0 else 1) * rng.uniform(0.9, 1.8)  # over the road
-    canvas.stroke([(x, height, z), (arm, height + 0.3, z)], 0.1, colour, POLE)
-    canvas.box((arm - 0.3, height + 0.2, z), (arm + 0.3, height + 0.38, z), shaded(colour, 1.4), POLE)
+    canvas.stroke([(x, height, z), (arm, height + 0.3, z)], 0.1, color, POLE)
+    canvas.box((arm - 0.3, height + 0.2, z), (arm + 0.3, height + 0.38, z), shaded(color, 1.4), POLE)
 
 
 def bollard(canvas: Canvas, x: float, z: float) -> None:
-    colour = pick(canvas.rng, (*METAL, (30, 30, 32)))
-    canvas.box((x - 0.08, 0, z), (x + 0.08, 1.05, z), colour, POLE)
+    color = pick(canvas.rng, (*METAL, (30, 30, 32)))
+    canvas.box((x - 0.08, 0, z), (x + 0.08, 1.05, z), color, POLE)
     canvas.box((x - 0.08, 0.8, z), (x + 0.08, 0.9, z), (210, 208, 200))
 
 
@@ -103,8 +103,8 @@ def traffic_light(canvas: Canvas, x: float, z: float) -> None:
     lamps = ((230, 40, 30), (236, 160, 30), (40, 220, 130))
     lit = canvas.rng.integers(3)
     for index, lamp in enumerate(lamps):
-        colour = lamp if index == lit else shaded(lamp, 0.25)
-        canvas.disc((x, 3.2 - 0.38 * index, z), (0.14, 0.14), colour)
+        color = lamp if index == lit else shaded(lamp, 0.25)
+        canvas.disc((x, 3.2 - 0.38 * index, z), (0.14, 0.14), color)
 
 
 def traffic_sign(canvas: Canvas, x: float, z: float) -> None:
@@ -133,17 +133,17 @@ def traffic_sign(canvas: Canvas, x: float, z: float) -> None:
 
 def railing(canvas: Canvas, x: float, z: float) -> None:
     """Posts and bars along the kerb, from ``z`` towards the camera; the label covers the gaps."""
-    near, colour = max(4.0, z - canvas.rng.uniform(6, 12)), pick(canvas.rng, METAL)
+    near, color = max(4.0, z - canvas.rng.uniform(6, 12)), pick(canvas.rng, METAL)
     canvas.face([(x, 0, near), (x, 0, z), (x, 1.05, z), (x, 1.05, near)], None, FENCE)
     for bar in np.arange(near, z, 0.16).tolist():
-        canvas.stroke([(x, 0.1, bar), (x, 1.0, bar)], 0.03, colour, FENCE)
+        canvas.stroke([(x, 0.1, bar), (x, 1.0, bar)], 0.03, color, FENCE)
     for y in (0.1, 1.02):
-        canvas.face([(x, y, near), (x, y, z), (x, y + 0.06, z), (x, y + 0.06, near)], colour, FENCE)
+        canvas.face([(x, y, near), (x, y, z), (x, y + 0.06, z), (x, y + 0.06, near)], color, FENCE)
 
 
 def litter_bin(canvas: Canvas, x: float, z: float) -> None:
     """A litter bin: none of the eleven classes."""
-    canvas.box((x - 0.3, 0, z), (x + 0.3, 1.1, z), pick(canvas.rng, (DARK, (40, 60, 48), (60, 60, 62))), VOID)
+    canvas.box((x - 0.3, 0, z), (x + 0.3, 1.1, z), pick(canvas.rng, (DARK, (40, 60, 48), (60, 60, 62))), IGNORE)
     canvas.box((x - 0.2, 0.78, z), (x + 0.2, 0.94, z), (10, 10, 10))
 
 
@@ -159,7 +159,7 @@ def parked_car(canvas: Canvas, x: float, z: float) -> None:
     (rear_car if canvas.rng.random() < 0.6 else front_car)(canvas, x, z)
 
 
-def car(canvas: Canvas, x: float, z: float, near_end: Outline, lamp: Colour, plate: Colour) -> None:
+def car(canvas: Canvas, x: float, z: float, near_end: Outline, lamp: Color, plate: Color) -> None:
     """A car whose near end faces the camera: first the flank that can be seen, then body, window and roof."""
     rng = canvas.rng
     van = rng.random() < 0.12
@@ -193,7 +193,7 @@ def car(canvas: Canvas, x: float, z: float, near_end: Outline, lamp: Colour, pla
 
 
 def car_end(
-    canvas: Canvas, x: float, z: float, top: float, half: float, body: Colour, lamp: Colour, plate: Colour
+    canvas: Canvas, x: float, z: float, top: float, half: float, body: Color, lamp: Color, plate: Color
 ) -> None:
     for sign in (-1, 1):
         tyre, light = x + sign * (half - 0.1), x + sign * (half - 0.16)
@@ -205,9 +205,9 @@ def car_end(
 
 def wheel(canvas: Canvas, x: float, z: float) -> None:
     """A wheel on a plane along the street."""
-    for radius, colour in ((0.33, DARK), (0.18, (120, 122, 124))):
+    for radius, color in ((0.33, DARK), (0.18, (120, 122, 124))):
         rim = [(x, 0.33 + radius * v, z + radius * u) for u, v in CIRCLE]
-        canvas.face(rim, colour, CAR)
+        canvas.face(rim, color, CAR)
 
 
 def pedestrian(canvas: Canvas, x: float, z: float) -> None:

@@ -27,7 +27,7 @@ from ddsm_zoo.data.scenes.canvas import (
     shaded,
 )
 from ddsm_zoo.data.scenes.objects import LEAVES, placed, tree
-from ddsm_zoo.labels import Colour
+from ddsm_zoo.labels import Color
 
 Array = npt.NDArray[np.uint8]
 
@@ -87,7 +87,7 @@ def render_scene(seed: int, size: tuple[int, int] = (360, 480)) -> tuple[Array, 
 def develop(canvas: Canvas, size: tuple[int, int]) -> tuple[Array, Array]:
     """Reduce to the final size and add what a lens and a sensor add: grain by surface, uneven light, softness."""
     mask = np.asarray(canvas.labels)[::SUPERSAMPLE, ::SUPERSAMPLE].copy()
-    image = np.asarray(canvas.picture.reduce(SUPERSAMPLE).point(CONTRAST * 3), np.int16)
+    image = np.asarray(canvas.image.reduce(SUPERSAMPLE).point(CONTRAST * 3), np.int16)
     strength = np.full(256, 6, np.float32)
     strength[: len(GRAIN)] = GRAIN
     grain = canvas.rng.random(size, np.float32) + canvas.rng.random(size, np.float32) - 1
@@ -106,14 +106,14 @@ def cloud_field(rng: np.random.Generator, size: tuple[int, int], cells: int) -> 
 
 
 def paint_sky(canvas: Canvas) -> None:
-    height, _ = size = (-(-canvas.picture.height // SKY_PIXEL), -(-canvas.picture.width // SKY_PIXEL))
+    height, _ = size = (-(-canvas.image.height // SKY_PIXEL), -(-canvas.image.width // SKY_PIXEL))
     weather = canvas.weather
     fall = np.minimum(1, np.arange(height, dtype=np.float32) * SKY_PIXEL / canvas.horizon)[:, None, None]
     clear = np.asarray(weather.zenith, np.float32) * (1 - fall) + np.asarray(weather.horizon, np.float32) * fall
     cover = 0.6 * cloud_field(canvas.rng, size, 5) + 0.4 * cloud_field(canvas.rng, size, 17)
     cover = np.clip((cover - 0.4) * 3, 0, 1)[..., None] * (1 - 0.6 * fall)
     sky = clear * (1 - cover) + np.asarray(weather.cloud, np.float32) * cover
-    canvas.picture.paste(Image.fromarray(sky.astype(np.uint8)).resize(canvas.picture.size, Image.Resampling.NEAREST))
+    canvas.image.paste(Image.fromarray(sky.astype(np.uint8)).resize(canvas.image.size, Image.Resampling.NEAREST))
 
 
 def paint_skyline(canvas: Canvas) -> None:
@@ -126,8 +126,8 @@ def paint_skyline(canvas: Canvas) -> None:
             canvas.box((x, 0, FAR), (x + width, rng.uniform(5, 13), FAR), pick(rng, WALLS), BUILDING)
         else:
             for _ in range(6):
-                centre = (x + width * rng.random(), rng.uniform(2, 8), FAR)
-                canvas.disc(centre, (rng.uniform(2, 5), rng.uniform(2, 4)), pick(rng, LEAVES), TREE)
+                center = (x + width * rng.random(), rng.uniform(2, 8), FAR)
+                canvas.disc(center, (rng.uniform(2, 5), rng.uniform(2, 4)), pick(rng, LEAVES), TREE)
         x += width * 0.9
 
 
@@ -151,11 +151,11 @@ def garden(canvas: Canvas, side: int, front: float, near: float, far: float) -> 
     for step in (0.8, 0.35):
         tree(canvas, front + side * rng.uniform(2.5, 5), near + step * (far - near))
     height = rng.uniform(0.9, 1.9)
-    colour = pick(rng, ((92, 72, 54), (110, 92, 78), (70, 74, 66), (120, 84, 70)))
-    canvas.face([(front, 0, near), (front, 0, far), (front, height, far), (front, height, near)], colour, FENCE)
+    color = pick(rng, ((92, 72, 54), (110, 92, 78), (70, 74, 66), (120, 84, 70)))
+    canvas.face([(front, 0, near), (front, 0, far), (front, height, far), (front, height, near)], color, FENCE)
     for z in np.arange(near, far, 0.5).tolist():
         canvas.stroke([(front, 0, z), (front, height, z)], 0.03, jitter(rng, (56, 46, 38)))
-    canvas.stroke([(front, height, near), (front, height, far)], 0.05, jitter(rng, colour, 0.4))
+    canvas.stroke([(front, height, near), (front, height, far)], 0.05, jitter(rng, color, 0.4))
 
 
 def building(canvas: Canvas, side: int, front: float, near: float, far: float) -> None:
@@ -189,7 +189,7 @@ def building(canvas: Canvas, side: int, front: float, near: float, far: float) -
 
 
 def windows(
-    canvas: Canvas, front: float, near: float, far: float, sill: float, frame: Colour, *, has_door: bool
+    canvas: Canvas, front: float, near: float, far: float, sill: float, frame: Color, *, has_door: bool
 ) -> None:
     """One storey of windows whose lower edge is at ``sill`` metres."""
     rng = canvas.rng
@@ -207,30 +207,30 @@ def windows(
         pane(canvas, front, (z0, z1), (sill + 0.78, sill + 1.5), pick(rng, GLASS))
 
 
-def pane(canvas: Canvas, x: float, depth: tuple[float, float], rise: tuple[float, float], colour: Colour) -> None:
+def pane(canvas: Canvas, x: float, depth: tuple[float, float], rise: tuple[float, float], color: Color) -> None:
     """A rectangle on a wall along the street."""
     (z0, z1), (y0, y1) = depth, rise
-    canvas.face([(x, y0, z0), (x, y0, z1), (x, y1, z1), (x, y1, z0)], colour)
+    canvas.face([(x, y0, z0), (x, y0, z1), (x, y1, z1), (x, y1, z0)], color)
 
 
 def shop_front(canvas: Canvas, front: float, near: float, far: float, shine: float) -> None:
     rng = canvas.rng
-    colour = shaded(pick(rng, BRIGHTS), shine)
-    pane(canvas, front, (near, far), (0, 3.1), shaded(colour, 0.8))
+    color = shaded(pick(rng, BRIGHTS), shine)
+    pane(canvas, front, (near, far), (0, 3.1), shaded(color, 0.8))
     panes = max(1, int((far - near) / 1.9))
     pitch = (far - near) / panes
     for index in range(panes):
         z = near + index * pitch
         pane(canvas, front, (z + 0.12, z + pitch - 0.12), (0.5, 2.4), pick(rng, GLASS, 0.3))
-    pane(canvas, front, (near, far), (2.55, 3.15), colour)
+    pane(canvas, front, (near, far), (2.55, 3.15), color)
     for z in np.arange(near + 0.3 * (far - near), near + 0.7 * (far - near), 0.5).tolist():
         pane(canvas, front, (z, z + 0.3), (2.7, 3.0), (226, 222, 206))
 
 
 def paint_ground(canvas: Canvas, street: Street) -> None:
     rng = canvas.rng
-    grey = rng.uniform(0.85, 1.15)
-    asphalt, slabs = shaded((98, 101, 106), grey), shaded((124, 123, 120), grey)
+    gray = rng.uniform(0.85, 1.15)
+    asphalt, slabs = shaded((98, 101, 106), gray), shaded((124, 123, 120), gray)
     left, right = street.kerb[-1], street.kerb[1]
     depths = (FAR * 3, 60.0, 30.0, 18.0, 12.0, 8.0, 5.5, NEAR)
     for index, (far, near) in enumerate(pairwise(depths)):  # the road pales towards the horizon
@@ -253,11 +253,11 @@ def paint_ground(canvas: Canvas, street: Street) -> None:
 
 
 def strip(
-    canvas: Canvas, span: tuple[float, float], depth: tuple[float, float], colour: Colour, label: int | None = None
+    canvas: Canvas, span: tuple[float, float], depth: tuple[float, float], color: Color, label: int | None = None
 ) -> None:
     """A rectangle on the ground."""
     (x0, x1), (z0, z1) = span, depth
-    canvas.face([(x0, 0, z0), (x1, 0, z0), (x1, 0, z1), (x0, 0, z1)], colour, label)
+    canvas.face([(x0, 0, z0), (x1, 0, z0), (x1, 0, z1), (x0, 0, z1)], color, label)
 
 
 def paint_markings(canvas: Canvas, street: Street) -> None:

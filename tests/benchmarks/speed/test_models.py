@@ -1,4 +1,4 @@
-"""The suite models on networks of milliseconds, and the counts that the peers are published with."""
+"""The suite models on networks of milliseconds, and the counts that the baselines are published with."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Remembering(nn.Conv2d):
 
 @pytest.mark.usefixtures("small_models")
 def test_all_run_under_the_same_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(networks, "PEERS", {TITLE: Remembering, "smp UPerNet-R101": Remembering})
+    monkeypatch.setattr(networks, "BASELINES", {TITLE: Remembering, "smp UPerNet-R101": Remembering})
     out = tmp_path / "models.json"
     settings = ["--size", "32x48", "--batch", "2", "--precision", "bf16", "--repeats", "1", "--json", out]
     result = run_speed("--suite", "models", *settings)
@@ -70,7 +70,7 @@ def test_all_run_under_the_same_settings(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_bars_of_a_gpu() -> None:
     assert models.TIME_BARS["cuda"] == {TITLE: 1.0, "smp UPerNet-R101": 1.0}
-    assert set(models.TIME_BARS["cpu"]) <= {*networks.PEERS, *networks.OWN}
+    assert set(models.TIME_BARS["cpu"]) <= {*networks.BASELINES, *networks.OWN}
 
 
 class Breaking(nn.Conv2d):
@@ -99,7 +99,7 @@ def test_compiled_networks_say_how_far(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_compiled_models_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(networks, "COMPILER", "eager")
     figures = benchmark_models((32, 32), compiled=True, repeats=1)
-    assert {row["model"]: row["compiled"] for row in figures.rows} == dict.fromkeys(networks.contestants(), "whole")
+    assert {row["model"]: row["compiled"] for row in figures.rows} == dict.fromkeys(networks.candidates(), "whole")
 
 
 def test_bars_hold_on_their_side() -> None:

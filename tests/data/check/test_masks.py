@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from ddsm_zoo.data.masks import CAMVID_OBJECTS
-from ddsm_zoo.labels import CITYSCAPES, Colour, voc_colour
+from ddsm_zoo.labels import CITYSCAPES, Color, voc_color
 from tests.support.data_sets import IMAGE, write
 from tests.support.label_doctor import IDS, SIZE, build, check, found, four, picture, text_of
 
@@ -155,10 +155,10 @@ def test_jpeg_masks(tmp_path: Path) -> None:
 
 def test_coloured_jpeg_masks(tmp_path: Path) -> None:
     palette = [(9, 8, 7), (250, 0, 3), (1, 2, 3)]
-    coloured = np.array(palette, np.uint8)[smooth(3)]
+    colored = np.array(palette, np.uint8)[smooth(3)]
     for name, labels in {"ids": {}, "colours": {"palette": palette}}.items():
-        root = build(tmp_path / name, {"train/a": coloured}, **labels)
-        Image.fromarray(coloured).save(root / "masks/train/a.png", format="jpeg")
+        root = build(tmp_path / name, {"train/a": colored}, **labels)
+        Image.fromarray(colored).save(root / "masks/train/a.png", format="jpeg")
         problems = found(check(root))
         assert problems["train", "smeared-mask"] == ("error", 1)
         assert (("train", "rgb-mask") in problems) == (name == "ids")
@@ -182,7 +182,7 @@ def test_masks_resized_with_interpolation(tmp_path: Path, steps: int) -> None:
 # --- colours --------------------------------------------------------------------------------------------------
 
 
-def painted(palette: list[Colour]) -> np.ndarray:
+def painted(palette: list[Color]) -> np.ndarray:
     return np.array(palette, np.uint8)[np.resize(np.arange(len(palette)), SIZE)]
 
 
@@ -206,24 +206,24 @@ def test_a_known_palette_is_offered_for_the_names(tmp_path: Path) -> None:
     ("palette", "words"),
     [
         (
-            [voc_colour(0), voc_colour(7), voc_colour(15)],
+            [voc_color(0), voc_color(7), voc_color(15)],
             "PASCAL VOC: background [0, 0, 0], car [128, 128, 128], person",
         ),
-        ([colour for _, colour, _ in CAMVID_OBJECTS], "the colours of CamVid: Animal [64, 128, 64]"),
+        ([color for _, color, _ in CAMVID_OBJECTS], "the colours of CamVid: Animal [64, 128, 64]"),
         ([(3, 1, 4), (1, 5, 9), (2, 6, 5)], "no known palette: [1, 5, 9], [2, 6, 5], [3, 1, 4]"),
         ([(index, 0, 255) for index in range(100)], "100 colours of no known palette"),
         ([(0, 0, 0), (1, 1, 1), (2, 2, 2)], "three channels are equal: store one of them"),
     ],
 )
-def test_colours_where_ids_are_expected(tmp_path: Path, palette: list[Colour], words: str) -> None:
+def test_colours_where_ids_are_expected(tmp_path: Path, palette: list[Color], words: str) -> None:
     report = check(build(tmp_path, four(painted(palette)), names=["this", "that", "other"]))
     assert found(report) == in_every_mask("rgb-mask")
     assert words in text_of(report, "rgb-mask")
 
 
-def write_with_palette(path: Path, ids: np.ndarray, palette: list[Colour]) -> None:
+def write_with_palette(path: Path, ids: np.ndarray, palette: list[Color]) -> None:
     image = Image.fromarray(ids)
-    image.putpalette([channel for colour in palette for channel in colour])
+    image.putpalette([channel for color in palette for channel in color])
     path.unlink()
     image.save(path)
 
@@ -243,7 +243,7 @@ def test_palettes_that_show_other_classes_than_the_numbers(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "shown", [[(9, 8, 7), (1, 1, 1), (2, 2, 2)], [(index,) * 3 for index in range(3)], [(1, 0, 0), (2, 0, 0)]]
 )
-def test_palettes_that_contradict_nothing(tmp_path: Path, shown: list[Colour]) -> None:
+def test_palettes_that_contradict_nothing(tmp_path: Path, shown: list[Color]) -> None:
     """The classes' own colours, a grey ramp in which the first class has a grey, colours of one's own."""
     root = build(tmp_path, four(), palette=[(9, 8, 7), (0, 0, 0), (1, 2, 3)])
     write_with_palette(root / "masks/train/b.png", IDS, shown)

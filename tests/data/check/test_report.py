@@ -40,8 +40,8 @@ def test_the_histogram_counts_pixels_and_images(
         assert summary.pixels[class_id] == sum(int((mask == class_id).sum()) for mask in masks)
         assert summary.occurs[class_id] == sum(class_id in mask for mask in masks)
     assert summary.ignored == sum(int((mask == 255).sum()) for mask in masks)
-    labelled = sum(summary.pixels)
-    assert summary.shares() == [count / labelled if labelled else 0 for count in summary.pixels]
+    labeled = sum(summary.pixels)
+    assert summary.shares() == [count / labeled if labeled else 0 for count in summary.pixels]
 
 
 def test_colours_and_the_ids_they_stand_for_have_one_histogram(tmp_path: Path) -> None:

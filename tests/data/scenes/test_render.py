@@ -93,9 +93,9 @@ def test_labels_follow_what_is_seen() -> None:
 
 def test_one_call_paints_the_picture_and_its_label() -> None:
     canvas = scene_canvas.Canvas(np.random.Generator(np.random.PCG64(0)), (40, 60))
-    before = np.asarray(canvas.picture).copy()
+    before = np.asarray(canvas.image).copy()
     canvas.box((-1, 0, 6), (1, 1.4, 6), (250, 20, 20), scene_canvas.CAR)
-    changed = (np.asarray(canvas.picture) != before).any(-1)
+    changed = (np.asarray(canvas.image) != before).any(-1)
     assert changed.any()
     assert np.array_equal(changed, np.asarray(canvas.labels) == scene_canvas.CAR)
 
