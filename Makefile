@@ -12,10 +12,12 @@ BROWSER_READY := $(BROWSER)/.ready
 PURELIB := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-browser demo-picture lint demo docs table wheel release-check test-lowest clean
+.PHONY: help test test-numeric test-browser demo-picture lint demo docs table wheel release-check test-lowest clean
 
 help:
 	@echo "make test    check style, types and layering, then run the tests"
+	@echo "make test-numeric"
+	@echo "             run the numeric tests as on a processor without AVX, where sums are rounded differently"
 	@echo "make test-browser"
 	@echo "             run the tests of the demo's page, in a headless Chromium that is installed already"
 	@echo "make demo-picture"
@@ -41,6 +43,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Sums as an old processor rounds them: neither PyTorch's kernels nor those of oneDNN and MKL, which it calls, use AVX
+PLAIN := ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_CBWR=COMPATIBLE
+
+test-numeric: $(READY)
+	OMP_NUM_THREADS=1 $(PLAIN) $(BIN)/python -m pytest -n logical -m numeric
 
 test-browser: $(BROWSER_READY)
 	$(BROWSER)/bin/python -m pytest tests/browser

@@ -21,7 +21,7 @@ from ddsm_zoo.labels import CAMVID, LabelSpace
 from ddsm_zoo.layers import DDSM, SpatialAffinity
 from ddsm_zoo.models import Segmenter
 from tests.support.brute_force import bilinear
-from tests.support.closeness import summation_error
+from tests.support.closeness import rounding_error
 
 AT = (75, 41)
 NAMES = ("uper_ddsm_tiny", "uper_ddsm_s_tiny", "deeplabv3plus_ddsm_tiny")
@@ -54,7 +54,7 @@ def test_what_is_read_at_the_reported_places_makes_the_output_of_s(name: str, pi
         affinity = module.spatial
         stride = 2**level.stage
         assert level.positions.shape == (pixels, 2)
-        assert level.affinities.sum() == pytest.approx(1, abs=summation_error(pixels, 1.0))
+        assert level.affinities.sum() == pytest.approx(1, abs=rounding_error(pixels, 1.0))
         low, high = (torch.from_numpy(features)[None] for features in (level.low, level.high))
         with torch.no_grad():
             value = affinity.project(low, high)[2]
@@ -186,7 +186,7 @@ def test_the_figure_shows_each_module_with_its_taps(
         discs = panel.collections[0]
         assert discs.get_offsets().data == pytest.approx(level.positions)
         assert discs.get_sizes() / discs.get_sizes().sum() == pytest.approx(
-            level.affinities, rel=summation_error(len(level.affinities), 1.0)
+            level.affinities, rel=rounding_error(len(level.affinities), 1.0)
         )
         left, right = panel.get_xlim()
         assert left < level.positions[:, 0].min() <= level.positions[:, 0].max() < right

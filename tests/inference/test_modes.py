@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ddsm_zoo.inference.modes import full_image, multi_scale, sliding_window
-from tests.support.closeness import summation_error
+from tests.support.closeness import rounding_error
 
 
 def pointwise(image: Tensor) -> Tensor:
@@ -35,7 +35,7 @@ def test_sliding_window_of_a_pointwise_function_equals_the_whole(
     # Over a pixel lie crop / stride windows an axis, rounded up, and the last one. Their scores are summed and their
     # weights too, both in float32.
     windows = math.prod(-(-length // step) + 1 for length, step in zip(crop, stride, strict=True))
-    tolerance = summation_error(2 * windows, expected.abs().max().item())
+    tolerance = rounding_error(2 * windows, expected.abs().max().item())
     torch.testing.assert_close(sliding_window(pointwise, crop, stride)(image), expected, atol=tolerance, rtol=0)
 
 

@@ -23,6 +23,8 @@ from ddsm_zoo.models import Segmenter
 from ddsm_zoo.utils.files import OutputError
 from ddsm_zoo.zoo.registry import UnknownModelError
 
+pytestmark = pytest.mark.numeric  # masks are compared: rounding decides ties
+
 
 @pytest.fixture(scope="module")
 def model() -> Segmenter:

@@ -8,7 +8,7 @@ import torch
 from ddsm_zoo.ops import sampled_attention
 from ddsm_zoo.ops.probe import probe
 from tests.support.brute_force import bilinear
-from tests.support.closeness import summation_error
+from tests.support.closeness import rounding_error
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3, 5])
@@ -22,7 +22,7 @@ def test_what_is_read_at_the_places_makes_the_output(kernel_size: int, dtype: to
     out = sampled_attention(query, key, value, offset, modulation, kernel_size=kernel_size)
     for position in [(0, 0), (3, 4), (6, 8)]:
         found = probe(query, key, offset, modulation, position, kernel_size=kernel_size)
-        assert found.affinities.sum().item() == pytest.approx(1, abs=summation_error(taps, 1.0))
+        assert found.affinities.sum().item() == pytest.approx(1, abs=rounding_error(taps, 1.0))
         assert found.places.shape == (taps, 2)
         total = 0
         for place, strength, affinity in zip(found.places, found.modulations, found.affinities, strict=True):

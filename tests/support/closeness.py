@@ -5,19 +5,22 @@ from __future__ import annotations
 import torch
 
 
-def summation_error(terms: int, magnitude: float, dtype: torch.dtype = torch.float32) -> float:
-    """Bound on the difference between two sums of the same terms, taken in any two orders.
+def rounding_error(roundings: int, magnitude: float, dtype: torch.dtype = torch.float32) -> float:
+    """Bound on the difference that rounding makes between two ways to compute the same number.
 
-    Each sum is off by at most (terms - 1) * (eps / 2) * magnitude (Higham, Accuracy and Stability of Numerical
-    Algorithms, section 4.2), and each term may be rounded once before. Prefer float64 where the code under test takes
-    it: no bound is needed there.
+    A rounding is off by at most half an epsilon of what it rounds. So two sums of n terms, each taken in any order,
+    differ by at most n epsilons of the sum of the absolute values (Higham, Accuracy and Stability of Numerical
+    Algorithms, section 4.2): n - 1 additions each, and one rounding of each term before. Prefer float64 where the code
+    under test computes in it: it needs no bound.
 
     Args:
-        terms: Number of terms of a sum. For a sum of sums, add the terms of the inner and of the outer sum.
-        magnitude: Sum of the absolute values of all terms. For weights that add up to 1, the largest absolute value.
-        dtype: Type that the sum is taken in.
+        roundings: Roundings on the way to the number. For a sum, its number of terms; for a sum of sums, the terms of
+            the inner sum and of the outer sum, added.
+        magnitude: Largest absolute value that is rounded. For a sum, the sum of the absolute values of its terms; for
+            a weighted mean, the largest absolute value.
+        dtype: Type of the computation.
 
     Returns:
-        The absolute difference that rounding alone can make.
+        The largest absolute difference.
     """
-    return terms * torch.finfo(dtype).eps * magnitude
+    return roundings * torch.finfo(dtype).eps * magnitude
