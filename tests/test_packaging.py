@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -71,7 +72,7 @@ def test_the_sdist_holds_what_a_contributor_needs(wheel: Path) -> None:
     listing = run(sys.executable, "-m", "tarfile", "--list", str(sdist), cwd=wheel.parent)
     names = {line.strip().partition("/")[2] for line in listing.splitlines()}
     assert names >= {"pyproject.toml", "Makefile", "hubconf.py", "README.md", "LICENSE", "tests/test_packaging.py"}
-    assert any(name.startswith("ddsm_zoo/recipes/") for name in names)
+    assert "ddsm_zoo/recipes/finetune.toml" in names
     assert not any(name.startswith((".venv", "demo/", "runs/", "dist/")) for name in names)
 
 
@@ -95,6 +96,18 @@ def test_the_installed_package_labels_a_street_without_the_checkout(installed: P
     pictures = [np.asarray(Image.open(path)) for path in (tmp_path / "out").rglob("*.png")]
     assert pictures, "predict wrote no picture"
     assert any(picture.shape == image.shape[:2] for picture in pictures)
+
+
+def test_the_installed_package_trains_by_a_recipe_without_the_checkout(installed: Path, tmp_path: Path) -> None:
+    environment = {"PYTHONPATH": str(installed), "HF_HUB_OFFLINE": "1"}
+    command = (sys.executable, str(installed / "bin" / "ddsm-zoo"))
+    listed = json.loads(run(*command, "recipes", "--json", "-", cwd=tmp_path, **environment))
+    assert [row["name"] for row in listed] == sorted(path.stem for path in (ROOT / "ddsm_zoo/recipes").iterdir())
+
+    options = ("--recipe", "finetune", "--data", "scenes:2", "--out", "runs/mine", "--pretrained")
+    short = ("--epochs", "1", "--workers", "0", "--set", "batch_size=1", "--set", "crop_size=[64, 96]")
+    assert "local-dir:runs/mine/best" in run(*command, "train", *options, *short, cwd=tmp_path, **environment)
+    assert json.loads((tmp_path / "runs/mine/best/config.json").read_text())["pretrained_cfg"]["recipe"] == "finetune"
 
 
 def test_every_model_has_its_row_in_the_table() -> None:

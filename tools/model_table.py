@@ -1,4 +1,4 @@
-"""Write the model table between its markers in README.md and docs/models.md: ``python tools/model_table.py``.
+"""Write the tables of models and of recipes between their markers in the pages: ``python tools/model_table.py``.
 
 Parameters and multiply-adds are counted on the meta device, so this needs neither weights nor memory.
 """
@@ -11,13 +11,14 @@ from pathlib import Path
 
 from ddsm_zoo.config import WeightsSpec
 from ddsm_zoo.models import complexity
+from ddsm_zoo.training.recipe import Recipe, list_recipes
 from ddsm_zoo.utils.files import write_text
 from ddsm_zoo.zoo import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (1024, 1024)
-BEGIN = "<!-- models:begin -->"
-END = "<!-- models:end -->"
+BEGIN = "<!-- table:begin -->"
+END = "<!-- table:end -->"
 
 count = functools.cache(complexity)  # names that differ in their weights alone share a config
 
@@ -79,9 +80,19 @@ def full_page(entries: Sequence[registry.Entry]) -> list[str]:
     return ["## Models with a task", "", *task_table(entries), "", "## Architectures", "", *architecture_table(entries)]
 
 
+def recipe_table() -> list[str]:
+    """One row per recipe of the package, with what its table ``about`` says."""
+    lines = [row(["Recipe", "For", "Hardware", "Duration", "Score to expect"]), row(["---"] * 5)]
+    for name in list_recipes():
+        about = Recipe.load(name).about
+        lines.append(row([f"`{name}`", about.purpose, about.hardware, about.duration, about.score]))
+    return lines
+
+
 PAGES: dict[str, Callable[[Sequence[registry.Entry]], list[str]]] = {
     "README.md": short_page,
     "docs/models.md": full_page,
+    "docs/recipes.md": lambda _: recipe_table(),
 }
 
 

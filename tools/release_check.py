@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import ddsm_zoo
+from ddsm_zoo.training.recipe import list_recipes
 from ddsm_zoo.zoo import registry
 
 if sys.version_info >= (3, 11):
@@ -204,7 +206,8 @@ def check_contents(release: Release) -> str:
     for name in files:
         require(name.startswith(("ddsm_zoo/", about)), f"the wheel holds {name}, expected the package alone")
         require(not name.endswith((".pyc", ".pyo")), f"the wheel holds {name}, which running the package left behind")
-    for name in ("ddsm_zoo/py.typed", f"{about}licenses/LICENSE", f"{about}entry_points.txt"):
+    recipes = [f"ddsm_zoo/recipes/{name}.toml" for name in list_recipes()]
+    for name in ("ddsm_zoo/py.typed", f"{about}licenses/LICENSE", f"{about}entry_points.txt", *recipes):
         require(name in files, f"the wheel lacks {name}")
     weights = registry.find(BUNDLED).weights
     assert weights is not None
@@ -237,6 +240,11 @@ def install_lowest(release: Release) -> str:
 
 def new_environment(release: Release, *requirements: str | Path) -> str:
     venv.create(release.programs.parent, symlinks=os.name != "nt", with_pip=True)
+    return add(release, *requirements)
+
+
+def add(release: Release, *requirements: str | Path) -> str:
+    """Install into the new environment."""
     pip = (release.programs / "python", "-m", "pip", "--disable-pip-version-check")
     run(*pip, "install", "--quiet", *requirements, cwd=release.folder)
     run(*pip, "check", cwd=release.folder)
@@ -264,6 +272,10 @@ def users_extras(project: Mapping[str, Any]) -> dict[str, list[str]]:
     return {name: extras[name] for name in extras if name not in NOT_LOWEST}
 
 
+def add_training(release: Release) -> str:
+    return add(release, f"{release.wheel}[train]")
+
+
 def check_guard(release: Release) -> str:
     """The checks that follow mean nothing where a connection would go through."""
     try:
@@ -279,6 +291,19 @@ def check_list(release: Release) -> str:
     require(names == ddsm_zoo.list_models(), "ddsm-zoo list names other models than the checkout has")
     release.offline("ddsm-zoo", "info", BUNDLED)
     return f"{len(names)} models, info on {BUNDLED}"
+
+
+def check_recipes(release: Release) -> str:
+    names = [row["name"] for row in json.loads(release.offline("ddsm-zoo", "recipes", "--json", "-"))]
+    require(names == list_recipes(), "ddsm-zoo recipes names other recipes than the checkout has")
+    return f"{len(names)} recipes"
+
+
+def check_train(release: Release) -> str:
+    """The README's command for fine-tuning, shortened."""
+    short = ("--epochs", "1", "--workers", "0", "--set", "batch_size=1", "--set", "crop_size=[64, 96]")
+    options = ("--recipe", "finetune", "--data", "scenes:2", "--out", "runs/mine", "--pretrained")
+    return release.offline("ddsm-zoo", "train", *options, *short).splitlines()[-1]
 
 
 def check_predict(release: Release) -> str:
@@ -329,6 +354,7 @@ Checks = Mapping[str, Callable[[Release], str]]
 SMOKE: Checks = {
     "no network": check_guard,
     "list, info": check_list,
+    "recipes": check_recipes,
     "predict": check_predict,
     "create_model": check_create,
     "torch.hub": check_hub,
@@ -342,8 +368,10 @@ CHECKS: Checks = {
     "contents": check_contents,
     "install": install,
     **SMOKE,
+    "train extra": add_training,
+    "train": check_train,
 }
-LOWEST: Checks = {"build": build, "install": install_lowest, **SMOKE, "tests": run_tests}
+LOWEST: Checks = {"build": build, "install": install_lowest, **SMOKE, "train": check_train, "tests": run_tests}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

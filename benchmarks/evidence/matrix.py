@@ -84,7 +84,7 @@ class Matrix:
     """
 
     name: str
-    recipe: str  # a file in ddsm_zoo/recipes/
+    recipe: str  # a name of `ddsm-zoo recipes`, or a path
     arms: Mapping[str, Arm]
     folds: FoldPlan
     changes: Mapping[str, Any] = field(default_factory=dict)  # fields of the recipe
@@ -146,7 +146,7 @@ class Matrix:
         """The recipe of one training. It validates at the end alone, so nothing is selected on the held-out fold."""
         arm = self.arms[cell.arm]
         own = {"model": arm.model, "overrides": dict(arm.overrides), "seed": cell.seed}
-        recipe = Recipe.load(ROOT / "ddsm_zoo" / "recipes" / self.recipe, {**self.changes, **own})
+        recipe = Recipe.load(self.recipe, {**self.changes, **own})
         return dataclasses.replace(recipe, validate_every=recipe.epochs, patience=0)
 
 

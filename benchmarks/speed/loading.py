@@ -1,6 +1,6 @@
 """Measure whether the loading of images keeps up with the steps of training on them.
 
-    python benchmarks/speed/loading.py ddsm_zoo/recipes/camvid_lite0.toml camvid:ROOT
+    python benchmarks/speed/loading.py camvid_lite0 camvid:ROOT
 
 Three rates in images per second, for each number of loading processes: of the loader alone, of steps on one batch that
 is already there, and of both together, as in training. Where the last is near the second, loading costs nothing. The
@@ -13,7 +13,6 @@ import argparse
 import itertools
 import time
 from collections.abc import Callable, Generator, Iterable
-from pathlib import Path
 
 import ddsm_zoo
 from ddsm_zoo.data.datasets import SegmentationDataset, open_dataset
@@ -77,7 +76,7 @@ def measure(recipe: Recipe, data: str, worker_counts: list[int], steps: int) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path)
+    parser.add_argument("recipe", help="a name of `ddsm-zoo recipes`, or a path")
     parser.add_argument("data", help="camvid:ROOT and the like")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=12)

@@ -4,7 +4,7 @@ One module for each group of commands; the order of their imports is the order i
 import: each command imports what it needs, so that help comes at once.
 """
 
-from ddsm_zoo.cli import models, predict, explain, demo, evaluate, check_data, train, weights, export  # isort: skip
+from ddsm_zoo.cli import models, predict, explain, demo, evaluate, check_data, train, recipes, weights, export  # isort: skip
 from ddsm_zoo.cli.app import app, main
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "main",
     "models",
     "predict",
+    "recipes",
     "train",
     "weights",
 ]

@@ -84,7 +84,7 @@ def describe_weights(entry: Entry) -> str:
         return "none, this is an architecture"
     if entry.published:
         return f"{entry.weights.dataset}, {entry.weights.uri}"
-    return f"{entry.weights.dataset}, not published yet: train them with {entry.weights.recipe}"
+    return f"{entry.weights.dataset}, not published yet: train them with recipe {entry.weights.recipe}"
 
 
 def parse_size(text: str) -> tuple[int, int]:

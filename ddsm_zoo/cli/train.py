@@ -16,7 +16,10 @@ from ddsm_zoo.cli.console import check_folder, check_output, print_lines, report
 
 @app.command()
 def train(
-    recipe: Annotated[Path, typer.Option("--recipe", "-r", help="A TOML file, see ddsm_zoo/recipes/.", metavar="FILE")],
+    recipe: Annotated[
+        str,
+        typer.Option("--recipe", "-r", help="A name of `ddsm-zoo recipes`, or a path to a TOML file.", metavar="NAME"),
+    ],
     data: DataOption,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.", metavar="DIR")],
     model: Annotated[
@@ -53,11 +56,11 @@ def train(
 
     DIR/val.png shows a few images of val with their predictions, DIR/curve.png the mIoU so far.
 
-    ddsm-zoo train --recipe ddsm_zoo/recipes/camvid_lite0.toml --data camvid:data/camvid --out runs/camvid
+    ddsm-zoo train --recipe finetune --data folder:my_data --out runs/mine --pretrained
 
-    ddsm-zoo train --recipe ddsm_zoo/recipes/finetune.toml --data folder:my_data --out runs/mine --pretrained
+    ddsm-zoo train -r finetune -d folder:my_data -o runs/rare --pretrained --set sampling=balanced
 
-    ddsm-zoo train -r ddsm_zoo/recipes/finetune.toml -d folder:my_data -o runs/rare --pretrained --set sampling=balanced
+    A recipe of your own: ddsm-zoo recipes --copy finetune --to mine.toml, edit it, and train with --recipe mine.toml
     """
     from ddsm_zoo.training.recipe import Recipe, parse_change
 
@@ -80,7 +83,7 @@ def train(
             out,
             pretrained=pretrained,
             resume=resume,
-            source=recipe.name,
+            source=Path(recipe).name,
             progress=show,
             tensorboard=tensorboard,
         )

@@ -1,10 +1,14 @@
-"""How a model is trained, as one TOML file."""
+"""Recipes: a training run but for its data, as one TOML file. The package has some, which are found by name."""
 
 from __future__ import annotations
 
+import difflib
+import errno
 import json
 import math
 import os
+import re
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,11 +16,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ddsm_zoo.config import ConfigError, from_dict, to_dict
+from ddsm_zoo.utils.files import OutputError, write_text
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+FOLDER = Path(__file__).parents[1] / "recipes"  # the package's own
+SUFFIX = ".toml"
 
 _COUNTS = ("epochs", "validate_every", "gradient_accumulation")
 _NOT_NEGATIVE = (
@@ -25,6 +33,67 @@ _NOT_NEGATIVE = (
 )  # fmt: skip
 _BELOW_ONE = ("momentum", "label_smoothing", "ema_decay", "ohem")
 _SHARES = ("holdout", "ohem_keep", "stage_decay")
+
+
+class UnknownRecipeError(LookupError):
+    """A name that no recipe of the package has; the message names the nearest ones."""
+
+
+def list_recipes() -> list[str]:
+    """Sorted names of the recipes in the package. ``Recipe.load(name).about`` tells what each is for."""
+    return sorted(path.stem for path in FOLDER.glob(f"*{SUFFIX}"))
+
+
+def find_recipe(recipe: str | os.PathLike[str]) -> Path:
+    """Find the file of a recipe.
+
+    Args:
+        recipe: A name of `list_recipes`, or a path. A text is a path if it has a separator or ends in ``.toml``.
+
+    Raises:
+        UnknownRecipeError: the package has no recipe of this name.
+        FileNotFoundError: there is no file at this path.
+    """
+    path, known = Path(recipe), list_recipes()
+    if not isinstance(recipe, str) or {"/", "\\"} & set(recipe) or recipe.lower().endswith(SUFFIX):
+        if path.is_file():
+            return path
+        hint = f"the package has the recipe {path.stem}" if path.stem in known else "`ddsm-zoo recipes` has all names"
+        raise FileNotFoundError(f"no recipe at {path}, expected a TOML file or a name; {hint}")
+    if recipe not in known:
+        nearest = difflib.get_close_matches(recipe[:80], known, n=3)
+        hint = f"did you mean {', '.join(nearest)}? " if nearest else ""
+        raise UnknownRecipeError(
+            f"unknown recipe {recipe[:80]!r}; {hint}`ddsm-zoo recipes` has all names, and a path ends in {SUFFIX}"
+        )
+    return FOLDER / f"{recipe}{SUFFIX}"
+
+
+def copy_recipe(recipe: str, target: str | os.PathLike[str] | None = None) -> Path:
+    """Write a recipe to a new file, for editing. The command in its comments then names that file.
+
+    Args:
+        recipe: A name of `list_recipes`.
+        target: A path that ends in ``.toml``. Unless given, the recipe's name in the current folder.
+
+    Returns:
+        The path of the new file.
+
+    Raises:
+        UnknownRecipeError: the package has no recipe of this name.
+        ValueError: ``target`` ends in something else.
+        OutputError: ``target`` exists or cannot be written.
+    """
+    source = find_recipe(recipe)
+    target = Path(source.name if target is None else target)
+    if target.suffix != SUFFIX:
+        raise ValueError(f"the copy is to be called {target}, expected a name that ends in {SUFFIX}")
+    if target.exists():
+        raise OutputError(errno.EEXIST, "it exists already, choose another file", str(target))
+    option = f"--recipe {shlex.quote(str(target))}"
+    text = source.read_text(encoding="utf-8")
+    write_text(target, re.sub(rf"--recipe {source.stem}(?!\w)", lambda _: option, text))
+    return target
 
 
 def parse_change(text: str) -> tuple[str, Any]:
@@ -39,6 +108,16 @@ def parse_change(text: str) -> tuple[str, Any]:
         return name, tomllib.loads(f"{name} = {value}")[name]
     except ValueError:
         return name, value
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """Notes of a recipe for its readers, as ``ddsm-zoo recipes`` lists them. No training depends on them."""
+
+    purpose: str = ""  # in one line
+    hardware: str = ""
+    duration: str = ""
+    score: str = ""  # the score to expect, on which split, and whether it is measured or published
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +151,8 @@ class Recipe:
     ``ema_decay`` above 0 averages the weights over the steps and makes the average what is validated and
     published. Validation comes every ``validate_every`` epochs and after the last; ``patience`` above 0 ends the run
     after so many validations without a higher mIoU.
+
+    ``about`` is for readers: it is in no log, and two recipes that differ in it alone are equal.
 
     The state to resume from is saved after each epoch; with ``save_every`` above 0 also after every so many optimizer
     steps and before each validation.
@@ -125,6 +206,8 @@ class Recipe:
     channels_last: bool = True
     seed: int = 0
 
+    about: About = field(default_factory=About, compare=False)
+
     def __post_init__(self) -> None:
         if not self.model:
             raise ConfigError("model is empty, expected the name of a model")
@@ -150,14 +233,19 @@ class Recipe:
         self._require("scale", 0 < self.scale[0] <= self.scale[1] < math.inf, "two factors above 0, the smaller first")
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], changes: Mapping[str, Any] | None = None) -> Recipe:
-        """Read a TOML file; ``changes`` take the place of its fields.
+    def load(cls, recipe: str | os.PathLike[str], changes: Mapping[str, Any] | None = None) -> Recipe:
+        """Read a recipe.
 
-        Raises FileNotFoundError, or ConfigError for what is no recipe.
+        Args:
+            recipe: A name of `list_recipes` such as ``finetune``, or a path such as ``./mine.toml``.
+            changes: Other values for some of its fields.
+
+        Raises:
+            UnknownRecipeError: the package has no recipe of this name.
+            FileNotFoundError: there is no file at this path.
+            ConfigError: the file is not a recipe; the message names the field.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"no recipe at {path}, expected a TOML file such as those in ddsm_zoo/recipes/")
+        path = find_recipe(recipe)
         try:
             data = tomllib.loads(path.read_bytes().decode("utf-8"))
         except ValueError as error:  # not TOML, or not even UTF-8
@@ -165,8 +253,9 @@ class Recipe:
         return from_dict(cls, {**data, **(changes or {})}, where=str(path))
 
     def to_plain(self) -> dict[str, Any]:
-        """The fields as JSON holds them, for logs and for comparing with an earlier run."""
+        """The fields but ``about`` as JSON holds them, for logs and for comparing with an earlier run."""
         plain: dict[str, Any] = json.loads(json.dumps(to_dict(self), default=str))
+        del plain["about"]
         return plain
 
     def _require(self, name: str, fulfilled: bool, expected: str) -> None:

@@ -7,6 +7,7 @@ import difflib
 import functools
 import logging
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(  # noqa: PLR0913 - each is a choice of its own
-    recipe: Recipe,
+    recipe: Recipe | str | os.PathLike[str],
     data: str,
     out_dir: str | Path,
     *,
@@ -51,17 +52,22 @@ def train(  # noqa: PLR0913 - each is a choice of its own
 ) -> dict[str, Any]:
     """Train the recipe's model on the splits train and val of ``data``, which decides the number of classes.
 
+    ``recipe`` is one, or its name or path as `Recipe.load` takes it.
+
     ``pretrained`` starts from the model's task weights, or from random numbers for False; None starts from the
     ImageNet weights of its backbone. ``model``, a built one with the classes of the data, is trained in place instead,
     from the weights that it has; the recipe's model and overrides are then a record of what it was built from. Without
     a split val, a part of train is held out. What the recipe leaves open, the batch size and class weights, is settled
-    first, and logged. ``source`` is recorded as the recipe's name. `visual_log.VisualLog` shows how the run goes on,
-    with ``tensorboard`` there too.
+    first, and logged. ``source`` is recorded as the recipe's name, if ``recipe`` is not one itself. `monitor.Monitor`
+    shows how the run goes on, with ``tensorboard`` there too.
 
     Returns the summary of `training.loop.fit`. However the run ends, ``out_dir/best`` is then a saved model with the
     data's labels, if a validation was reached. Raises what `train`, `create_model` and `open_dataset` raise, and
     DatasetError, before ``out_dir`` is touched, for data in which the quick check of `data.check` finds an error.
     """
+    if not isinstance(recipe, Recipe):
+        source = source or Path(recipe).name
+        recipe = Recipe.load(recipe)
     out_dir = Path(out_dir)
     labels = open_dataset(data, "train").labels
     resumed = resume and has_state(out_dir)

@@ -139,9 +139,7 @@ class Task:
 # Each task with its architectures and the figures that the paper publishes for them, None where it has none.
 _TASKS: tuple[tuple[Task, Mapping[str, float | None]], ...] = (
     (  # Table 1
-        Task(
-            dataset="cityscapes", size=(1024, 2048), recipe="ddsm_zoo/recipes/cityscapes_r50.toml", metric="miou (val)"
-        ),
+        Task(dataset="cityscapes", size=(1024, 2048), recipe="cityscapes_r50", metric="miou (val)"),
         {
             "uper_r50": 78.39,
             "uper_dcn_r50": 78.51,
@@ -159,20 +157,20 @@ _TASKS: tuple[tuple[Task, Mapping[str, float | None]], ...] = (
         Task(
             dataset="cityscapes",
             size=(1024, 2048),
-            recipe="ddsm_zoo/recipes/cityscapes_r101.toml",
+            recipe="cityscapes_r101",
             metric="miou (test, multi-scale)",
         ),
         {"uper_r101": None, "uper_dcn_r101": None, "uper_ddsm_r101": 81.7},
     ),
     (  # Table 4, from ImageNet
-        Task(dataset="camvid", size=(720, 960), recipe="ddsm_zoo/recipes/camvid_r101.toml", metric="miou (test)"),
+        Task(dataset="camvid", size=(720, 960), recipe="camvid_r101", metric="miou (test)"),
         {"uper_ddsm_r101": 77.1},
     ),
     (  # Table 4, from Cityscapes
         Task(
             dataset="camvid",
             size=(720, 960),
-            recipe="ddsm_zoo/recipes/camvid_r101_cs.toml",
+            recipe="camvid_r101_cs",
             metric="miou (test)",
             suffix="camvid_cs",
         ),
@@ -202,7 +200,7 @@ _BUNDLED = WeightsSpec(
     preprocess=dataclasses.replace(_HALF, size=(360, 480), min_size=(480, 640)),
     sha256="db7b7b2f13ce52255307b286aefdc7c11b3ee09e0b21b9dee9d7618b36463461",
     license="apache-2.0",
-    recipe="ddsm_zoo/recipes/camvid_lite0_large.toml",
+    recipe="camvid_lite0_large",
     metrics={"miou (val)": 76.63},
     taps_on_map={
         "decoder.fusions.0.spatial": 0.9293,

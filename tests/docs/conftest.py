@@ -10,6 +10,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 
+from ddsm_zoo.training import recipe
 from ddsm_zoo.zoo import registry
 from tests.docs import stand_ins
 from tests.docs.pages import ROOT
@@ -49,6 +50,7 @@ def here(prepared: Path, tmp_path: Path, server: HubServer, monkeypatch: pytest.
     (archives / "trusted_list").write_text("OWNER_ddsm-zoo\n")
     monkeypatch.setattr(torch.hub, "_hub_dir", str(archives))
     # a copy, because pages may register models; its bundled model does not enlarge small pictures
+    monkeypatch.setattr(recipe, "FOLDER", folder / stand_ins.RECIPES)
     monkeypatch.setattr(registry, "_TABLE", {**registry._TABLE, BUNDLED: without_min_size(registry._TABLE[BUNDLED])})
     use_small_networks(monkeypatch)
     return folder

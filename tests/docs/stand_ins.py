@@ -21,6 +21,7 @@ from ddsm_zoo.config import WeightsSpec
 from ddsm_zoo.data.scenes.render import render_scene
 from ddsm_zoo.labels import CAMVID, CITYSCAPES, LabelSpace
 from ddsm_zoo.models import Segmenter
+from ddsm_zoo.training.recipe import find_recipe, list_recipes
 from ddsm_zoo.zoo.factory import describe_weights, pack
 from tests.docs.pages import ROOT
 from tests.support.cityscapes_root import write_root
@@ -29,6 +30,7 @@ from tests.support.hub_server import HubServer
 
 # What a recipe is shortened to; all else in it is used as it is
 SHORT = {"epochs": "1", "crop_size": "[64, 96]", "workers": "0"}
+RECIPES = "recipes of the package"  # the folder of the shortened ones
 IMAGENET = ("test_resnet.r160_in1k", "test_convnext.r160_in1k")
 
 
@@ -45,7 +47,7 @@ SETTINGS = {
     "README.md": Setting(
         swaps={"uper_ddsm_r50": "uper_ddsm_tiny", "convnext_tiny.fb_in22k": "test_convnext.r160_in1k", **HUB}
     ),
-    "docs/recipes.md": Setting(swaps={"RECIPE": "camvid_480.toml", "MODEL": "uper_ddsm_tiny", "DATA": "camvid:ROOT"}),
+    "docs/recipes.md": Setting(swaps={"RECIPE": "camvid_480", "MODEL": "uper_ddsm_tiny", "DATA": "camvid:ROOT"}),
     "docs/evaluation.md": Setting(
         swaps={
             "--model NAME": "--model local-dir:runs/cs/best",
@@ -70,7 +72,7 @@ SETTINGS = {
             '"epochs": 10': '"epochs": 1, "model": "uper_ddsm_tiny"',
         }
     ),
-    "docs/index.md": Setting(swaps={"finetune.toml": "finetune.toml --model uper_ddsm_tiny"}),
+    "docs/index.md": Setting(swaps={"--recipe finetune": "--recipe finetune --model uper_ddsm_tiny"}),
     "docs/performance.md": Setting(
         swaps={
             "--suite op": "--suite op --side 8",
@@ -87,7 +89,7 @@ SETTINGS = {
     ),
     "docs/scaling.md": Setting(
         swaps={
-            "camvid_lite0.toml camvid:ROOT": "camvid_lite0.toml camvid:ROOT --workers 0 --steps 1",
+            "camvid_lite0 camvid:ROOT": "camvid_lite0 camvid:ROOT --workers 0 --steps 1",
             "$SLURM_NODEID": "0",
             "RANK": "0",
         }
@@ -125,11 +127,10 @@ def prepare(folder: Path) -> None:
     shutil.copytree(ROOT / "benchmarks", folder / "benchmarks", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "docs").mkdir()
     shutil.copy(ROOT / "docs/results.md", folder / "docs")
-    (folder / "ddsm_zoo/recipes").mkdir()
-    for recipe in sorted((ROOT / "ddsm_zoo/recipes").glob("*.toml")):
-        (folder / "ddsm_zoo/recipes" / recipe.name).write_text(
-            shortened(recipe.read_text(encoding="utf-8")), encoding="utf-8"
-        )
+    (folder / RECIPES).mkdir()
+    for name in list_recipes():
+        short = shortened(find_recipe(name).read_text(encoding="utf-8"))
+        (folder / RECIPES / f"{name}.toml").write_text(short, encoding="utf-8")
     torch.save(timm.create_model("test_resnet").state_dict(), folder / "upernet_r50.pth")
     write_runs(folder, {"trained": CAMVID, "renamed": LabelSpace.from_names([name[::-1] for name in CAMVID.names])})
 

@@ -42,9 +42,7 @@ def evaluate(data: str, *options: str, model: str = "local-dir:runs/trained/best
 
 
 def train(*options: str) -> str:
-    return line_of(
-        "train", "-r", "ddsm_zoo/recipes/tiny_scenes.toml", "-d", "folder:mydata", "-o", "runs/new", *options
-    )
+    return line_of("train", "-r", "tiny_scenes", "-d", "folder:mydata", "-o", "runs/new", *options)
 
 
 def message_of(call: Callable[[], object]) -> str:
@@ -83,15 +81,18 @@ def taken() -> str:
 
 
 def begun() -> str:
-    run_command(
-        "train", "-r", "ddsm_zoo/recipes/tiny_scenes.toml", "-d", "folder:mydata", "-o", "runs/new", "--no-pretrained"
-    )
+    run_command("train", "-r", "tiny_scenes", "-d", "folder:mydata", "-o", "runs/new", "--no-pretrained")
     return train("--no-pretrained")
 
 
 def other_recipe() -> str:
     begun()
     return train("--no-pretrained", "--resume", "--set", "lr=0.1")
+
+
+def written(name: str) -> str:
+    Path(name).touch()
+    return name
 
 
 def a_page_of_text() -> str:
@@ -145,6 +146,8 @@ SAID_WHEN: dict[str, Callable[[], str]] = {
     "... cannot be used": without_a_mask,
     "the model predicts": lambda: evaluate("folder:mydata"),
     "class ... is": lambda: evaluate("camvid:ROOT", model="local-dir:runs/renamed/best"),
+    "unknown recipe": lambda: line_of("train", "-r", "finetun", "-d", "folder:mydata", "-o", "runs/new"),
+    "cannot write ...: it exists": lambda: line_of("recipes", "--copy", "finetune", "--to", written("mine.toml")),
     "no recipe": lambda: line_of("train", "-r", "mine.toml", "-d", "folder:mydata", "-o", "runs/new"),
     "... has unknown field": lambda: train("--set", "epoch=3"),
     "... holds the state": begun,

@@ -21,7 +21,7 @@ WEIGHTS = WeightsSpec(
     labels=LABELS,
     preprocess=Preprocess(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), size=(40, 60)),
     license="cc0-1.0",
-    recipe="ddsm_zoo/recipes/none.toml",
+    recipe="none",
     metrics={"miou (val)": 71.5},
 )
 

@@ -11,9 +11,8 @@ from torch import nn
 
 from ddsm_zoo.config import ConfigError
 from ddsm_zoo.training.optimizer import create_optimizer, parameter_groups, schedule, set_learning_rate
-from ddsm_zoo.training.recipe import Recipe, parse_change
-
-RECIPES = sorted(Path(__file__).parents[2].joinpath("ddsm_zoo", "recipes").glob("*.toml"))
+from ddsm_zoo.training.recipe import Recipe, UnknownRecipeError, copy_recipe, list_recipes, parse_change
+from ddsm_zoo.utils.files import OutputError
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -35,12 +34,71 @@ def test_load(tmp_path: Path) -> None:
     assert recipe.to_plain()["crop_size"] == [3, 4]
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_recipes_of_the_repository_load_and_say_what_to_expect(path: Path) -> None:
-    assert Recipe.load(path).model
-    header = path.read_text().partition("\nmodel")[0].lower()
-    for word in ("ddsm-zoo train", "duration", "score"):
-        assert word in header
+def test_a_word_is_a_recipe_of_the_package_and_all_else_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("finetune", "finetune.toml", "sub/finetune", "MINE.TOML"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(f'model = "{name}"')
+    assert Recipe.load("finetune").model == "uper_ddsm_lite0_camvid"
+    paths = ("finetune.toml", "./finetune", "sub/finetune", str(tmp_path / "finetune"), Path("finetune"), "MINE.TOML")
+    assert [Recipe.load(path).model for path in paths] == [
+        *("finetune.toml", "finetune", "sub/finetune", "finetune", "finetune", "MINE.TOML")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("finetun", "unknown recipe 'finetun'; did you mean finetune?"),
+        ("camvid_r10", "did you mean camvid_r101"),
+        ("zzz", "unknown recipe 'zzz'; `ddsm-zoo recipes` has all names, and a path ends in .toml"),
+        ("", "unknown recipe ''"),
+        ("..", "unknown recipe '..'"),
+        ("*", "unknown recipe '*'"),
+    ],
+)
+def test_an_unknown_name_is_one_line_with_the_nearest(name: str, message: str) -> None:
+    with pytest.raises(UnknownRecipeError) as error:
+        Recipe.load(name)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_about_is_for_readers_alone(tmp_path: Path) -> None:
+    path = write(tmp_path, 'about.hardware = "a laptop"\nmodel = "m"\n')
+    recipe = Recipe.load(path)
+    assert (recipe.about.hardware, recipe.about.score) == ("a laptop", "")
+    assert recipe == Recipe(model="m")
+    assert recipe.to_plain() == Recipe(model="m").to_plain()
+    assert "about" not in recipe.to_plain()
+    with pytest.raises(ConfigError, match="unknown field 'hardwear', expected purpose, hardware, duration, score"):
+        Recipe.load(write(tmp_path, 'about.hardwear = "a laptop"\nmodel = "m"\n'))
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_a_copy_is_the_same_recipe_and_its_command_names_the_copy(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    copy = copy_recipe(name)
+    assert copy == Path(f"{name}.toml")
+    original = Recipe.load(name)
+    assert Recipe.load(copy) == original
+    assert Recipe.load(copy).about == original.about
+    assert f"--recipe {name}.toml " in copy.read_text()
+    assert f"--recipe {name} " not in copy.read_text()
+    assert "--recipe 'my runs/a.toml' " in copy_recipe(name, "my runs/a.toml").read_text()
+
+
+def test_a_copy_overwrites_nothing(tmp_path: Path) -> None:
+    taken = write(tmp_path, "mine")
+    with pytest.raises(OutputError, match="recipe.toml: it exists already"):
+        copy_recipe("finetune", taken)
+    with pytest.raises(ValueError, match=r"mine, expected a name that ends in \.toml"):
+        copy_recipe("finetune", tmp_path / "mine")
+    with pytest.raises(UnknownRecipeError):
+        copy_recipe("finetun", tmp_path / "mine.toml")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("recipe.toml", "mine")]
 
 
 @pytest.mark.parametrize(
@@ -142,6 +200,11 @@ def test_what_is_no_change(text: str) -> None:
 def test_no_recipe(tmp_path: Path, name: str) -> None:
     with pytest.raises(FileNotFoundError, match="no recipe at"):
         Recipe.load(tmp_path / name)
+
+
+def test_a_path_that_ends_like_a_name_says_so(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="expected a TOML file or a name; the package has the recipe finetune"):
+        Recipe.load(f"{tmp_path}/recipes/finetune.toml")
 
 
 @given(steps=st.integers(1, 500), warmup=st.integers(0, 50))

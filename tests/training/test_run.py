@@ -21,17 +21,15 @@ from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.training.run import train
 from ddsm_zoo.utils.files import CheckpointError
 
-RECIPES = Path(__file__).resolve().parents[2] / "ddsm_zoo" / "recipes"
-
 
 def test_a_tiny_model_learns_rendered_scenes(tmp_path: Path) -> None:
-    recipe = Recipe.load(RECIPES / "tiny_scenes.toml")
-    summary = train(recipe, "scenes:16", tmp_path, pretrained=False, source="tiny_scenes.toml")
+    summary = train("tiny_scenes", "scenes:16", tmp_path, pretrained=False)
     # one class everywhere scores 0.03: a third of the pixels is road, and ten classes are missed
     assert summary["best_miou"] > 0.15
 
     model = ddsm_zoo.create_model(f"local-dir:{tmp_path}", pretrained=True)
     assert model.pretrained_cfg["labels"]["names"] == CAMVID.names
+    assert model.pretrained_cfg["recipe"] == "tiny_scenes"
     scores = ddsm_zoo.evaluate(model, "scenes:16")
     assert scores["miou"] == pytest.approx(summary["best_miou"], abs=1e-3)
     assert min(scores["iou"]["Road"], scores["iou"]["Sky"]) > 0.5

@@ -24,8 +24,6 @@ from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.utils.files import CheckpointError
 from tests.support.tiny_training import Blobs, Crash, recipe
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def rates(model: nn.Module, trained: Recipe) -> dict[str, float]:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -56,7 +54,7 @@ def test_what_predicts_offsets_learns_at_a_tenth_of_the_rate(name: str, predicto
 
 def test_taps_stay_on_the_map_through_200_steps(tmp_path: Path) -> None:
     """The rate and the optimizer of the evidence, under which the channel half of version 0.1.0 was gone by then."""
-    real = Recipe.load(ROOT / "ddsm_zoo" / "recipes" / "evidence_camvid.toml")
+    real = Recipe.load("evidence_camvid")
     short = dataclasses.replace(real, model="uper_ddsm_lite0", epochs=1, batch_size=2, crop_size=(96, 128))
     model = create_model(short.model, labels=CAMVID, pretrained_backbone=True)
     transform = TrainTransform(resolve_data_config(model), short.crop_size, 255, (0.3, 0.5), short.flip)

@@ -162,7 +162,7 @@ def test_the_card_tells_licence_classes_and_results(saved: Path) -> None:
     card = (saved / "README.md").read_text()
     front = card.split("---\n")[1]
     assert 'license: "cc0-1.0"' in front
-    for text in ("road, sky, tree", "miou (val): 71.5", "ddsm_zoo/recipes/none.toml", "create_model"):
+    for text in ("road, sky, tree", "miou (val): 71.5", "Recipe: `none`", "create_model"):
         assert text in card
 
 
@@ -297,7 +297,7 @@ def test_unpublished_weights_say_so(own_table: None) -> None:
         WeightsSpec(uri="file:x", dataset="cityscapes", labels=CITYSCAPES, sha256="0" * 64),
     )
     with pytest.raises(
-        WeightsNotFoundError, match=r"not published yet.*ddsm_zoo/recipes/cityscapes_r101\.toml"
+        WeightsNotFoundError, match=r"not published yet.*train them with recipe cityscapes_r101,"
     ) as error:
         create_model("uper_ddsm_r101_cityscapes", pretrained=True)
     text = one_line(error)
@@ -308,9 +308,7 @@ def test_unpublished_weights_say_so(own_table: None) -> None:
 def test_an_unpublished_model_works_the_day_it_is_published(
     trained: Segmenter, saved: Path, server: HubServer, tmp_path: Path, own_table: None
 ) -> None:
-    weights = WeightsSpec(
-        uri="hf-hub:ddsm-zoo/mine", dataset="made up", labels=LABELS, recipe="ddsm_zoo/recipes/mine.toml"
-    )
+    weights = WeightsSpec(uri="hf-hub:ddsm-zoo/mine", dataset="made up", labels=LABELS, recipe="mine")
     registry.register_model("mine", trained.config, weights)
     with pytest.raises(WeightsNotFoundError, match="no such repository"):
         create_model("mine", pretrained=True, cache_dir=tmp_path / "cache")

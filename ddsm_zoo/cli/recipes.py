@@ -1,0 +1,52 @@
+"""``recipes``: list those of the package, and copy one to edit."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddsm_zoo.cli.app import JsonOption, app
+from ddsm_zoo.cli.console import check_output, print_lines, report
+
+
+@app.command()
+def recipes(
+    copy: Annotated[
+        str | None, typer.Option("--copy", help="Write this recipe to a file, to edit it.", metavar="NAME")
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(help="The file for --copy; unless given, NAME.toml in this folder.", metavar="FILE"),
+    ] = None,
+    json: JsonOption = None,
+) -> None:
+    """List the recipes that come with the package: purpose, hardware, duration and the score to expect.
+
+    Train by one:  ddsm-zoo train --recipe finetune --data folder:my_data --out runs/mine --pretrained
+
+    Edit one:  ddsm-zoo recipes --copy finetune --to mine.toml
+    """
+    if copy is None and to is not None:
+        raise ValueError(f"got --to {to} alone, expected --copy NAME with it")
+    if copy is not None and json is not None:
+        raise ValueError("got --copy and --json, expected one: --json lists the recipes")
+    check_output(json)
+    from ddsm_zoo.training.recipe import Recipe, copy_recipe, list_recipes
+
+    if copy is not None:
+        target = copy_recipe(copy, to)
+        print_lines([f"wrote {target}: edit it, then train with --recipe {shlex.quote(str(target))}"])
+        return
+    rows = []
+    for name in list_recipes():
+        recipe = Recipe.load(name)
+        rows.append({"name": name, **dataclasses.asdict(recipe.about), "model": recipe.model})
+    report(rows, json)
+    if json != "-":
+        for row in rows:
+            print_lines([f"{row.pop('name')}: {row.pop('purpose')}"])
+            print_lines(f"  {key:<9} {text}" for key, text in row.items())
