@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import math
 import os
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+# Seconds after which a change of a file shows in its time of change on any file system
+_SETTLED = 3.0
 
 
 class OutputError(OSError):
@@ -69,7 +74,14 @@ def to_json(data: object) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """The SHA-256 of a file, in hexadecimal. A file that stays as it is is read once in a process."""
+    status = path.stat()
+    digest = _sha256 if time.time() - status.st_mtime > _SETTLED else _sha256.__wrapped__
+    return digest(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256(path: Path, *_identity: int) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(2**20):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddsm_zoo.utils.files import OutputError, atomic_path, to_json, write_json, write_text
+from ddsm_zoo.utils.files import OutputError, atomic_path, sha256_of, to_json, write_json, write_text
 
 FINITE_JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -111,3 +112,15 @@ def test_what_json_cannot_hold_touches_no_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_json(path, {"miou": {1, 2}})
     assert json.loads(path.read_text(encoding="utf-8")) == {"miou": 0.5}
+
+
+@pytest.mark.parametrize("age", [0, 60])
+def test_a_hash_follows_the_content(tmp_path: Path, age: int) -> None:
+    """Of the same length and, for an old file, at another time."""
+    path = tmp_path / "file"
+    for number, content in enumerate((b"one", b"two")):
+        path.write_bytes(content)
+        if age:
+            os.utime(path, (1_000_000 + number, 1_000_000 + number))
+        for _ in range(2):
+            assert sha256_of(path) == hashlib.sha256(content).hexdigest()

@@ -1,0 +1,40 @@
+"""What the folders promise: few modules at the top, a name for one class, imports that the linter can see."""
+
+from __future__ import annotations
+
+import ast
+import collections
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1] / "ddsm_zoo"
+# Lazy public names, and modules that a user names on the command line
+DYNAMIC = {"__init__.py", "cli/app.py"}
+
+
+def trees() -> dict[str, ast.Module]:
+    return {
+        path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+def test_few_modules_stand_at_the_top() -> None:
+    assert len(list(PACKAGE.glob("*.py"))) <= 6
+
+
+def test_a_class_name_is_defined_once() -> None:
+    """Catching one of two exceptions of a name would miss the other."""
+    names = collections.Counter(
+        node.name for tree in trees().values() for node in tree.body if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, count in names.items() if count > 1 and not name.startswith("_")] == []
+
+
+def test_no_import_hides_from_the_linter() -> None:
+    hidden = [
+        path
+        for path, tree in trees().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__")
+    ]
+    assert set(hidden) <= DYNAMIC
