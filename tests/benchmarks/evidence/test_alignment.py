@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 from functools import partial
-from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.evidence import alignment
 from ddsm_zoo import create_model
 from ddsm_zoo.models.backbone import Backbone
-from tests.docs.pages import ROOT
 
 
-@pytest.fixture
-def alignment(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks" / "evidence")
-    import alignment
-
-    return alignment
-
-
-def test_cells_of_a_plain_resnet_sit_at_multiples_of_the_stride(alignment: ModuleType) -> None:
+def test_cells_of_a_plain_resnet_sit_at_multiples_of_the_stride() -> None:
     assert alignment.constants("resnet50s", 768) == {1: 0, 4: 0, 8: 0, 16: 0, 32: 0}
 
 
-def test_pooled_shortcuts_move_cells_by_a_quarter_and_tensorflow_padding_to_the_end(alignment: ModuleType) -> None:
+def test_pooled_shortcuts_move_cells_by_a_quarter_and_tensorflow_padding_to_the_end() -> None:
     """By hand: a 2 x 2 average is centred at 2 i + 1/2, a strided 3 x 3 at 2 i, or at 2 i + 1 if padded at the end."""
     pooled, padded = {4: 0.0}, {2: 1.0}
     for stride in (4, 8, 16):
@@ -41,7 +32,7 @@ def test_pooled_shortcuts_move_cells_by_a_quarter_and_tensorflow_padding_to_the_
     assert found == {stride: stride - 1 for stride in (1, 4, 8, 16, 32)}
 
 
-def test_centroids_are_those_of_the_gradient(alignment: ModuleType) -> None:
+def test_centroids_are_those_of_the_gradient() -> None:
     """Of the network with all its channels, border cells included: its gradient is the weight of each pixel."""
     backbone = Backbone("test_resnet").double().eval()
     for module in backbone.modules():
@@ -64,7 +55,7 @@ def test_centroids_are_those_of_the_gradient(alignment: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("corners", [False, True])
-def test_reading_at_the_places_of_a_convention_is_torchs_interpolation(alignment: ModuleType, corners: bool) -> None:
+def test_reading_at_the_places_of_a_convention_is_torchs_interpolation(corners: bool) -> None:
     features = torch.randn(2, 3, 6, 9, dtype=torch.float64)
     places = alignment.corners if corners else alignment.half_pixel
     for size in ((12, 18), (24, 27), (4, 5), (1, 1)):
@@ -73,7 +64,7 @@ def test_reading_at_the_places_of_a_convention_is_torchs_interpolation(alignment
         torch.testing.assert_close(read, expected)
 
 
-def test_geometric_reading_has_no_misplacement_and_a_shift_is_a_shift(alignment: ModuleType) -> None:
+def test_geometric_reading_has_no_misplacement_and_a_shift_is_a_shift() -> None:
     c = {1: 0, 4: 0, 8: 1, 16: 3, 32: 7}
     for stride in (4, 8, 16):
         off = alignment.misplacement(partial(alignment.geometric, c=c), c, stride, 384)
@@ -84,7 +75,7 @@ def test_geometric_reading_has_no_misplacement_and_a_shift_is_a_shift(alignment:
     torch.testing.assert_close(alignment.geometric(6, 12, 384, c=c), alignment.half_pixel(6, 12, 384))
 
 
-def test_half_a_fine_cell_everywhere_or_none_at_one_end_and_one_at_the_other(alignment: ModuleType) -> None:
+def test_half_a_fine_cell_everywhere_or_none_at_one_end_and_one_at_the_other() -> None:
     """The two conventions over the levels of a plain ResNet, at a size that is a multiple of the stride."""
     c = dict.fromkeys((1, 4, 8, 16, 32), 0.0)
     torch.testing.assert_close(
@@ -92,9 +83,11 @@ def test_half_a_fine_cell_everywhere_or_none_at_one_end_and_one_at_the_other(ali
     )
     off = alignment.misplacement(alignment.corners, c, 16, 384)
     torch.testing.assert_close(off, -torch.arange(24, dtype=torch.float64) / 23)
+    # one pixel more is the size for which corners are made
+    assert not alignment.misplacement(alignment.corners, c, 16, 385).any()
 
 
-def test_a_placed_model_is_the_model_where_the_places_are_its_own(alignment: ModuleType) -> None:
+def test_a_placed_model_is_the_model_where_the_places_are_its_own() -> None:
     torch.manual_seed(0)
     model = create_model("uper_ddsm_tiny", num_classes=5).eval()
     x = torch.rand(1, 3, 90, 128)
