@@ -237,10 +237,10 @@ def _watch(module: DDSM, records: list[_Record]) -> list[RemovableHandle]:
         record.sampled = output
 
     def keep_spatial(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        record.spatial = output.clone()  # which the sum of the halves is made in
+        record.spatial = output
 
     def keep_channel(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        record.channel = output.clone()
+        record.channel = output
 
     return [
         module.register_forward_pre_hook(keep_inputs),

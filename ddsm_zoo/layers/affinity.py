@@ -22,15 +22,13 @@ class PositionalEmbedding(nn.Module):
         nn.init.normal_(self.rows, std=0.02)
         nn.init.normal_(self.columns, std=0.02)
 
-    def add_to(self, features: Tensor, projection: Tensor) -> Tensor:
-        """``features`` (N, D, H, W), in place, plus the embeddings of an (H, W) map through ``projection`` (D, C).
-
-        The projection is applied to the tables, not to the map: it commutes with the interpolation.
-        """
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, C, H, W) plus the embeddings of its positions, a map of its own."""
         height, width = features.shape[-2], features.shape[-1]
-        rows = stretch((projection @ self.rows)[None, :, :, None], (height, 1))  # (1, D, H, 1)
-        columns = stretch((projection @ self.columns)[None, :, None, :], (1, width))  # (1, D, 1, W)
-        return features.add_(rows).add_(columns)
+        rows = stretch(self.rows[None, :, :, None], (height, 1))  # (1, C, H, 1)
+        columns = stretch(self.columns[None, :, None, :], (1, width))  # (1, C, 1, W)
+        # in place on the first sum, which nobody else has
+        return (features + rows).add_(columns)
 
 
 class SpatialAffinity(nn.Module):
@@ -61,9 +59,9 @@ class SpatialAffinity(nn.Module):
     def project(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query x_l^theta, key x_cat^phi and value x_h^g, each (N, width, H, W)."""
         size = (low.shape[-2], low.shape[-1])
-        from_low = self.low_position.add_to(self.low_projection(low), _matrix(self.low_projection))
+        from_low = self.low_projection(self.low_position(low))
         # 1 x 1 convolutions commute with the upsampling: high is projected while it is small
-        from_high = self.high_position.add_to(self.high_projection(high), _matrix(self.high_projection))
+        from_high = self.high_projection(self.high_position(high))
         from_high = resize(from_high, size).to(from_low.dtype)  # autocast may upsample in float32
         query, low_key = from_low.chunk(2, dim=1)
         high_key, value = from_high.chunk(2, dim=1)
@@ -110,9 +108,5 @@ class ChannelAffinity(nn.Module):
 def _swap(features: Tensor, side: int) -> Tensor:
     """(N, C, s, s) -> (N, s*s, side, side): what were C = side*side channels become the pixels, and vice versa."""
     assert features.shape[1] == side * side
-    return features.flatten(2).transpose(1, 2).reshape(features.shape[0], -1, side, side)
-
-
-def _matrix(convolution: nn.Conv2d) -> Tensor:
-    """The weight of a 1 x 1 convolution as a (out, in) matrix."""
-    return convolution.weight.flatten(1)
+    pixels = features.flatten(2).transpose(1, 2)  # (N, s*s, C)
+    return pixels.reshape(features.shape[0], pixels.shape[1], side, side)

@@ -10,12 +10,13 @@ from torch.nn import functional as F
 
 from ddsm_zoo.layers import tiles
 from ddsm_zoo.layers.tiles import Span
+from ddsm_zoo.ops.traced import is_traced
 
 
 def resize(features: Tensor, size: tuple[int, int]) -> Tensor:
     """(N, C, h, w) -> (N, C, H, W), bilinear with ``align_corners=False``."""
     # what is traced is for all sizes, so it must not ask
-    if not torch.compiler.is_compiling() and features.shape[-2:] == size:
+    if not is_traced() and features.shape[-2:] == size:
         return features
     return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
 
@@ -23,7 +24,7 @@ def resize(features: Tensor, size: tuple[int, int]) -> Tensor:
 def crop(features: Tensor, size: tuple[int, int]) -> Tensor:
     """The upper left (N, C, H, W) of a map (N, C, h, w), which must be at least as large."""
     height, width = size
-    if torch.compiler.is_compiling():  # slices ask which of the two is larger
+    if is_traced():  # slices ask which of the two is larger
         rows, columns = (torch.arange(side, device=features.device) for side in size)
         return features.index_select(-2, rows).index_select(-1, columns)
     return features[..., :height, :width]
@@ -31,7 +32,7 @@ def crop(features: Tensor, size: tuple[int, int]) -> Tensor:
 
 def average(features: Tensor, cells: int) -> Tensor:
     """(N, C, H, W) -> (N, C, cells, cells), the averages over so many parts a side of the whole image."""
-    if torch.compiler.is_compiling():  # ONNX has no pooling whose windows depend on the image
+    if is_traced():  # ONNX has no pooling whose windows depend on the image
         rows, columns = Span.entire(features.shape[-2]), Span.entire(features.shape[-1])
         return tiles.average(features, cells, rows, columns).to(features.dtype)
     known = tile.average(features, cells) if (tile := tiles.current()) else None

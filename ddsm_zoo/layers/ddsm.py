@@ -11,8 +11,7 @@ from ddsm_zoo.layers.affinity import ChannelAffinity, SpatialAffinity
 class DDSM(nn.Module):
     """low + S(low, high) + K(low, high); Fig. 3, with either half left out for the ablation of Table 1.
 
-    ``spatial`` is S and ``channel`` is K, None for a half that is left out. The sum is made in what the affinities
-    return: a hook that keeps such a map must copy it.
+    ``spatial`` is S and ``channel`` is K, None for a half that is left out.
     """
 
     def __init__(self, channels: int, config: DDSMConfig, *, spatial: bool = True, channel: bool = True) -> None:
@@ -33,6 +32,7 @@ class DDSM(nn.Module):
         out = low
         for affinity in (self.spatial, self.channel):
             if affinity is not None:
-                # in place: an affinity ends with a map of its own that no gradient needs, and memory is scarce here
-                out = affinity(low, high).add_(out)
+                term = affinity(low, high)
+                # the second sum in place: the first is nobody else's, where what a module returned may be a hook's
+                out = low + term if out is low else out.add_(term)
         return out

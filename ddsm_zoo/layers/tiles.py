@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ddsm_zoo.ops.traced import is_traced
+
 
 @dataclass(frozen=True)
 class Span:
@@ -108,7 +110,7 @@ _here = threading.local()
 
 def current() -> Tile | None:
     """The tile that this thread works on, None for a whole image; what is traced is always for whole images."""
-    if torch.compiler.is_compiling():
+    if is_traced():
         return None
     tile: Tile | None = getattr(_here, "tile", None)
     return tile

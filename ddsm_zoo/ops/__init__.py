@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ddsm_zoo.ops import cpu, reference, traced
+from ddsm_zoo.ops.traced import is_traced
 
 __all__ = ["Backend", "sampled_attention"]
 
@@ -61,6 +62,8 @@ def sampled_attention(
             backend that cannot run these tensors.
     """
     _check(query, key, value, offset, modulation, kernel_size, backend)
+    if not is_traced() and len(value) == 0:  # a batch of no images, which the kernels do not take
+        return reference.sampled_attention(query, key, value, offset, modulation, kernel_size)
     chosen = _fastest(value) if backend == "auto" else backend
     if chosen == "cpu":
         return cpu.sampled_attention(query, key, value, offset, modulation, kernel_size)
@@ -77,14 +80,9 @@ def _fastest(value: Tensor) -> str:
     fast = value.dtype in _FAST_DTYPES
     if fast and value.device.type == "cuda" and _has_triton():
         return "triton"
-    if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export() or _traced():
+    if is_traced():
         return "traced"
     return "cpu" if fast and value.device.type == "cpu" else "reference"
-
-
-def _traced() -> bool:
-    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # torch gives it no type
-    return traced
 
 
 def _transformed() -> bool:
@@ -132,7 +130,7 @@ def _check(
                 f"{name} has shape {tuple(tensors[name].shape)}, expected {shape} beside value "
                 f"{tuple(value.shape)} with kernel_size {kernel_size}"
             )
-    if math.prod(value.shape) == 0 or query.shape[1] == 0:
+    if math.prod(value.shape[1:]) == 0 or query.shape[1] == 0:
         raise ValueError(f"value {tuple(value.shape)} and query {tuple(query.shape)} must not be empty")
     _check_backend(value, backend)
 

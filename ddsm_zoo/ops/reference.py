@@ -42,7 +42,7 @@ def sample(features: Tensor, offset: Tensor, modulation: Tensor, kernel_size: in
     pixels = F.pad(features, (1, 1, 1, 1)).flatten(2)  # (N, C, (H + 2)(W + 2))
     out = features.new_zeros(batch, channels, taps, height, width)
     for corner in range(4):
-        flat = index[corner].reshape(batch, 1, -1).expand(-1, channels, -1)  # (N, C, K*H*W)
+        flat = index[corner].flatten(1)[:, None].expand(-1, channels, -1)  # (N, C, K*H*W)
         gathered = pixels.gather(2, flat).view(batch, channels, taps, height, width)
         out = out + gathered * weight[corner, :, None].to(features.dtype)
     return out * modulation[:, None]

@@ -9,6 +9,14 @@ from torch.nn import functional as F
 from ddsm_zoo.ops.grid import sampling_positions
 
 
+def is_traced() -> bool:
+    """Whether a compiler or an exporter records the call, for images of all sizes: no size may then decide anything."""
+    if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
+        return True
+    traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # torch gives it no type
+    return traced
+
+
 def sampled_attention(
     query: Tensor, key: Tensor, value: Tensor, offset: Tensor, modulation: Tensor, kernel_size: int
 ) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 import ddsm_zoo
-from ddsm_zoo.config import DDSMConfig, Preprocess
+from ddsm_zoo.config import DDSMConfig, ModelConfig, Preprocess
 from ddsm_zoo.export import onnx as onnx_file
 from ddsm_zoo.export.program import Classes, ExportError, Normalize, Run, compare, open_torch, trace, write_torch
 from ddsm_zoo.layers import DDSM, build_fusion
@@ -100,7 +100,9 @@ def test_one_compiled_graph_is_for_any_size() -> None:
 
 
 def test_a_deformable_convolution_in_onnx(tmp_path: Path) -> None:
-    pyramid = Pyramid(build_fusion("dcn", 8, CONFIG)).eval()
+    pyramid = Pyramid(
+        build_fusion(8, ModelConfig(decoder="uper", backbone="test_resnet.r160_in1k", fusion="dcn"))
+    ).eval()
     nn.init.normal_(pyramid.fusion.offset.weight, std=0.5)
     program = trace(pyramid, torch.rand(1, 3, 64, 96), {})
     onnx_file.write_onnx(program, tmp_path / "deformed.onnx", "out", {})

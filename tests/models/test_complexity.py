@@ -69,7 +69,6 @@ def test_the_module_by_hand() -> None:
     pixels = 10 * 14
     spatial = (
         pixels * 4 * inner * width  # theta, phi of low; phi of high, g
-        + 4 * positions * 2 * inner * width  # the same for the rows and columns of two position tables
         + pixels * 3 * taps * inner  # offsets and modulations
         + pixels * 2 * taps * inner  # query . key, affinity . value
         + pixels * inner * width  # back
