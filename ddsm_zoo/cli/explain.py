@@ -47,9 +47,10 @@ def explain(
     check_output(json)
     check_folder(out.parent)
     from ddsm_zoo.explain import explain as explanation
+    from ddsm_zoo.explain import figures
     from ddsm_zoo.inference.predictor import Predictor
 
-    explanation.check_format(out)
+    figures.check_format(out)
     if compare is not None and mask is not None:
         if compare[0] == compare[1]:
             raise ValueError(f"--compare got {compare[0]} twice, expected two models")
@@ -57,13 +58,13 @@ def explain(
         target = explanation.read_target(mask, models[compare[0]].labels)
         comparison = explanation.compare(models, image, target)
         wrong = comparison.wrong()
-        explanation.save_figure(comparison.figure(), out)
+        figures.save_figure(figures.draw_comparison(comparison), out)
         report({"image": str(image), "mask": str(mask), "wrong": wrong}, json)
         lines = [f"{name}: {share:.2%} of the labelled pixels wrong" for name, share in wrong.items()]
     else:
         assert pixel is not None
         found = explanation.explain(Predictor(model, device), image, pixel)
-        explanation.save_figure(found.figure(), out)
+        figures.save_figure(figures.draw_explanation(found), out)
         report({"model": model, "image": str(image), **found.to_dict()}, json)
         lines = [f"the pixel {pixel[0]},{pixel[1]} is {found.label}"]
         lines += [f"{name}: {share:.0%} of its taps read the map" for name, share in found.taps_on_map.items()]

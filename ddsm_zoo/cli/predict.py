@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -15,7 +15,6 @@ from ddsm_zoo.cli.app import DeviceOption, JsonOption, ModelOption, app
 from ddsm_zoo.cli.console import (
     check_folder,
     check_output,
-    one_line,
     print_error,
     print_lines,
     print_shares,
@@ -24,18 +23,14 @@ from ddsm_zoo.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from PIL import Image
-    from rich.progress import Progress
+    from rich.progress import TaskID
 
+    from ddsm_zoo.inference.folder import FileResult
     from ddsm_zoo.inference.modes import Precision
-    from ddsm_zoo.inference.predictor import Predictor, Segmentation
-    from ddsm_zoo.inference.video import VideoSource
+    from ddsm_zoo.labels import LabelSpace
 
 DEFAULT_MODEL = "uper_ddsm_lite0_camvid"
-VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm", ".wmv"})
-WRITTEN = ("_ids.png", "_colour.png", "_overlay.png")
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-THREADS = min(4, os.cpu_count() or 1)  # that read, and as many that write
 
 
 @app.command()
@@ -76,29 +71,38 @@ def predict(
     side, limit = parse_tile(tile), parse_memory(memory)
     check_folder(out)
     check_output(json)
-    failures: list[dict[str, str]] = []
-    found = [file for path in paths or [] for file in find_images(path, out, failures)]
-    unique = list({file.absolute(): file for file in found}.values())
-    images = [file for file in unique if file.suffix.lower() not in VIDEO_SUFFIXES]
-    videos = [file for file in unique if file.suffix.lower() in VIDEO_SUFFIXES]
-    done: list[dict[str, Any]] = []
-    clips: list[dict[str, Any]] = []
-    if unique or camera is not None:
-        from ddsm_zoo.inference.predictor import Predictor
+    from ddsm_zoo.inference.folder import find_inputs, predict_folder
 
-        sources = find_sources(videos, camera)
+    inputs = find_inputs(paths or [], out)
+    results = list(inputs.failures)
+    if inputs.images or inputs.videos or camera is not None:
+        from ddsm_zoo.inference.predictor import Predictor
+        from ddsm_zoo.inference.video import find_av
+
+        if inputs.videos or camera is not None:
+            find_av()  # before a model is loaded
         # the predictor refuses a precision that it does not know
         predictor = Predictor(model, device, precision=cast("Precision", precision), tile=side, memory=limit)
-        taken: set[str] = set()
-        done = predict_images(predictor, images, out, taken, failures)
-        clips = predict_videos(predictor, sources, frames, out, taken, failures)
+        with bars() as show:
+            files = (*inputs.images, *inputs.videos)
+            results += predict_folder(predictor, files, out, camera=camera, frames=frames, progress=show)
         if json != "-":
-            show_results(done, clips, predictor, out)
-    for failure in failures:
-        print_error(ValueError(failure["error"]))
-    report({"model": model, "images": done, "videos": clips, "failures": failures}, json)
-    if failures:
+            show_results(results, predictor.labels, out)
+    for result in results:
+        if result.error is not None:
+            print_error(ValueError(result.error))
+    report({"model": model, **by_kind(results)}, json)
+    if any(result.error is not None for result in results):
         raise typer.Exit(2)
+
+
+def by_kind(results: Iterable[FileResult]) -> dict[str, list[dict[str, Any]]]:
+    """The results as plain data: images, videos, failures."""
+    kinds: dict[str, list[dict[str, Any]]] = {"images": [], "videos": [], "failures": []}
+    for result in results:
+        kind = "failures" if result.error is not None else "images" if result.clip is None else "videos"
+        kinds[kind].append(result.to_dict())
+    return kinds
 
 
 def parse_tile(text: str | None) -> int | Literal["auto"] | None:
@@ -121,128 +125,28 @@ def parse_memory(text: str) -> int:
     return int(amount)
 
 
-def find_images(path: Path, out: Path, failures: list[dict[str, str]]) -> Iterable[Path]:
-    """The file itself, or the images in a folder and its subfolders, without those that an earlier call wrote."""
-    if not path.is_dir():
-        return [path]
-    from ddsm_zoo.data.images import SUFFIXES
-
-    candidates = [*path.glob("*"), *(file for file in path.glob("*/*") if file.parent.resolve() != out.resolve())]
-    found = [
-        file
-        for file in sorted(candidates)
-        if file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.endswith(WRITTEN)
-    ]
-    if not found:
-        note_failure(
-            failures, path, ValueError(f"no images in the folder {path}, expected {', '.join(sorted(SUFFIXES))}")
-        )
-    return found
-
-
-def predict_images(
-    predictor: Predictor, images: Sequence[Path], out: Path, taken: set[str], failures: list[dict[str, str]]
-) -> list[dict[str, Any]]:
-    """Label each image and write its pictures, while the next are read and the last ones written.
-
-    A bad image is noted and the others are still done. Pictures that need tiles go one by one: several would not fit.
-    """
-    from ddsm_zoo.utils.prefetch import passing_errors, prefetch
-
-    done: list[dict[str, Any]] = []
+@contextlib.contextmanager
+def bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar for each task, shown while there is something to do; a total of 0 is unknown."""
     with progress_bar() as progress:
-        show_tiles = task_of(progress, "tiles")
+        tasks: dict[str, TaskID] = {}
 
-        def read(path: Path, _: None) -> Image.Image:
-            return predictor.read(path)
+        def show(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = progress.add_task(name, visible=False)
+            progress.update(tasks[name], completed=done, total=total or None, visible=done != total)
 
-        def label(path: Path, picture: Image.Image) -> tuple[str, Segmentation]:
-            result = predictor(picture, show_tiles)
-            return free_stem(path.stem, taken), result
-
-        def write(path: Path, labeled: tuple[str, Segmentation]) -> dict[str, Any]:
-            stem, result = labeled
-            files = {kind: str(file) for kind, file in result.save(out, stem).items()}
-            return {"image": str(path), "size": list(result.mask.shape), "shares": result.shares(), "files": files}
-
-        ahead = 0 if predictor.tile else THREADS
-        pictures = prefetch(passing_errors(read), ((image, None) for image in images), THREADS, ahead)
-        results = prefetch(passing_errors(write), map(passing_errors(label), pictures), THREADS, ahead)
-        for path, entry in progress.track(results, total=len(images), description="predicting"):
-            if isinstance(entry, Exception):
-                note_failure(failures, path, entry)
-            else:
-                done.append(entry)
-    return done
+        yield show
 
 
-def find_sources(videos: Sequence[Path], camera: int | None) -> dict[str, VideoSource]:
-    """What FFmpeg is to open, by the name under which it is reported. Raises LookupError without the package av."""
-    if not videos and camera is None:
-        return {}
-    from ddsm_zoo.inference.video import VideoSource, find_av
-
-    find_av()  # before a model is loaded
-    sources = {str(path): VideoSource(name=str(path)) for path in videos}
-    return sources if camera is None else {**sources, f"camera-{camera}": VideoSource.camera(camera)}
-
-
-def predict_videos(
-    predictor: Predictor,
-    sources: Mapping[str, VideoSource],
-    frames: int | None,
-    out: Path,
-    taken: set[str],
-    failures: list[dict[str, str]],
-) -> list[dict[str, Any]]:
-    """Write each video under its classes; a bad one is noted and the others are still done."""
-    done: list[dict[str, Any]] = []
-    for name, source in sources.items():
-        from ddsm_zoo.inference.video import label_video
-
-        target = out / f"{free_stem(Path(name).stem, taken)}_overlay.mp4"
-        try:
-            with progress_bar() as progress:
-                clip = label_video(predictor, source, target, frames=frames, progress=task_of(progress, name))
-        except (ValueError, OSError) as error:
-            note_failure(failures, Path(name), error)
-        else:
-            done.append({"video": name, **clip.to_dict(), "files": {"overlay": str(target)}})
-    return done
-
-
-def task_of(progress: Progress, description: str) -> Callable[[int, int], None]:
-    """A bar of its own, shown while there is something to do; a total of 0 is one that nobody knows."""
-    task = progress.add_task(description, visible=False)
-
-    def show(complete: int, total: int) -> None:
-        progress.update(task, completed=complete, total=total or None, visible=complete != total)
-
-    return show
-
-
-def show_results(
-    images: Sequence[Mapping[str, Any]], clips: Sequence[Mapping[str, Any]], predictor: Predictor, out: Path
-) -> None:
+def show_results(results: Sequence[FileResult], labels: LabelSpace, out: Path) -> None:
+    images = [result for result in results if result.clip is None and result.error is None]
     if images:
-        print_shares([entry["shares"] for entry in images], predictor.labels)
-        print_lines([f"{len(WRITTEN)} pictures for each of {len(images)} images in {out}"])
-    for clip in clips:
-        print_shares([clip["shares"]], predictor.labels)
-        height, width = clip["size"]
-        pace = f"{clip['seconds']:.1f} s: {clip['frames_per_second']:.1f} frames/s"
-        print_lines([f"{clip['files']['overlay']}: {clip['frames']} frames of {width} x {height} in {pace}"])
-
-
-def free_stem(stem: str, taken: set[str]) -> str:
-    """``stem``, numbered where another input has it already; case does not tell names apart on every file system."""
-    name, number = stem, 1
-    while name.casefold() in taken:
-        number += 1
-        name = f"{stem}-{number}"
-    taken.add(name.casefold())
-    return name
-
-
-def note_failure(failures: list[dict[str, str]], image: Path, error: Exception) -> None:
-    failures.append({"image": str(image), "error": one_line(error)})
+        print_shares([image.shares for image in images], labels)
+        print_lines([f"{len(images[0].files)} pictures for each of {len(images)} images in {out}"])
+    for result in results:
+        if (clip := result.clip) is not None:
+            print_shares([clip.shares], labels)
+            height, width = clip.size
+            pace = f"{clip.seconds:.1f} s: {clip.frames / clip.seconds:.1f} frames/s"
+            print_lines([f"{result.files['overlay']}: {clip.frames} frames of {width} x {height} in {pace}"])

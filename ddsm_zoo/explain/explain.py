@@ -1,4 +1,4 @@
-"""What a model does at one pixel, and what two models make of one image: the paper's Figs. 4 and 1 as figures."""
+"""Data on what a model does at one pixel, and on where two models err in one image; `figures` draws both."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,14 +25,7 @@ from ddsm_zoo.layers import DDSM, SpatialAffinity
 from ddsm_zoo.layers.sampler import watch_taps
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.ops.probe import probe
-from ddsm_zoo.utils.files import atomic_path
-from ddsm_zoo.utils.visualize import BLACK, Mask, colorize, error_map
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-FORMATS = (".png", ".pdf", ".svg", ".jpg", ".webp")
+from ddsm_zoo.utils.visualize import BLACK, Mask, error_map
 
 Floats = npt.NDArray[np.float32]
 
@@ -93,13 +86,6 @@ class Explanation:
         ]
         return {"at": list(self.at), "class": self.label, "levels": levels, "taps_on_map": dict(self.taps_on_map)}
 
-    def figure(self) -> Figure:
-        """The paper's Fig. 4, a row for each module: what it looks at, what goes in and what comes out.
-
-        Raises LookupError without the package matplotlib.
-        """
-        return _draw_levels(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -114,13 +100,6 @@ class Comparison:
         known = (self.target >= 0) & (self.target < len(self.labels))
         wrong = {name: (result.mask != self.target)[known] for name, result in self.results.items()}
         return {name: float(errors.mean()) if errors.size else 0.0 for name, errors in wrong.items()}
-
-    def figure(self) -> Figure:
-        """The paper's Fig. 1: the input and its labels, both predictions, and where each errs.
-
-        Raises LookupError without the package matplotlib.
-        """
-        return _draw_comparison(self)
 
 
 def explain(model: str | Segmenter | Predictor, image: ImageInput, at: tuple[int, int]) -> Explanation:
@@ -181,19 +160,6 @@ def read_target(path: str | os.PathLike[str], labels: LabelSpace) -> Mask:
     colors = {color: index for index, color in enumerate(labels.palette)}
     decode = MaskDecoder(ids={len(labels): ignore, **identity(labels)}, colors={BLACK: ignore, **colors})
     return decode(read_mask(Path(path)), Path(path))
-
-
-def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure in the format of the file's suffix, one of `FORMATS`. Raises ValueError and OutputError."""
-    check_format(path)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary)
-
-
-def check_format(path: str | os.PathLike[str]) -> None:
-    """Raise ValueError for a file whose suffix is no format of figures."""
-    if Path(path).suffix.lower() not in FORMATS:
-        raise ValueError(f"{os.fspath(path)} has no format of a figure, expected a name ending in {', '.join(FORMATS)}")
 
 
 def _opened(predictor: Predictor, image: ImageInput) -> Image.Image:
@@ -281,120 +247,3 @@ def _level(record: _Record, size: tuple[float, float], rows: int, pixel: tuple[i
 def _array(tensor: Tensor) -> Floats:
     values: Floats = tensor.float().cpu().numpy()
     return values
-
-
-def principal_colors(features: Floats) -> Floats:
-    """Features (C, h, w) as a picture (h, w, 3) in 0..1: their three main components as red, green and blue.
-
-    Of each, the middle 96 % fill the range.
-    """
-    channels, height, width = features.shape
-    points = features.reshape(channels, -1).astype(np.float64).T
-    points = points - points.mean(0)
-    _, directions = np.linalg.eigh(points.T @ points)  # by rising eigenvalue
-    main = directions[:, ::-1][:, :3]
-    main = main * np.sign(main[np.abs(main).argmax(0), np.arange(main.shape[1])])  # eigenvectors have no sign
-    components = np.zeros((height * width, 3))
-    components[:, : main.shape[1]] = points @ main
-    low, high = np.percentile(components, (2, 98), axis=0)
-    colors: Floats = ((components - low) / np.maximum(high - low, 1e-12)).clip(0, 1).astype(np.float32)
-    return colors.reshape(height, width, 3)
-
-
-def _draw_levels(explanation: Explanation) -> Figure:
-    image, levels = explanation.result.image, explanation.levels
-    titles = ["(a) input", "(b) sampled positions", "(c) high", "(d) low", "(e) S"]
-    if any(level.both is not None for level in levels):
-        titles.append("(f) S + K")
-    figure, axes = _panels(len(levels), len(titles), image, 2.6)
-    figure.suptitle(f"What DDSM samples for the pixel {explanation.at[0]},{explanation.at[1]}: {explanation.label}")
-    height, width = explanation.size
-    for row, level in zip(axes, levels, strict=True):
-        window = _window(level, image)
-        _draw_input(row[0], image, window)
-        row[0].set_ylabel(f"$\\tilde{{x}}_{level.stage}$, stride {2**level.stage}")
-        _draw_taps(row[1], image, level, window)
-        features = [values for values in (level.high, level.low, level.spatial, level.both) if values is not None]
-        for panel, values in zip(row[2:], features, strict=True):
-            panel.imshow(principal_colors(values), extent=(-0.5, width - 0.5, height - 0.5, -0.5))
-            panel.set(xlim=(-0.5, image.width - 0.5), ylim=(image.height - 0.5, -0.5))
-        for panel in (row[0], *row[2:]):
-            panel.plot(*explanation.at, marker="+", color="blue", markersize=9, markeredgewidth=1.5)
-    for panel, title in zip(axes[0], titles, strict=True):
-        panel.set_title(title)
-    return figure
-
-
-def _window(level: Level, image: Image.Image) -> tuple[float, float, float, float]:
-    """Left, top, width and height of what to show of the image: all taps, in the proportions of the image."""
-    away = np.abs(level.positions - np.asarray(level.center)).max(0)
-    reach = max(*(1.2 * away / (image.width, image.height)), 3 * level.pitch / min(image.size))
-    half_width, half_height = reach * image.width, reach * image.height
-    x, y = level.center
-    return x - half_width, y - half_height, 2 * half_width, 2 * half_height
-
-
-def _draw_input(panel: Axes, image: Image.Image, window: tuple[float, float, float, float]) -> None:
-    from matplotlib.patches import Rectangle
-
-    left, top, width, height = window
-    panel.imshow(image)
-    panel.add_patch(Rectangle((left, top), width, height, fill=False, edgecolor="white", linewidth=1.2))
-
-
-def _draw_taps(panel: Axes, image: Image.Image, level: Level, window: tuple[float, float, float, float]) -> None:
-    """A cross at each position in a disc whose area is its affinity, the largest ones in per cent; the pixel's cell."""
-    from matplotlib.patches import Rectangle
-
-    panel.imshow(image, alpha=0.7)
-    x, y = level.center
-    pitch = level.pitch
-    panel.add_patch(Rectangle((x - pitch / 2, y - pitch / 2), pitch, pitch, fill=False, edgecolor="blue"))
-    panel.plot(x, y, marker="+", color="blue", markersize=12, markeredgewidth=2)
-    across, down = level.positions.T
-    panel.scatter(across, down, s=900 * level.affinities, color="red", alpha=0.35, linewidths=0)
-    panel.scatter(across, down, s=28, color="red", marker="x", linewidths=1.2)
-    main = level.affinities.argsort()[::-1][:5]
-    for tap in main[level.affinities[main] > 0.005]:
-        where = (float(across[tap]), float(down[tap]))
-        text = panel.annotate(f"{level.affinities[tap]:.0%}", where, (4, 4), textcoords="offset points", fontsize=7)
-        text.set_bbox({"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.8})
-    left, top, width, height = window
-    panel.set(xlim=(left, left + width), ylim=(top + height, top))
-
-
-def _draw_comparison(comparison: Comparison) -> Figure:
-    labels, results, wrong = comparison.labels, comparison.results, comparison.wrong()
-    image = next(iter(results.values())).image
-    panels: list[tuple[str, Image.Image]] = [("input", image), ("labels", colorize(comparison.target, labels))]
-    panels += [(name, result.color()) for name, result in results.items()]
-    panels += [
-        (f"errors: {wrong[name]:.2%}", error_map(result.mask, comparison.target, labels))
-        for name, result in results.items()
-    ]
-    figure, axes = _panels(3, 2, image, 3.6)
-    from matplotlib.patches import Patch
-
-    for letter, panel, (title, picture) in zip("abcdef", axes.flat, panels, strict=True):
-        panel.imshow(picture)
-        panel.set_title(f"({letter}) {title}", fontsize="small")
-    seen = np.concatenate([comparison.target.ravel(), *(result.mask.ravel() for result in results.values())])
-    present = [index for index in np.unique(seen).tolist() if 0 <= index < len(labels)]
-    swatches = [Patch(color="#{:02x}{:02x}{:02x}".format(*labels.palette[i]), label=labels.names[i]) for i in present]
-    figure.legend(handles=swatches, loc="outside lower center", ncols=4, frameon=False, fontsize="small")
-    return figure
-
-
-def _panels(rows: int, columns: int, image: Image.Image, side: float) -> tuple[Figure, Any]:
-    """A figure of panels (rows, columns) in the proportions of the image, ``side`` inches long, without ticks."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise LookupError("figures need the package matplotlib: pip install 'ddsm-zoo[explain]'") from error
-    longest = max(image.size)
-    width, height = columns * side * image.width / longest, rows * side * image.height / longest
-    figure = Figure(figsize=(max(width, 4) + 0.6, max(height, 2) + 0.8), dpi=150, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for panel in axes.flat:
-        panel.set(xticks=[], yticks=[])
-    return figure, axes

@@ -22,6 +22,8 @@ from ddsm_zoo.utils.files import atomic_path
 from ddsm_zoo.utils.prefetch import prefetch
 from ddsm_zoo.utils.signals import interruptible
 
+VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm", ".wmv"})
+
 AHEAD = 4  # frames that are read before the model needs them, and as many that wait to be encoded
 RATE = 25  # frames a second, of a source that does not say
 

@@ -21,7 +21,6 @@ from typer.testing import CliRunner
 import ddsm_zoo
 from ddsm_zoo.cli import app
 from ddsm_zoo.cli.models import parse_size
-from ddsm_zoo.cli.predict import free_stem
 from ddsm_zoo.data.scenes.render import render_scene
 from ddsm_zoo.labels import CAMVID
 from ddsm_zoo.utils.files import sha256_of
@@ -169,11 +168,6 @@ def test_predict_folder_and_equal_stems(run: Run, tmp_path: Path, tiny: str) -> 
     written = [path.casefold() for entry in first for path in entry["files"].values()]
     assert len(set(written)) == 3 * len(first)
     assert json.loads(run(*arguments).stdout)["images"] == first  # what was written is not taken for input
-
-
-def test_free_stem_never_meets_a_numbered_one() -> None:
-    taken: set[str] = set()
-    assert [free_stem(stem, taken) for stem in ("x", "X", "x-2", "x")] == ["x", "X-2", "x-2-2", "x-3"]
 
 
 def test_predict_goes_on_after_bad_files(run: Run, tmp_path: Path, tiny: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,27 +14,16 @@ import ddsm_zoo
 from ddsm_zoo import Predictor
 from ddsm_zoo.data.masks import DatasetError
 from ddsm_zoo.data.scenes.render import render_scene
-from ddsm_zoo.explain.explain import compare, explain, principal_colors, read_target, save_figure
+from ddsm_zoo.explain.explain import compare, explain, read_target
 from ddsm_zoo.inference.tiling import MIN_SIDE
 from ddsm_zoo.labels import CAMVID, LabelSpace
-from ddsm_zoo.layers import DDSM, SpatialAffinity
-from ddsm_zoo.models import Segmenter
+from ddsm_zoo.layers import DDSM
 from tests.support.brute_force import bilinear
 from tests.support.closeness import rounding_error
+from tests.support.samplers import unsettled
 
 AT = (75, 41)
 NAMES = ("uper_ddsm_tiny", "uper_ddsm_s_tiny", "deeplabv3plus_ddsm_tiny")
-
-
-def unsettled(name: str, **options: object) -> Segmenter:
-    """A model whose sampler has left the plain grid."""
-    torch.manual_seed(0)
-    model = ddsm_zoo.create_model(name, num_classes=len(CAMVID), **options)
-    for module in model.modules():
-        if isinstance(module, SpatialAffinity):
-            torch.nn.init.normal_(module.sampler.predict.weight, std=0.5)
-            torch.nn.init.normal_(module.sampler.predict.bias, std=1.5)
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -142,21 +130,6 @@ def test_pixels_outside_the_image(at: tuple[int, int], scene: Image.Image) -> No
         explain(ddsm_zoo.create_model("uper_ddsm_tiny"), scene, at)
 
 
-def test_main_components_become_colours() -> None:
-    """Three independent patterns of falling strength, mixed into seven channels, come back as red, green and blue."""
-    rng = np.random.default_rng(0)
-    rows, columns = np.mgrid[0:12, 0:15]
-    patterns = np.stack([9.0 * (rows % 2), 4.0 * (columns % 2), 2.0 * (columns % 4 > 1)])
-    mixing = np.linalg.qr(rng.normal(size=(7, 3)))[0]
-    colors = principal_colors(np.einsum("cp,phw->chw", mixing, patterns).astype(np.float32))
-    assert colors.shape == (12, 15, 3)
-    for place, pattern in enumerate(patterns):
-        assert abs(np.corrcoef(colors[..., place].ravel(), pattern.ravel())[0, 1]) > 0.99
-    assert colors.min() == 0
-    assert colors.max() == 1
-    assert principal_colors(np.ones((2, 3, 4), np.float32)).shape == (3, 4, 3)
-
-
 def test_two_models_side_by_side(scene: Image.Image) -> None:
     target = render_scene(3, (96, 128))[1]
     model = unsettled("uper_ddsm_tiny", labels=CAMVID)
@@ -165,43 +138,10 @@ def test_two_models_side_by_side(scene: Image.Image) -> None:
     assert list(comparison.results) == ["ours", "again"]
     for name, result in comparison.results.items():
         assert comparison.wrong()[name] == pytest.approx((result.mask != target)[known].mean())
-    axes = comparison.figure().axes
-    assert len(axes) == 6
-    assert np.array_equal(axes[2].images[0].get_array(), np.asarray(comparison.results["ours"].color()))
     with pytest.raises(ValueError, match="expected the same size"):
         compare({"ours": model, "again": model}, scene, target[:50])
     with pytest.raises(ValueError, match="ours and other have different classes"):
         compare({"ours": model, "other": ddsm_zoo.create_model("uper_tiny", num_classes=3)}, scene, target)
-
-
-@pytest.mark.parametrize(("name", "columns"), [("uper_ddsm_tiny", 6), ("uper_ddsm_s_tiny", 5)])
-def test_the_figure_shows_each_module_with_its_taps(
-    name: str, columns: int, scene: Image.Image, tmp_path: Path
-) -> None:
-    explanation = explain(unsettled(name), scene, AT)
-    figure = explanation.figure()
-    assert len(figure.axes) == 3 * columns
-    for row, level in enumerate(explanation.levels):
-        panel = figure.axes[row * columns + 1]
-        discs = panel.collections[0]
-        assert discs.get_offsets().data == pytest.approx(level.positions)
-        assert discs.get_sizes() / discs.get_sizes().sum() == pytest.approx(
-            level.affinities, rel=rounding_error(len(level.affinities), 1.0)
-        )
-        left, right = panel.get_xlim()
-        assert left < level.positions[:, 0].min() <= level.positions[:, 0].max() < right
-    save_figure(figure, tmp_path / "new" / "why.png")
-    with Image.open(tmp_path / "new" / "why.png") as picture:
-        assert min(picture.size) > 300
-    with pytest.raises(ValueError, match="no format of a figure, expected a name ending in .png"):
-        save_figure(figure, tmp_path / "why.txt")
-
-
-def test_without_matplotlib_the_error_names_the_extra(scene: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    explanation = explain(unsettled("uper_ddsm_tiny"), scene, AT)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(LookupError, match="pip install 'ddsm-zoo\\[explain\\]'"):
-        explanation.figure()
 
 
 def test_targets_are_read_as_ids_or_colours(tmp_path: Path) -> None:
