@@ -253,8 +253,8 @@ class RenderedScenes(SceneDataset):
 
 def score(model: nn.Module, samples: SegmentationDataset) -> tuple[float, float]:
     """mIoU and the mean boundary F at the published shares of the diagonal, in percent."""
-    tally = evaluate_model(model.eval(), samples, len(samples.labels), samples.labels.ignore_index, boundary=True)
-    figures = tally.figures()
+    counted = evaluate_model(model.eval(), samples, len(samples.labels), samples.labels.ignore_index, boundary=True)
+    figures = counted.figures()
     return 100 * figures["miou"], 100 * figures["boundary_f"]["mean"]
 
 

@@ -13,7 +13,7 @@ from ddsm_zoo.hub.config_file import Manifest
 def render_card(manifest: Manifest, uri: str) -> str:
     """Markdown with the YAML front matter that the Hub reads: licence, task, results, recipe and how to use it.
 
-    ``address`` is the model name to load these weights by.
+    ``uri`` is the model name to load these weights by.
     """
     return "\n".join([*_front_matter(manifest), *_body(manifest), *_usage(uri)]) + "\n"
 

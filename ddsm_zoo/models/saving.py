@@ -111,10 +111,10 @@ def check_size(model: nn.Module, where: str) -> None:
         )
 
 
-def pack(model: Segmenter, *, half: bool = False, address: str = "local-dir:PATH") -> dict[str, bytes]:
+def pack(model: Segmenter, *, half: bool = False, uri: str = "local-dir:PATH") -> dict[str, bytes]:
     """The content of a saved model's files by name, ``config.json`` last: it holds the hash of the weights.
 
-    ``address`` is where the card tells its reader to find them.
+    ``uri`` is where the card tells its reader to find them.
     """
     if model.fused:
         raise CheckpointError("the model was fused for inference and cannot be saved; save it before fuse()")
@@ -135,7 +135,7 @@ def pack(model: Segmenter, *, half: bool = False, address: str = "local-dir:PATH
     )
     return {
         client.WEIGHTS_FILE: content,
-        client.CARD_FILE: render_card(manifest, address).encode(),
+        client.CARD_FILE: render_card(manifest, uri).encode(),
         client.CONFIG_FILE: render_manifest(manifest).encode(),
     }
 

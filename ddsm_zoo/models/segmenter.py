@@ -99,7 +99,7 @@ class Segmenter(nn.Module):
         half: bool = False,
     ) -> str:
         """Publish the model, see `ddsm_zoo.push_to_hub`. Returns the address that gives these weights again."""
-        files = saving.pack(self, half=half, address=f"hf-hub:{repo_id}")
+        files = saving.pack(self, half=half, uri=f"hf-hub:{repo_id}")
         return client.push(repo_id, files, private=private, revision=revision, create_pr=create_pr, token=token)
 
     @property

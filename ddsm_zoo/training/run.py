@@ -58,7 +58,7 @@ def train(  # noqa: PLR0913 - each is a choice of its own
     ImageNet weights of its backbone. ``model``, a built one with the classes of the data, is trained in place instead,
     from the weights that it has; the recipe's model and overrides are then a record of what it was built from. Without
     a split val, a part of train is held out. What the recipe leaves open, the batch size and class weights, is settled
-    first, and logged. ``source`` is recorded as the recipe's name, if ``recipe`` is not one itself. `monitor.Monitor`
+    first, and logged. ``source`` is recorded as the recipe's name, if ``recipe`` is not one itself. `VisualLog`
     shows how the run goes on, with ``tensorboard`` there too.
 
     Returns the summary of `training.loop.fit`. However the run ends, ``out_dir/best`` is then a saved model with the

@@ -12,7 +12,7 @@ import torch
 
 from ddsm_zoo.training.checkpoint import load_state
 from ddsm_zoo.training.loop import fit
-from tests.support.tiny_training import FULL, Blobs, Uneven, epochs_of, recipe, size_for, trainee
+from tests.support.tiny_training import FULL, Blobs, Uneven, build_network, epochs_of, recipe, size_for
 from tests.support.together import run_together
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ torch.set_num_threads(1)
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from ddsm_zoo.training.loop import fit
-from tests.support.tiny_training import Blobs, Uneven, recipe, size_for, trainee
+from tests.support.tiny_training import Blobs, Uneven, recipe, size_for, build_network
 
 out, cases, sharded = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
 started = AcceleratorState.__init__
@@ -75,14 +75,14 @@ class Told(Uneven):
             signal.raise_signal(signal.SIGTERM)
         return super().__getitem__(index)
 
-summary = fit(trainee("Net"), recipe(epochs=1, power=0.0), Told(12), Blobs(5), out / "told")
+summary = fit(build_network("Net"), recipe(epochs=1, power=0.0), Told(12), Blobs(5), out / "told")
 
 os.environ["ACCELERATE_USE_FSDP"] = "true"
 refusals = []
 for version in ("2", "1"):  # the first on what is a CPU, the second as if on GPUs
     os.environ["FSDP_VERSION"] = version
     try:
-        fit(trainee("Net"), recipe(), Uneven(12), Blobs(5), out / "refused")
+        fit(build_network("Net"), recipe(), Uneven(12), Blobs(5), out / "refused")
     except ValueError as error:
         refusals.append(str(error))
     AcceleratorState.__init__ = as_on_gpus
@@ -113,7 +113,9 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_as_one(name: str, together: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
     network, count, fields = CASES[name]
-    fit(trainee(network), recipe(**{**EVERYWHERE, **fields}), Uneven(count, size_for(network)), Blobs(5), tmp_path)
+    fit(
+        build_network(network), recipe(**{**EVERYWHERE, **fields}), Uneven(count, size_for(network)), Blobs(5), tmp_path
+    )
     tolerance = 1e-2 if name == "bf16" else 1e-5
     torch.testing.assert_close(weights(together[0] / name), weights(tmp_path), rtol=tolerance, atol=tolerance)
     for ours, alone in zip(epochs_of(together[0] / name), epochs_of(tmp_path), strict=True):
@@ -140,14 +142,14 @@ def test_all_leave_when_one_is_told_to_and_one_alone_may_go_on(
     assert [each["interrupted"] for each in said] == [True, True]
     assert load_state(out / "told" / "last" / "state.pt")["position"]["step"] == 2
     options = recipe(epochs=1, power=0.0)
-    fit(trainee("Net"), options, Uneven(12), Blobs(5), out / "told", resume=True)
-    fit(trainee("Net"), options, Uneven(12), Blobs(5), tmp_path)
+    fit(build_network("Net"), options, Uneven(12), Blobs(5), out / "told", resume=True)
+    fit(build_network("Net"), options, Uneven(12), Blobs(5), tmp_path)
     torch.testing.assert_close(weights(out / "told"), weights(tmp_path), rtol=1e-5, atol=1e-5)
 
 
 def test_sharded_it_trains_and_resumes_as_one(together: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
     out, said = together
-    fit(trainee("Net"), recipe(**{**SHARDED, "epochs": 2}), Uneven(14), Blobs(5), tmp_path)
+    fit(build_network("Net"), recipe(**{**SHARDED, "epochs": 2}), Uneven(14), Blobs(5), tmp_path)
     torch.testing.assert_close(weights(out / "sharded"), weights(tmp_path), rtol=1e-5, atol=1e-5)
     assert len(epochs_of(out / "sharded")) == 2
     # The state is that of one process.
