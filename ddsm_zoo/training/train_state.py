@@ -1,13 +1,11 @@
-"""What a run trains: model, optimizer and averaged weights, spread over processes by `accelerate`.
+"""Model, optimizer and averaged weights of a run, data-parallel over processes by `accelerate`.
 
-Each process holds all of the model or, with FSDP, its part of every parameter. The state that is saved is whole in both
-cases, so that a run may go on with more processes or fewer.
+Each process holds all of the model, so that a run may go on with more processes or fewer.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -16,9 +14,8 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, broadcast
+from accelerate.utils import broadcast
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ddsm_zoo.layers import resize
 from ddsm_zoo.layers.sampler import TapCounts, watch_taps
@@ -54,6 +51,7 @@ class TrainState:
     """A model in training. Every process must call each method, and in the same order."""
 
     def __init__(self, model: nn.Module, recipe: Recipe, ignore_index: int) -> None:
+        _check_data_parallel()
         # A process may train twice with different precision, which the shared state of accelerate would refuse.
         AcceleratorState._reset_state()
         # Unless told, accelerate has several processes that find no accelerator train each on its own.
@@ -72,18 +70,15 @@ class TrainState:
             broadcast(list(model.state_dict().values()))
         freeze(model, recipe)
         # The types of nn.Module.to leave out that it takes a memory format alone
-        self.model = cast(Any, model).to(memory_format=self.memory_format)
+        self.model: nn.Module = cast(Any, model).to(memory_format=self.memory_format)
         self.average = average_weights(self.model, recipe.ema_decay) if recipe.ema_decay else None
-        # FSDP takes a model apart for good, and only in this memory format: it gets a copy, the caller's stays whole.
-        sharded = _sharding(self.accelerator)
-        self._trained = copy.deepcopy(self.model).to(memory_format=torch.contiguous_format) if sharded else self.model
         self._loss = create_loss(recipe, cast(int, model.num_classes), ignore_index).to(self.device)
-        objective = Objective(self._trained, self._loss, recipe.auxiliary_weight)
-        self._objective, self._optimizer = self.accelerator.prepare(objective, create_optimizer(self._trained, recipe))
+        objective = Objective(self.model, self._loss, recipe.auxiliary_weight)
+        self._objective, self._optimizer = self.accelerator.prepare(objective, create_optimizer(self.model, recipe))
 
     def train_mode(self) -> None:
         self._objective.train()
-        freeze_norm_stats(self._trained)
+        freeze_norm_stats(self.model)
 
     def backward(self, batches: Sequence[Batch], told: Callable[[], bool]) -> tuple[float, bool]:
         """Gradients of the loss over these batches of all processes: that loss, and whether one of them was ``told``.
@@ -109,7 +104,7 @@ class TrainState:
 
     def watch_taps(self) -> AbstractContextManager[dict[str, TapCounts]]:
         """See `ddsm_zoo.layers.sampler.watch_taps`, for the batches of this process."""
-        return watch_taps(self._trained)
+        return watch_taps(self.model)
 
     def of_all(self, counts: Mapping[str, int]) -> dict[str, int]:
         """The sums of the counts of all processes."""
@@ -124,21 +119,15 @@ class TrainState:
         self._optimizer.step()
         self._optimizer.zero_grad()
         if self.average:
-            self.average.update_parameters(self.whole())
-
-    def whole(self) -> nn.Module:
-        """The caller's model with the present weights."""
-        if self._trained is not self.model:
-            self.model.load_state_dict(_gathered(self._trained.state_dict()))
-        return cast(nn.Module, self.model)
+            self.average.update_parameters(self.model)
 
     def evaluated(self) -> nn.Module:
         """What is validated and published: the averaged model if there is one."""
-        return self.average.module if self.average else self.whole()
+        return self.average.module if self.average else self.model
 
     def not_finite(self) -> str | None:
         """The name of a tensor of the model that holds an infinity or NaN."""
-        for name, tensor in self.whole().state_dict().items():
+        for name, tensor in self.model.state_dict().items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 return name
         return None
@@ -162,25 +151,19 @@ class TrainState:
         return confusion.compute()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything to go on from, whole, of tensors and plain data."""
+        """Everything to go on from, of tensors and plain data."""
         scaler = self.accelerator.scaler
         return {
-            "model": self.whole().state_dict(),
+            "model": self.model.state_dict(),
             "average": self.average.state_dict() if self.average else None,
-            "optimizer": _gathered(self._optimizer.state_dict()),
+            "optimizer": self._optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave. Raises RuntimeError or ValueError for the state of another model."""
         self.model.load_state_dict(state["model"])
-        optimizer = state["optimizer"]
-        if self._trained is not self.model:
-            trained = self._trained.state_dict()
-            for name, tensor in self.model.state_dict().items():
-                trained[name].copy_(_spread(tensor, trained[name]))
-            optimizer = _spread_moments(optimizer, self._optimizer)
-        self._optimizer.load_state_dict(optimizer)
+        self._optimizer.load_state_dict(state["optimizer"])
         if self.average:
             self.average.load_state_dict(state["average"])
         if self.accelerator.scaler and state["scaler"]:
@@ -194,50 +177,11 @@ class TrainState:
         return images.to(self.device, non_blocking=True).contiguous(memory_format=self.memory_format)
 
 
-def _sharding(accelerator: Accelerator) -> bool:
-    """Whether FSDP is configured. Raises ValueError where it cannot be had."""
-    if accelerator.distributed_type == DistributedType.FSDP:
-        if not accelerator.is_fsdp2:
-            raise ValueError("FSDP is configured in version 1, expected version 2: accelerate launch --fsdp_version 2")
-        plugin = accelerator.state.fsdp_plugin
-        # Loading on one process alone cannot pass on running statistics, and norms cannot mix the precision of theirs
-        # with that of cast weights: autocast does what is to be done in half precision.
-        plugin.cpu_ram_efficient_loading, plugin.mixed_precision_policy = False, None
-        return True
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and accelerator.num_processes > 1:
-        raise ValueError(
-            f"FSDP is configured, but accelerate does it on GPUs alone and this is {accelerator.device}: "
-            "launch without --use_fsdp"
-        )
-    return False
-
-
-def _gathered(data: Any) -> Any:
-    """The same nest of containers with every spread tensor whole."""
-    if isinstance(data, Mapping):
-        return {key: _gathered(value) for key, value in data.items()}
-    if isinstance(data, list):
-        return [_gathered(value) for value in data]
-    return data.full_tensor() if isinstance(data, DTensor) else data
-
-
-def _spread(tensor: Tensor, like: Tensor) -> Tensor:
-    """``tensor`` over the processes as ``like`` is."""
-    if not isinstance(like, DTensor):
-        return tensor
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
-
-
-def _spread_moments(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimizer's whole state with what it keeps for each parameter spread as that is."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    moments = {
-        index: {
-            name: _spread(value, parameters[index])
-            if isinstance(value, Tensor) and value.shape == parameters[index].shape
-            else value
-            for name, value in kept.items()
-        }
-        for index, kept in state["state"].items()
-    }
-    return {**state, "state": moments}
+def _check_data_parallel() -> None:
+    """Raises ValueError where `accelerate launch` was told to divide the model instead of the batch."""
+    for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
+            raise ValueError(
+                f"accelerate is configured for {engine}, expected data parallelism: "
+                f"launch without --use_{engine.lower()} and without it in accelerate's config file"
+            )

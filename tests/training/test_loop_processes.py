@@ -12,7 +12,7 @@ import torch
 
 from ddsm_zoo.training.checkpoint import load_state
 from ddsm_zoo.training.loop import fit
-from tests.support.tiny_training import FULL, Blobs, Uneven, epochs_of, recipe, size_for, trainee
+from tests.support.tiny_training import FULL, Blobs, Uneven, build_network, epochs_of, recipe, size_for
 from tests.support.together import run_together
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,29 +29,17 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "a model of the zoo": ("uper_ddsm_lite0", 12, {"lr": 1e-3}),
 }
 EVERYWHERE = {"epochs": 1, "power": 0.0}
-SHARDED = {**FULL, "power": 0.0, "clip_norm": 0.1, "batch_size": 2}
+RESUMED = {**FULL, "power": 0.0, "clip_norm": 0.1, "batch_size": 2}
 
 TRAIN = """
 import json, os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
 from ddsm_zoo.training.loop import fit
-from tests.support.tiny_training import Blobs, Uneven, recipe, size_for, trainee
+from tests.support.tiny_training import Blobs, Uneven, build_network, recipe, size_for
 
-out, cases, sharded = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
-started = AcceleratorState.__init__
-
-
-def as_on_gpus(self, *arguments, fsdp_plugin=None, **options):
-    # accelerate shards on GPUs alone, though what it calls in torch works on the CPU just as well.
-    started(self, *arguments, fsdp_plugin=fsdp_plugin, **options)
-    if fsdp_plugin:
-        self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
-
-
+out, cases, resumed = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
 
 
 def started_anywhere(network):
@@ -75,25 +63,14 @@ class Told(Uneven):
             signal.raise_signal(signal.SIGTERM)
         return super().__getitem__(index)
 
-summary = fit(trainee("Net"), recipe(epochs=1, power=0.0), Told(12), Blobs(5), out / "told")
+summary = fit(build_network("Net"), recipe(epochs=1, power=0.0), Told(12), Blobs(5), out / "told")
 
-os.environ["ACCELERATE_USE_FSDP"] = "true"
-refusals = []
-for version in ("2", "1"):  # the first on what is a CPU, the second as if on GPUs
-    os.environ["FSDP_VERSION"] = version
-    try:
-        fit(trainee("Net"), recipe(), Uneven(12), Blobs(5), out / "refused")
-    except ValueError as error:
-        refusals.append(str(error))
-    AcceleratorState.__init__ = as_on_gpus
-os.environ["FSDP_VERSION"] = "2"
 for epochs in (1, 2):
-    model = started_anywhere("Net")
-    fit(model, recipe(**{**sharded, "epochs": epochs}), Uneven(14), Blobs(5), out / "sharded", resume=epochs == 2)
-assert not any(hasattr(parameter, "placements") for parameter in model.parameters())
+    options = recipe(**{**resumed, "epochs": epochs})
+    fit(started_anywhere("Net"), options, Uneven(14), Blobs(5), out / "resumed", resume=epochs == 2)
 
 torch.distributed.destroy_process_group()
-print(json.dumps({"seen": seen, "interrupted": summary["interrupted"], "refusals": refusals}))
+print(json.dumps({"seen": seen, "interrupted": summary["interrupted"]}))
 """
 
 
@@ -102,7 +79,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
     """The folder of the runs of two processes, and what each said."""
     out = tmp_path_factory.mktemp("together")
     cases = {name: (network, count, {**EVERYWHERE, **fields}) for name, (network, count, fields) in CASES.items()}
-    outputs = run_together(["-c", TRAIN, str(out), json.dumps(cases), json.dumps(SHARDED)], ROOT)
+    outputs = run_together(["-c", TRAIN, str(out), json.dumps(cases), json.dumps(RESUMED)], ROOT)
     return out, [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
@@ -113,7 +90,8 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_as_one(name: str, together: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
     network, count, fields = CASES[name]
-    fit(trainee(network), recipe(**{**EVERYWHERE, **fields}), Uneven(count, size_for(network)), Blobs(5), tmp_path)
+    data = Uneven(count, size_for(network))
+    fit(build_network(network), recipe(**{**EVERYWHERE, **fields}), data, Blobs(5), tmp_path)
     tolerance = 1e-2 if name == "bf16" else 1e-5
     torch.testing.assert_close(weights(together[0] / name), weights(tmp_path), rtol=tolerance, atol=tolerance)
     for ours, alone in zip(epochs_of(together[0] / name), epochs_of(tmp_path), strict=True):
@@ -140,20 +118,26 @@ def test_all_leave_when_one_is_told_to_and_one_alone_may_go_on(
     assert [each["interrupted"] for each in said] == [True, True]
     assert load_state(out / "told" / "last" / "state.pt")["position"]["step"] == 2
     options = recipe(epochs=1, power=0.0)
-    fit(trainee("Net"), options, Uneven(12), Blobs(5), out / "told", resume=True)
-    fit(trainee("Net"), options, Uneven(12), Blobs(5), tmp_path)
+    fit(build_network("Net"), options, Uneven(12), Blobs(5), out / "told", resume=True)
+    fit(build_network("Net"), options, Uneven(12), Blobs(5), tmp_path)
     torch.testing.assert_close(weights(out / "told"), weights(tmp_path), rtol=1e-5, atol=1e-5)
 
 
-def test_sharded_it_trains_and_resumes_as_one(together: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
-    out, said = together
-    fit(trainee("Net"), recipe(**{**SHARDED, "epochs": 2}), Uneven(14), Blobs(5), tmp_path)
-    torch.testing.assert_close(weights(out / "sharded"), weights(tmp_path), rtol=1e-5, atol=1e-5)
-    assert len(epochs_of(out / "sharded")) == 2
-    # The state is that of one process.
-    sharded, alone = (load_state(run / "last" / "state.pt") for run in (out / "sharded", tmp_path))
+def test_resumed_they_go_on_as_one(together: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+    out, _ = together
+    fit(build_network("Net"), recipe(**{**RESUMED, "epochs": 2}), Uneven(14), Blobs(5), tmp_path)
+    torch.testing.assert_close(weights(out / "resumed"), weights(tmp_path), rtol=1e-5, atol=1e-5)
+    assert len(epochs_of(out / "resumed")) == 2
+    both, alone = (load_state(run / "last" / "state.pt") for run in (out / "resumed", tmp_path))
     for name in ("model", "average", "optimizer"):
-        torch.testing.assert_close(sharded[name], alone[name], rtol=1e-5, atol=1e-5)
-    for each in said:
-        assert "FSDP is configured, but accelerate does it on GPUs alone and this is cpu" in each["refusals"][0]
-        assert "FSDP is configured in version 1, expected version 2" in each["refusals"][1]
+        torch.testing.assert_close(both[name], alone[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ["fsdp", "deepspeed", "megatron_lm"])
+def test_a_run_that_would_divide_the_model_is_refused(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine.upper()}", "true")  # as accelerate launch sets it
+    with pytest.raises(ValueError, match=f"configured for {engine.upper()}, .* launch without --use_{engine} "):
+        fit(build_network("Net"), recipe(), Blobs(4), Blobs(4), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
