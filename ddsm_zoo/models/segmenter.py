@@ -17,7 +17,7 @@ from ddsm_zoo.hub import client
 from ddsm_zoo.layers import ConvNormAct, crop, resize
 from ddsm_zoo.layers.group_norm import use_group_norm
 from ddsm_zoo.models import saving
-from ddsm_zoo.models.backbone import Backbone, imagenet_preprocess
+from ddsm_zoo.models.backbone import Backbone, imagenet_preprocess, sync_batch_norm
 from ddsm_zoo.models.decoders import find_decoder
 from ddsm_zoo.models.folding import fold_norms
 from ddsm_zoo.models.saving import family
@@ -148,6 +148,10 @@ class Segmenter(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the backbone's activations in the backward pass instead of keeping them."""
         self.backbone.set_grad_checkpointing(enable)
+
+    def sync_batch_norm(self) -> None:
+        """Count batch statistics over the images of all GPUs from now on, for distributed training."""
+        sync_batch_norm(self)
 
     def fuse(self) -> Segmenter:
         """Fold batch normalisation into the convolutions before it, in place, and leave out the auxiliary head.

@@ -6,6 +6,7 @@ Each process holds all of the model, so that a run may go on with more processes
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -25,10 +26,11 @@ from ddsm_zoo.training.freezing import freeze, freeze_norm_stats
 from ddsm_zoo.training.losses import create_loss
 from ddsm_zoo.training.optimizer import average_weights, create_optimizer, set_learning_rate
 from ddsm_zoo.training.recipe import Recipe
-from ddsm_zoo.training.sync_batch_norm import synchronize
 from ddsm_zoo.utils.distributed import all_reduce_sum
 
 Batch = tuple[Tensor, Tensor]
+
+logger = logging.getLogger(__name__)
 
 
 class Objective(nn.Module):
@@ -65,10 +67,18 @@ class TrainState:
 
         model.to(self.device)
         if self.processes > 1:
-            synchronize(model, self.device)
             # What was drawn at random is other numbers on every process.
             broadcast(list(model.state_dict().values()))
         freeze(model, recipe)
+        if self.processes > 1 and self.device.type != "cpu":
+            sync_batch_norm(model)
+        elif self.processes > 1 and self.is_main and _learns_statistics(model):
+            logger.warning(
+                "batch norm sees the %d images of one process, not all %d of the batch: only GPUs synchronize it. "
+                'For the result of one process use overrides = {norm = "group"}',
+                recipe.batch_size // self.processes,
+                recipe.batch_size,
+            )
         # The types of nn.Module.to leave out that it takes a memory format alone
         self.model: nn.Module = cast(Any, model).to(memory_format=self.memory_format)
         self.average = average_weights(self.model, recipe.ema_decay) if recipe.ema_decay else None
@@ -136,7 +146,7 @@ class TrainState:
     def validate(self, samples: Iterable[Batch], report: Callable[[int], None]) -> dict[str, Any]:
         """Scores of the evaluated model, over what all processes have; ``report`` gets the images done so far."""
         model = self.evaluated()
-        # Buffers other than those of synchronised norms follow the batches of each process.
+        # Buffers other than those of synchronized norms follow the batches of each process.
         broadcast(list(model.buffers()))
         model.eval()
         confusion = ConfusionMatrix(cast(int, self.model.num_classes), self.ignore_index)
@@ -175,6 +185,35 @@ class TrainState:
 
     def _moved(self, images: Tensor) -> Tensor:
         return images.to(self.device, non_blocking=True).contiguous(memory_format=self.memory_format)
+
+
+def sync_batch_norm(model: nn.Module) -> None:
+    """Make every batch norm of ``model`` count over the images of all GPUs, in place, with the same parameters.
+
+    A model does so by a method of this name, if it has one. Torch's own conversion replaces other batch norms.
+
+    Raises:
+        ValueError: a batch norm is of a class of its own, which torch would replace by a plain one without a word.
+    """
+    if hasattr(model, "sync_batch_norm"):
+        cast(Any, model).sync_batch_norm()
+        return
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    for name, norm in norms.items():
+        if type(norm) is not nn.BatchNorm2d:
+            raise ValueError(
+                f"{name} is a {type(norm).__name__}, expected torch's BatchNorm2d, the only one that torch can "
+                "synchronize; give the model a method sync_batch_norm() that replaces its batch norms"
+            )
+    for name, norm in norms.items():
+        model.set_submodule(name, cast(Any, nn.SyncBatchNorm).convert_sync_batchnorm(norm))
+
+
+def _learns_statistics(model: nn.Module) -> bool:
+    """True if any batch norm is not frozen."""
+    model.train()
+    freeze_norm_stats(model)
+    return any(isinstance(module, nn.BatchNorm2d) and module.training for module in model.modules())
 
 
 def _check_data_parallel() -> None:

@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # name: (network, images, fields of the recipe); three steps each unless it says otherwise
 CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
-    "batch normalisation": ("Net", 12, {}),
-    "without": ("Linear", 12, {}),
+    "group norm": ("Net", 12, {}),
+    "no norm": ("Linear", 12, {}),
     "adamw, averaged, clipped": ("Net", 12, {"optimizer": "adamw", "lr": 0.01, "ema_decay": 0.9, "clip_norm": 0.1}),
     "accumulated": ("Net", 14, {"batch_size": 2, "gradient_accumulation": 3}),
     "weighted classes": ("Net", 12, {"class_weights": (0.2, 1.0, 3.0), "label_smoothing": 0.1}),
@@ -32,12 +32,12 @@ EVERYWHERE = {"epochs": 1, "power": 0.0}
 RESUMED = {**FULL, "power": 0.0, "clip_norm": 0.1, "batch_size": 2}
 
 TRAIN = """
-import json, os, signal, sys
+import json, logging, os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from ddsm_zoo.training.loop import fit
-from tests.support.tiny_training import Blobs, Uneven, build_network, recipe, size_for
+from tests.support.tiny_training import Blobs, Net, Uneven, build_network, recipe, size_for
 
 out, cases, resumed = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
 
@@ -69,8 +69,18 @@ for epochs in (1, 2):
     options = recipe(**{**resumed, "epochs": epochs})
     fit(started_anywhere("Net"), options, Uneven(14), Blobs(5), out / "resumed", resume=epochs == 2)
 
+heard = []
+listener = logging.Handler(logging.WARNING)
+listener.emit = lambda record: heard.append(record.getMessage())
+logging.getLogger("ddsm_zoo").addHandler(listener)
+warnings = {}
+for name, norm, frozen in (("batch", "batch", "none"), ("frozen", "batch", "backbone"), ("group", "group", "none")):
+    heard.clear()
+    fit(Net(norm=norm), recipe(epochs=1, frozen_norms=frozen), Blobs(4), Blobs(2), out / f"warned-{name}")
+    warnings[name] = list(heard)
+
 torch.distributed.destroy_process_group()
-print(json.dumps({"seen": seen, "interrupted": summary["interrupted"]}))
+print(json.dumps({"seen": seen, "interrupted": summary["interrupted"], "warnings": warnings}))
 """
 
 
@@ -131,6 +141,14 @@ def test_resumed_they_go_on_as_one(together: tuple[Path, list[dict[str, Any]]], 
     both, alone = (load_state(run / "last" / "state.pt") for run in (out / "resumed", tmp_path))
     for name in ("model", "average", "optimizer"):
         torch.testing.assert_close(both[name], alone[name], rtol=1e-5, atol=1e-5)
+
+
+def test_batch_norm_on_cpus_is_warned_of_once(together: tuple[Path, list[dict[str, Any]]]) -> None:
+    first, second = (said["warnings"] for said in together[1])
+    (warning,) = first["batch"]
+    assert warning.startswith("batch norm sees the 2 images of one process, not all 4 of the batch")
+    assert 'norm = "group"' in warning
+    assert [first["frozen"], first["group"], *second.values()] == [[]] * 5
 
 
 @pytest.mark.parametrize("engine", ["fsdp", "deepspeed", "megatron_lm"])
