@@ -207,6 +207,11 @@ def _check_complete(name: str, weights: Mapping[str, Tensor]) -> None:
         raise BackboneError(f"the weights given for {name!r} lack {len(missing)} tensors, the first is {missing[0]}")
 
 
+def group_parameters(model: nn.Module, matcher: Mapping[str, Any]) -> list[list[str]]:
+    """Names of the parameters of ``model``, sorted into groups by timm's kind of ``group_matcher``."""
+    return list(timm.models.group_parameters(model, matcher).values())
+
+
 def sync_batch_norm(model: nn.Module) -> None:
     """Make every batch norm below ``model`` count over the images of all GPUs, in place, with the same parameters."""
     for name, module in list(model.named_modules()):
