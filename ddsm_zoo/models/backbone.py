@@ -14,6 +14,7 @@ import timm
 import torch
 from timm.layers.conv2d_same import Conv2dSame as TimmConv2dSame
 from timm.layers.norm_act import BatchNormAct2d as TimmBatchNormAct2d
+from timm.layers.norm_act import convert_sync_batchnorm
 from timm.layers.pool2d_same import AvgPool2dSame as TimmAvgPool2dSame
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -204,6 +205,19 @@ def _check_complete(name: str, weights: Mapping[str, Tensor]) -> None:
     ]
     if missing:
         raise BackboneError(f"the weights given for {name!r} lack {len(missing)} tensors, the first is {missing[0]}")
+
+
+def group_parameters(model: nn.Module, matcher: Mapping[str, Any]) -> list[list[str]]:
+    """Names of the parameters of ``model``, sorted into groups by timm's kind of ``group_matcher``."""
+    return list(timm.models.group_parameters(model, matcher).values())
+
+
+def sync_batch_norm(model: nn.Module) -> None:
+    """Make every batch norm below ``model`` count over the images of all GPUs, in place, with the same parameters."""
+    for name, module in list(model.named_modules()):
+        # Not what is synchronized already: timm would lose the activation of its BatchNormAct2d the second time
+        if isinstance(module, nn.BatchNorm2d):
+            model.set_submodule(name, convert_sync_batchnorm(module))  # type: ignore[no-untyped-call]
 
 
 def hub_uri(name: str) -> str:

@@ -17,7 +17,7 @@ from ddsm_zoo.hub import client
 from ddsm_zoo.layers import ConvNormAct, crop, resize
 from ddsm_zoo.layers.group_norm import use_group_norm
 from ddsm_zoo.models import saving
-from ddsm_zoo.models.backbone import Backbone, imagenet_preprocess
+from ddsm_zoo.models.backbone import Backbone, group_parameters, imagenet_preprocess, sync_batch_norm
 from ddsm_zoo.models.decoders import find_decoder
 from ddsm_zoo.models.folding import fold_norms
 from ddsm_zoo.models.saving import family
@@ -149,6 +149,10 @@ class Segmenter(nn.Module):
         """Recompute the backbone's activations in the backward pass instead of keeping them."""
         self.backbone.set_grad_checkpointing(enable)
 
+    def sync_batch_norm(self) -> None:
+        """Count batch statistics over the images of all GPUs from now on, for distributed training."""
+        sync_batch_norm(self)
+
     def fuse(self) -> Segmenter:
         """Fold batch normalisation into the convolutions before it, in place, and leave out the auxiliary head.
 
@@ -172,6 +176,10 @@ class Segmenter(nn.Module):
             "stem": r"^backbone\.body\.(?!layer\d|stages[._]|blocks\.|layers[._])",
             "blocks": [*blocks, (stage, None), *heads],
         }
+
+    def layer_groups(self) -> list[list[str]]:
+        """Names of the parameters from input to output: the stem, each stage of the backbone, and all that follows."""
+        return group_parameters(self, self.group_matcher(coarse=True))
 
     @property
     def default_cfg(self) -> Mapping[str, Any]:

@@ -1,8 +1,7 @@
-"""The stages of a network from its input to its output, and what of them is trained."""
+"""Layer groups of a network from input to output, and freezing them."""
 
 from __future__ import annotations
 
-import re
 from typing import Any, cast
 
 from torch import nn
@@ -10,37 +9,18 @@ from torch import nn
 from ddsm_zoo.config import ConfigError
 from ddsm_zoo.training.recipe import Recipe
 
-# timm's sign for a group that belongs to the one before it
-_JOINED = 99999
-
 
 def layer_groups(model: nn.Module) -> list[list[str]]:
-    """The names of the parameters from input to output: the stem, each stage of the backbone, and all that follows.
+    """Names of the parameters from input to output, a list for each stage and one for all that follows the backbone.
 
-    ``model.group_matcher(coarse=True)`` tells them apart, in timm's form; without one, "backbone.*" is the only stage
-    before the rest.
+    ``model.layer_groups()`` gives them. For a model without that method, "backbone.*" is one stage.
     """
-    if hasattr(model, "group_matcher"):
-        matcher = cast(dict[str, Any], cast(Any, model).group_matcher(coarse=True))
-    else:
-        matcher = {"backbone": r"^backbone\."}
-    patterns = [
-        (re.compile(pattern), place, suffix or ())
-        for place, given in enumerate(matcher.values())
-        for pattern, suffix in ([(given, None)] if isinstance(given, str) else given)
-    ]
-    groups: dict[tuple[int, ...], list[str]] = {}
-    for name, _ in model.named_parameters():
-        found = ((pattern.match(name), place, suffix) for pattern, place, suffix in patterns)
-        keys = ((place, *map(int, match.groups()), *suffix) for match, place, suffix in found if match)
-        groups.setdefault(next(keys, (len(matcher),)), []).append(name)
-    ordered: list[list[str]] = []
-    for key in sorted(groups):
-        if ordered and key[-1] == _JOINED:
-            ordered[-1] += groups[key]
-        else:
-            ordered.append(groups[key])
-    return ordered
+    if hasattr(model, "layer_groups"):
+        return cast(list[list[str]], cast(Any, model).layer_groups())
+    names = [name for name, _ in model.named_parameters()]
+    backbone = [name for name in names if name.startswith("backbone.")]
+    rest = [name for name in names if not name.startswith("backbone.")]
+    return [group for group in (backbone, rest) if group]
 
 
 def freeze(model: nn.Module, recipe: Recipe) -> None:

@@ -1,13 +1,12 @@
-"""What a run trains: model, optimizer and averaged weights, spread over processes by `accelerate`.
+"""Model, optimizer and averaged weights of a run, data-parallel over processes by `accelerate`.
 
-Each process holds all of the model or, with FSDP, its part of every parameter. The state that is saved is whole in both
-cases, so that a run may go on with more processes or fewer.
+Each process holds all of the model, so that a run may go on with more processes or fewer.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
+import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -16,9 +15,8 @@ from typing import Any, cast
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, broadcast
+from accelerate.utils import broadcast
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ddsm_zoo.layers import resize
 from ddsm_zoo.layers.sampler import TapCounts, watch_taps
@@ -28,10 +26,11 @@ from ddsm_zoo.training.freezing import freeze, freeze_norm_stats
 from ddsm_zoo.training.losses import create_loss
 from ddsm_zoo.training.optimizer import average_weights, create_optimizer, set_learning_rate
 from ddsm_zoo.training.recipe import Recipe
-from ddsm_zoo.training.sync_batch_norm import synchronize
 from ddsm_zoo.utils.distributed import all_reduce_sum
 
 Batch = tuple[Tensor, Tensor]
+
+logger = logging.getLogger(__name__)
 
 
 class Objective(nn.Module):
@@ -54,6 +53,7 @@ class TrainState:
     """A model in training. Every process must call each method, and in the same order."""
 
     def __init__(self, model: nn.Module, recipe: Recipe, ignore_index: int) -> None:
+        _check_data_parallel()
         # A process may train twice with different precision, which the shared state of accelerate would refuse.
         AcceleratorState._reset_state()
         # Unless told, accelerate has several processes that find no accelerator train each on its own.
@@ -67,23 +67,28 @@ class TrainState:
 
         model.to(self.device)
         if self.processes > 1:
-            synchronize(model, self.device)
             # What was drawn at random is other numbers on every process.
             broadcast(list(model.state_dict().values()))
         freeze(model, recipe)
+        if self.processes > 1 and self.device.type != "cpu":
+            sync_batch_norm(model)
+        elif self.processes > 1 and self.is_main and _learns_statistics(model):
+            logger.warning(
+                "batch norm sees the %d images of one process, not all %d of the batch: only GPUs synchronize it. "
+                'For the result of one process use overrides = {norm = "group"}',
+                recipe.batch_size // self.processes,
+                recipe.batch_size,
+            )
         # The types of nn.Module.to leave out that it takes a memory format alone
-        self.model = cast(Any, model).to(memory_format=self.memory_format)
+        self.model: nn.Module = cast(Any, model).to(memory_format=self.memory_format)
         self.average = average_weights(self.model, recipe.ema_decay) if recipe.ema_decay else None
-        # FSDP takes a model apart for good, and only in this memory format: it gets a copy, the caller's stays whole.
-        sharded = _sharding(self.accelerator)
-        self._trained = copy.deepcopy(self.model).to(memory_format=torch.contiguous_format) if sharded else self.model
         self._loss = create_loss(recipe, cast(int, model.num_classes), ignore_index).to(self.device)
-        objective = Objective(self._trained, self._loss, recipe.auxiliary_weight)
-        self._objective, self._optimizer = self.accelerator.prepare(objective, create_optimizer(self._trained, recipe))
+        objective = Objective(self.model, self._loss, recipe.auxiliary_weight)
+        self._objective, self._optimizer = self.accelerator.prepare(objective, create_optimizer(self.model, recipe))
 
     def train_mode(self) -> None:
         self._objective.train()
-        freeze_norm_stats(self._trained)
+        freeze_norm_stats(self.model)
 
     def backward(self, batches: Sequence[Batch], told: Callable[[], bool]) -> tuple[float, bool]:
         """Gradients of the loss over these batches of all processes: that loss, and whether one of them was ``told``.
@@ -109,7 +114,7 @@ class TrainState:
 
     def watch_taps(self) -> AbstractContextManager[dict[str, TapCounts]]:
         """See `ddsm_zoo.layers.sampler.watch_taps`, for the batches of this process."""
-        return watch_taps(self._trained)
+        return watch_taps(self.model)
 
     def of_all(self, counts: Mapping[str, int]) -> dict[str, int]:
         """The sums of the counts of all processes."""
@@ -124,21 +129,15 @@ class TrainState:
         self._optimizer.step()
         self._optimizer.zero_grad()
         if self.average:
-            self.average.update_parameters(self.whole())
-
-    def whole(self) -> nn.Module:
-        """The caller's model with the present weights."""
-        if self._trained is not self.model:
-            self.model.load_state_dict(_gathered(self._trained.state_dict()))
-        return cast(nn.Module, self.model)
+            self.average.update_parameters(self.model)
 
     def evaluated(self) -> nn.Module:
         """What is validated and published: the averaged model if there is one."""
-        return self.average.module if self.average else self.whole()
+        return self.average.module if self.average else self.model
 
     def not_finite(self) -> str | None:
         """The name of a tensor of the model that holds an infinity or NaN."""
-        for name, tensor in self.whole().state_dict().items():
+        for name, tensor in self.model.state_dict().items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 return name
         return None
@@ -147,7 +146,7 @@ class TrainState:
     def validate(self, samples: Iterable[Batch], report: Callable[[int], None]) -> dict[str, Any]:
         """Scores of the evaluated model, over what all processes have; ``report`` gets the images done so far."""
         model = self.evaluated()
-        # Buffers other than those of synchronised norms follow the batches of each process.
+        # Buffers other than those of synchronized norms follow the batches of each process.
         broadcast(list(model.buffers()))
         model.eval()
         confusion = ConfusionMatrix(cast(int, self.model.num_classes), self.ignore_index)
@@ -162,25 +161,19 @@ class TrainState:
         return confusion.compute()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything to go on from, whole, of tensors and plain data."""
+        """Everything to go on from, of tensors and plain data."""
         scaler = self.accelerator.scaler
         return {
-            "model": self.whole().state_dict(),
+            "model": self.model.state_dict(),
             "average": self.average.state_dict() if self.average else None,
-            "optimizer": _gathered(self._optimizer.state_dict()),
+            "optimizer": self._optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave. Raises RuntimeError or ValueError for the state of another model."""
         self.model.load_state_dict(state["model"])
-        optimizer = state["optimizer"]
-        if self._trained is not self.model:
-            trained = self._trained.state_dict()
-            for name, tensor in self.model.state_dict().items():
-                trained[name].copy_(_spread(tensor, trained[name]))
-            optimizer = _spread_moments(optimizer, self._optimizer)
-        self._optimizer.load_state_dict(optimizer)
+        self._optimizer.load_state_dict(state["optimizer"])
         if self.average:
             self.average.load_state_dict(state["average"])
         if self.accelerator.scaler and state["scaler"]:
@@ -194,50 +187,40 @@ class TrainState:
         return images.to(self.device, non_blocking=True).contiguous(memory_format=self.memory_format)
 
 
-def _sharding(accelerator: Accelerator) -> bool:
-    """Whether FSDP is configured. Raises ValueError where it cannot be had."""
-    if accelerator.distributed_type == DistributedType.FSDP:
-        if not accelerator.is_fsdp2:
-            raise ValueError("FSDP is configured in version 1, expected version 2: accelerate launch --fsdp_version 2")
-        plugin = accelerator.state.fsdp_plugin
-        # Loading on one process alone cannot pass on running statistics, and norms cannot mix the precision of theirs
-        # with that of cast weights: autocast does what is to be done in half precision.
-        plugin.cpu_ram_efficient_loading, plugin.mixed_precision_policy = False, None
-        return True
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and accelerator.num_processes > 1:
-        raise ValueError(
-            f"FSDP is configured, but accelerate does it on GPUs alone and this is {accelerator.device}: "
-            "launch without --use_fsdp"
-        )
-    return False
+def sync_batch_norm(model: nn.Module) -> None:
+    """Make every batch norm of ``model`` count over the images of all GPUs, in place, with the same parameters.
+
+    A model does so by a method of this name, if it has one. Torch's own conversion replaces other batch norms.
+
+    Raises:
+        ValueError: a batch norm is of a class of its own, which torch would replace by a plain one without a word.
+    """
+    if hasattr(model, "sync_batch_norm"):
+        cast(Any, model).sync_batch_norm()
+        return
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    for name, norm in norms.items():
+        if type(norm) is not nn.BatchNorm2d:
+            raise ValueError(
+                f"{name} is a {type(norm).__name__}, expected torch's BatchNorm2d, the only one that torch can "
+                "synchronize; give the model a method sync_batch_norm() that replaces its batch norms"
+            )
+    for name, norm in norms.items():
+        model.set_submodule(name, cast(Any, nn.SyncBatchNorm).convert_sync_batchnorm(norm))
 
 
-def _gathered(data: Any) -> Any:
-    """The same nest of containers with every spread tensor whole."""
-    if isinstance(data, Mapping):
-        return {key: _gathered(value) for key, value in data.items()}
-    if isinstance(data, list):
-        return [_gathered(value) for value in data]
-    return data.full_tensor() if isinstance(data, DTensor) else data
+def _learns_statistics(model: nn.Module) -> bool:
+    """True if any batch norm is not frozen."""
+    model.train()
+    freeze_norm_stats(model)
+    return any(isinstance(module, nn.BatchNorm2d) and module.training for module in model.modules())
 
 
-def _spread(tensor: Tensor, like: Tensor) -> Tensor:
-    """``tensor`` over the processes as ``like`` is."""
-    if not isinstance(like, DTensor):
-        return tensor
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
-
-
-def _spread_moments(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """An optimizer's whole state with what it keeps for each parameter spread as that is."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    moments = {
-        index: {
-            name: _spread(value, parameters[index])
-            if isinstance(value, Tensor) and value.shape == parameters[index].shape
-            else value
-            for name, value in kept.items()
-        }
-        for index, kept in state["state"].items()
-    }
-    return {**state, "state": moments}
+def _check_data_parallel() -> None:
+    """Raises ValueError where `accelerate launch` was told to divide the model instead of the batch."""
+    for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
+            raise ValueError(
+                f"accelerate is configured for {engine}, expected data parallelism: "
+                f"launch without --use_{engine.lower()} and without it in accelerate's config file"
+            )

@@ -57,10 +57,13 @@ class Uneven(Blobs):
 class Net(nn.Module):
     num_classes = CLASSES
 
-    def __init__(self, dropout: float = 0.3) -> None:
+    def __init__(self, dropout: float = 0.3, norm: str = "batch") -> None:
         super().__init__()
         # Before a norm a bias has no gradient but rounding, of which AdamW makes whole steps.
-        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        convolution = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.backbone = nn.Sequential(
+            convolution, nn.BatchNorm2d(8) if norm == "batch" else nn.GroupNorm(2, 8), nn.ReLU()
+        )
         self.dropout = nn.Dropout2d(dropout)
         self.classifier = nn.Conv2d(8, CLASSES, 1)
 
@@ -85,7 +88,7 @@ class Doubled(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.network = create_model(name, num_classes=CLASSES, dropout=0.0).double()
+        self.network = create_model(name, num_classes=CLASSES, dropout=0.0, norm="group").double()
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.network(x.double())
@@ -106,8 +109,8 @@ def fresh(kind: Callable[[], nn.Module] = Net) -> nn.Module:
 
 
 def build_network(network: str) -> nn.Module:
-    """A network by its name here or in the zoo, without dropout, whose masks are other on every process."""
-    kinds: dict[str, Callable[[], nn.Module]] = {"Linear": Linear, "Net": lambda: Net(dropout=0.0)}
+    """A network by its name here or in the zoo, without what differs by process: dropout and batch statistics."""
+    kinds: dict[str, Callable[[], nn.Module]] = {"Linear": Linear, "Net": lambda: Net(dropout=0.0, norm="group")}
     return fresh(kinds.get(network, lambda: Doubled(network)))
 
 

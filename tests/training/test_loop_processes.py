@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # name: (network, images, fields of the recipe); three steps each unless it says otherwise
 CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
-    "batch normalisation": ("Net", 12, {}),
-    "without": ("Linear", 12, {}),
+    "group norm": ("Net", 12, {}),
+    "no norm": ("Linear", 12, {}),
     "adamw, averaged, clipped": ("Net", 12, {"optimizer": "adamw", "lr": 0.01, "ema_decay": 0.9, "clip_norm": 0.1}),
     "accumulated": ("Net", 14, {"batch_size": 2, "gradient_accumulation": 3}),
     "weighted classes": ("Net", 12, {"class_weights": (0.2, 1.0, 3.0), "label_smoothing": 0.1}),
@@ -29,29 +29,17 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
     "a model of the zoo": ("uper_ddsm_lite0", 12, {"lr": 1e-3}),
 }
 EVERYWHERE = {"epochs": 1, "power": 0.0}
-SHARDED = {**FULL, "power": 0.0, "clip_norm": 0.1, "batch_size": 2}
+RESUMED = {**FULL, "power": 0.0, "clip_norm": 0.1, "batch_size": 2}
 
 TRAIN = """
-import json, os, signal, sys
+import json, logging, os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType
 from ddsm_zoo.training.loop import fit
-from tests.support.tiny_training import Blobs, Uneven, recipe, size_for, build_network
+from tests.support.tiny_training import Blobs, Net, Uneven, build_network, recipe, size_for
 
-out, cases, sharded = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
-started = AcceleratorState.__init__
-
-
-def as_on_gpus(self, *arguments, fsdp_plugin=None, **options):
-    # accelerate shards on GPUs alone, though what it calls in torch works on the CPU just as well.
-    started(self, *arguments, fsdp_plugin=fsdp_plugin, **options)
-    if fsdp_plugin:
-        self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
-
-
+out, cases, resumed = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3])
 
 
 def started_anywhere(network):
@@ -77,23 +65,22 @@ class Told(Uneven):
 
 summary = fit(build_network("Net"), recipe(epochs=1, power=0.0), Told(12), Blobs(5), out / "told")
 
-os.environ["ACCELERATE_USE_FSDP"] = "true"
-refusals = []
-for version in ("2", "1"):  # the first on what is a CPU, the second as if on GPUs
-    os.environ["FSDP_VERSION"] = version
-    try:
-        fit(build_network("Net"), recipe(), Uneven(12), Blobs(5), out / "refused")
-    except ValueError as error:
-        refusals.append(str(error))
-    AcceleratorState.__init__ = as_on_gpus
-os.environ["FSDP_VERSION"] = "2"
 for epochs in (1, 2):
-    model = started_anywhere("Net")
-    fit(model, recipe(**{**sharded, "epochs": epochs}), Uneven(14), Blobs(5), out / "sharded", resume=epochs == 2)
-assert not any(hasattr(parameter, "placements") for parameter in model.parameters())
+    options = recipe(**{**resumed, "epochs": epochs})
+    fit(started_anywhere("Net"), options, Uneven(14), Blobs(5), out / "resumed", resume=epochs == 2)
+
+heard = []
+listener = logging.Handler(logging.WARNING)
+listener.emit = lambda record: heard.append(record.getMessage())
+logging.getLogger("ddsm_zoo").addHandler(listener)
+warnings = {}
+for name, norm, frozen in (("batch", "batch", "none"), ("frozen", "batch", "backbone"), ("group", "group", "none")):
+    heard.clear()
+    fit(Net(norm=norm), recipe(epochs=1, frozen_norms=frozen), Blobs(4), Blobs(2), out / f"warned-{name}")
+    warnings[name] = list(heard)
 
 torch.distributed.destroy_process_group()
-print(json.dumps({"seen": seen, "interrupted": summary["interrupted"], "refusals": refusals}))
+print(json.dumps({"seen": seen, "interrupted": summary["interrupted"], "warnings": warnings}))
 """
 
 
@@ -102,7 +89,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[
     """The folder of the runs of two processes, and what each said."""
     out = tmp_path_factory.mktemp("together")
     cases = {name: (network, count, {**EVERYWHERE, **fields}) for name, (network, count, fields) in CASES.items()}
-    outputs = run_together(["-c", TRAIN, str(out), json.dumps(cases), json.dumps(SHARDED)], ROOT)
+    outputs = run_together(["-c", TRAIN, str(out), json.dumps(cases), json.dumps(RESUMED)], ROOT)
     return out, [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
@@ -113,9 +100,8 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_train_as_one(name: str, together: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
     network, count, fields = CASES[name]
-    fit(
-        build_network(network), recipe(**{**EVERYWHERE, **fields}), Uneven(count, size_for(network)), Blobs(5), tmp_path
-    )
+    data = Uneven(count, size_for(network))
+    fit(build_network(network), recipe(**{**EVERYWHERE, **fields}), data, Blobs(5), tmp_path)
     tolerance = 1e-2 if name == "bf16" else 1e-5
     torch.testing.assert_close(weights(together[0] / name), weights(tmp_path), rtol=tolerance, atol=tolerance)
     for ours, alone in zip(epochs_of(together[0] / name), epochs_of(tmp_path), strict=True):
@@ -147,15 +133,29 @@ def test_all_leave_when_one_is_told_to_and_one_alone_may_go_on(
     torch.testing.assert_close(weights(out / "told"), weights(tmp_path), rtol=1e-5, atol=1e-5)
 
 
-def test_sharded_it_trains_and_resumes_as_one(together: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
-    out, said = together
-    fit(build_network("Net"), recipe(**{**SHARDED, "epochs": 2}), Uneven(14), Blobs(5), tmp_path)
-    torch.testing.assert_close(weights(out / "sharded"), weights(tmp_path), rtol=1e-5, atol=1e-5)
-    assert len(epochs_of(out / "sharded")) == 2
-    # The state is that of one process.
-    sharded, alone = (load_state(run / "last" / "state.pt") for run in (out / "sharded", tmp_path))
+def test_resumed_they_go_on_as_one(together: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+    out, _ = together
+    fit(build_network("Net"), recipe(**{**RESUMED, "epochs": 2}), Uneven(14), Blobs(5), tmp_path)
+    torch.testing.assert_close(weights(out / "resumed"), weights(tmp_path), rtol=1e-5, atol=1e-5)
+    assert len(epochs_of(out / "resumed")) == 2
+    both, alone = (load_state(run / "last" / "state.pt") for run in (out / "resumed", tmp_path))
     for name in ("model", "average", "optimizer"):
-        torch.testing.assert_close(sharded[name], alone[name], rtol=1e-5, atol=1e-5)
-    for each in said:
-        assert "FSDP is configured, but accelerate does it on GPUs alone and this is cpu" in each["refusals"][0]
-        assert "FSDP is configured in version 1, expected version 2" in each["refusals"][1]
+        torch.testing.assert_close(both[name], alone[name], rtol=1e-5, atol=1e-5)
+
+
+def test_batch_norm_on_cpus_is_warned_of_once(together: tuple[Path, list[dict[str, Any]]]) -> None:
+    first, second = (said["warnings"] for said in together[1])
+    (warning,) = first["batch"]
+    assert warning.startswith("batch norm sees the 2 images of one process, not all 4 of the batch")
+    assert 'norm = "group"' in warning
+    assert [first["frozen"], first["group"], *second.values()] == [[]] * 5
+
+
+@pytest.mark.parametrize("engine", ["fsdp", "deepspeed", "megatron_lm"])
+def test_a_run_that_would_divide_the_model_is_refused(
+    engine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{engine.upper()}", "true")  # as accelerate launch sets it
+    with pytest.raises(ValueError, match=f"configured for {engine.upper()}, .* launch without --use_{engine} "):
+        fit(build_network("Net"), recipe(), Blobs(4), Blobs(4), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
