@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ddsm_zoo.version import __version__
 
 if TYPE_CHECKING:
+    from ddsm_zoo.data.kinds import register_dataset
     from ddsm_zoo.data.transforms import create_transform
     from ddsm_zoo.evaluation.evaluate import evaluate
     from ddsm_zoo.inference.predictor import Predictor, Segmentation
@@ -40,6 +41,7 @@ __all__ = [
     "model_config",
     "push_to_hub",
     "register_backbone",
+    "register_dataset",
     "register_decoder",
     "register_fusion",
     "register_model",
@@ -49,6 +51,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "ddsm_zoo.data.kinds": ("register_dataset",),
     "ddsm_zoo.data.transforms": ("create_transform",),
     "ddsm_zoo.evaluation.evaluate": ("evaluate",),
     "ddsm_zoo.inference.predictor": ("Predictor", "Segmentation"),

@@ -27,7 +27,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ddsm_zoo import create_model, resolve_data_config
-from ddsm_zoo.data.datasets import SceneDataset, SegmentationDataset, open_dataset
+from ddsm_zoo.data.datasets import SegmentationDataset, open_dataset
+from ddsm_zoo.data.scenes.dataset import SceneDataset
 from ddsm_zoo.data.transforms import EvalTransform, TrainTransform
 from ddsm_zoo.evaluation.accumulate import evaluate_model
 from ddsm_zoo.models import Segmenter

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +15,12 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.evidence.matrix import FoldPlan
-from ddsm_zoo.data.datasets import DatasetError, Pair, open_dataset, open_layout
+from ddsm_zoo.data.datasets import DatasetError, Pair, SegmentationDataset
 from ddsm_zoo.data.images import read_mask
+from ddsm_zoo.data.kinds import find_kind, open_source
 from ddsm_zoo.data.layouts import LABELED_SPLITS
 from ddsm_zoo.data.masks import CAMVID_IDS
+from ddsm_zoo.data.scenes.dataset import Scenes
 from ddsm_zoo.data.scenes.render import render_scene
 from ddsm_zoo.utils.files import write_json
 
@@ -56,25 +58,32 @@ def read_pool(spec: str) -> Pool:
     Raises DatasetError for another kind of data, for a name in both splits, and what `open_dataset` raises.
     """
     kind, _, root = spec.partition(":")
-    if kind not in ("camvid", "folder"):
+    if kind not in _FOLDERS:
         raise DatasetError(f"folds are made of camvid:ROOT, folder:ROOT or scenes:N, got {spec!r}")
-    present = open_layout(spec).splits()
-    sets = [open_dataset(spec, split) for split in LABELED_SPLITS if split == "train" or split in present]
+    source = open_source(spec)
+    present = source.splits()
+    sets = [source.open(split) for split in LABELED_SPLITS if split == "train" or split in present]
     pairs: dict[str, Pair] = {}
     for pair in (pair for each in sets for pair in each.pairs):
         if pair.name in pairs:
             raise DatasetError(f"{root} has {pair.name} in train and in val, expected each name once; rename one")
         pairs[pair.name] = pair
-    if kind == "folder":
-        folders = ("images/{}", "masks/{}")
-    else:
-        stored_as_ids = {each.decode is CAMVID_IDS for each in sets}
-        if len(stored_as_ids) > 1:
-            raise DatasetError(
-                f"{root} has masks of class ids in one split and of colors in the other, expected one kind"
-            )
-        folders = ("{}", "{}annot") if stored_as_ids == {True} else ("{}", "{}_labels")
+    folders = _FOLDERS[kind](root, sets)
     return Pool(kind=kind, root=Path(root).expanduser().absolute(), pairs=pairs, folders=folders)
+
+
+def _camvid_folders(root: str, sets: Sequence[SegmentationDataset]) -> tuple[str, str]:
+    stored_as_ids = {each.decode is CAMVID_IDS for each in sets}
+    if len(stored_as_ids) > 1:
+        raise DatasetError(f"{root} has masks of class ids in one split and of colors in the other, expected one kind")
+    return ("{}", "{}annot") if stored_as_ids == {True} else ("{}", "{}_labels")
+
+
+# The kinds of data whose folds can be written, with the folders that they have images and masks of a split in
+_FOLDERS: Mapping[str, Callable[[str, Sequence[SegmentationDataset]], tuple[str, str]]] = {
+    "camvid": _camvid_folders,
+    "folder": lambda _root, _sets: ("images/{}", "masks/{}"),
+}
 
 
 def plan_folds(pool: Pool, plan: FoldPlan) -> list[Fold]:
@@ -130,11 +139,11 @@ def write_scenes(folder: Path, sequences: Sequence[str], count: int) -> str:
 
 def open_folds(spec: str, plan: FoldPlan, out: Path) -> dict[str, tuple[str, Fold]]:
     """`write_folds` into ``out/folds`` for ``camvid:ROOT``, ``folder:ROOT`` or ``scenes:N`` (N in each sequence)."""
-    kind, _, count = spec.partition(":")
-    if kind == "scenes":
-        if plan.by != "sequence" or not (count.isascii() and count.isdigit() and 1 <= int(count) <= 1000):
+    if find_kind(spec).open is Scenes:
+        count = Scenes(spec.partition(":")[2]).count
+        if plan.by != "sequence" or count > 1000:
             raise DatasetError(f"got {spec!r}, expected scenes:N with N from 1 to 1000 for a matrix of sequences")
-        spec = write_scenes(out / f"scenes{count}", plan.names, int(count))
+        spec = write_scenes(out / f"scenes{count}", plan.names, count)
     return write_folds(read_pool(spec), plan, out / "folds")
 
 
@@ -169,8 +178,8 @@ def _write_fold(pool: Pool, fold: Fold, plan: FoldPlan, target: Path, record: Ma
                     _translate(pair.mask, plan.ids, masks / f"{name}.png")
                 else:
                     _link(pair.mask, masks / pair.mask.name)
-        if pool.kind == "folder":
-            shutil.copyfile(pool.root / "labels.json", temporary / "labels.json")
+        if (labels := pool.root / "labels.json").is_file():
+            shutil.copyfile(labels, temporary / "labels.json")
         write_json(temporary / _RECORD, record)
 
 

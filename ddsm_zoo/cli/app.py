@@ -49,9 +49,9 @@ ModelOption = Annotated[
     str,
     typer.Option("--model", "-m", help="A name of `ddsm-zoo list`, hf-hub:ORG/REPO or local-dir:PATH.", metavar="NAME"),
 ]
-DataOption = Annotated[
-    str, typer.Option("--data", "-d", help="camvid:ROOT, cityscapes:ROOT, folder:ROOT or scenes:N.", metavar="SPEC")
-]
+# The kinds of data sets that the package registers: help is written before plugins are loaded, and without torch
+DATA_KINDS = "camvid:ROOT, cityscapes:ROOT, folder:ROOT, scenes:N or a kind of yours (--plugin)"
+DataOption = Annotated[str, typer.Option("--data", "-d", help=f"{DATA_KINDS}.", metavar="SPEC")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; unless given, a GPU where there is one.")]
 JsonOption = Annotated[
     str | None, typer.Option("--json", help="Write the figures to FILE; - is standard output.", metavar="FILE")

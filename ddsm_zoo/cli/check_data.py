@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ddsm_zoo.cli.app import JsonOption, app
+from ddsm_zoo.cli.app import DATA_KINDS, JsonOption, app
 from ddsm_zoo.cli.console import check_output, percent, print_lines, print_table, progress_bar, report
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @app.command("check-data")
 def check_data(
-    data: Annotated[str, typer.Argument(help="camvid:ROOT, cityscapes:ROOT or folder:ROOT.", metavar="SPEC")],
+    data: Annotated[str, typer.Argument(help=f"{DATA_KINDS}.", metavar="SPEC")],
     split: Annotated[
         list[str] | None, typer.Option(help="Only this split; may be given several times.", show_default=False)
     ] = None,

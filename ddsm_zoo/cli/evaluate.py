@@ -76,7 +76,8 @@ def evaluate(
         int, typer.Option(min=0, help="Pictures of the N images of lowest mIoU, in --out.", metavar="N")
     ] = 0,
     submission: Annotated[
-        Path | None, typer.Option(help="Folder for label ids as Cityscapes' server takes them.", metavar="DIR")
+        Path | None,
+        typer.Option(help="Folder for predictions as the server of the data's benchmark takes them.", metavar="DIR"),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images of one size that are predicted together.")] = 1,
     device: DeviceOption = None,
@@ -186,12 +187,13 @@ def _report_scores(
     if not evaluation.labeled:
         print_lines([f"{title}: without labels there is nothing to score"])
         return
-    _print_scores(title, figures)
+    _print_scores(title, figures, evaluation.extra)
     if out is not None:
         print_lines([f"pictures in {out}"])
 
 
-def _print_scores(title: str, figures: Mapping[str, Any]) -> None:
+def _print_scores(title: str, figures: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+    """Print a table of the classes and one of the means, with the numbers among the data set's ``extra`` scores."""
     columns = {"IoU %": "iou", "boundary F %": "boundary_f_by_class", "boundary IoU %": "boundary_iou_by_class"}
     shown = {head: figures[key] for head, key in columns.items() if key in figures}
     intervals = figures.get("intervals", {})
@@ -205,9 +207,7 @@ def _print_scores(title: str, figures: Mapping[str, Any]) -> None:
         "mIoU": "miou",
         "pixel accuracy": "pixel_accuracy",
         "mean accuracy": "mean_accuracy",
-        "mean category IoU": "mean_category_iou",
-        "mean iIoU": "mean_iiou",
-        "mean category iIoU": "mean_category_iiou",
+        **{_score_name(key): key for key, score in extra.items() if isinstance(score, float)},
         "Boundary IoU": "boundary_iou",
     }
     scores = [(name, figures[key], intervals.get(key)) for name, key in means.items() if key in figures]
@@ -221,6 +221,12 @@ def _print_scores(title: str, figures: Mapping[str, Any]) -> None:
         print_lines([f"never occurred, left out of the mean: {', '.join(figures['never_occurs'])}"])
     if intervals:
         print_lines([intervals["note"]])
+
+
+def _score_name(key: str) -> str:
+    """``mean_category_iou`` as it is read: mean category IoU."""
+    words = {"iou": "IoU", "iiou": "iIoU", "miou": "mIoU"}
+    return " ".join(words.get(word, word) for word in key.split("_"))
 
 
 def _boundary_means(figures: Mapping[str, Any]) -> list[tuple[str, str, float]]:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
-from ddsm_zoo.data.datasets import Pair, SegmentationDataset, Transform
-from ddsm_zoo.data.images import read_image, read_mask
-from ddsm_zoo.data.layouts import Layout
+from ddsm_zoo.data.images import read_mask
 from ddsm_zoo.data.masks import CITYSCAPES_TRAINED, DatasetError
+from ddsm_zoo.data.pairs import Pair, SegmentationDataset
+from ddsm_zoo.labels import CITYSCAPES
+from ddsm_zoo.metrics.instances import InstanceIoU, category_iou
+from ddsm_zoo.utils.distributed import all_reduce_sum
 from ddsm_zoo.utils.files import atomic_path
 
 # The classes of each category by class (train) id
@@ -70,14 +72,44 @@ def write_label_ids(folder: Path, name: str, ids: Tensor) -> None:
         Image.fromarray(table[ids.cpu().numpy()]).save(temporary)
 
 
-class UnlabeledImages(SegmentationDataset):
-    """The images of a split that has no masks, as those of the test split: every mask is void."""
+class CityscapesScores:
+    """Category IoU and, where every mask has its file of objects, instance-level IoU of classes and categories."""
 
-    def __init__(self, layout: Layout, split: str, transform: Transform | None = None) -> None:
-        source = layout.source(split)
-        pairs = [Pair(path, path, name) for name, path in sorted(source.images.items())]
-        super().__init__(pairs, layout.labels, source.decode, transform)
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        self.files = object_files(dataset.pairs)
+        groups = {str(label): (label,) for label in MEAN_OBJECT_SIZES}
+        whole_categories = {
+            name: members
+            for name, members in CATEGORIES.items()
+            if all(label in MEAN_OBJECT_SIZES for label in members)
+        }
+        self.classes = InstanceIoU(groups, MEAN_OBJECT_SIZES)
+        self.categories = InstanceIoU(whole_categories, MEAN_OBJECT_SIZES)
+        # image by image, and summed in one order at the end: sums of floats depend on it
+        self.counts = {
+            metric: metric.counts.new_zeros(len(dataset), *metric.counts.shape)
+            for metric in (self.classes, self.categories)
+        }
 
-    def load(self, index: int) -> tuple[Tensor, Tensor]:
-        image = pil_to_tensor(read_image(self.pairs[index].image))
-        return image, torch.full(image.shape[1:], self.labels.ignore_index)
+    def add(self, index: int, ids: Tensor, target: Tensor) -> None:
+        if self.files is not None:
+            objects = read_objects(self.files[index], target)
+            for metric, counts in self.counts.items():
+                metric.reset()
+                metric.update(ids, target, objects)
+                counts[index] = metric.counts
+
+    def compute(self, confusion: Tensor) -> dict[str, Any]:
+        """Each table by name, and its mean over what occurs."""
+        tables = {"category_iou": category_iou(confusion, CATEGORIES)}
+        if self.files is not None:
+            for metric, counts in self.counts.items():
+                metric.counts = all_reduce_sum(counts).sum(0)
+            iiou = self.classes.compute(confusion)
+            tables["iiou"] = {CITYSCAPES.names[int(label)]: value for label, value in iiou.items()}
+            tables["category_iiou"] = self.categories.compute(confusion)
+        means = {
+            f"mean_{name}": torch.tensor(list(table.values()), dtype=torch.float64).nanmean().item()
+            for name, table in tables.items()
+        }
+        return {**means, **tables}

@@ -1,4 +1,4 @@
-"""How the known data sets lie on disk: which files belong to a split, and which are missing. No file is read."""
+"""Layouts of data sets on disk: the files that belong to a split, and the ones that are missing."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ddsm_zoo.data.masks import (
     MaskDecoder,
     identity,
 )
+from ddsm_zoo.data.pairs import Pair, SegmentationDataset, Transform, UnlabeledImages
 from ddsm_zoo.data.problems import SHOWN, Problem
 from ddsm_zoo.labels import CAMVID, CITYSCAPES, Color, LabelSpace
 
@@ -26,10 +27,16 @@ from ddsm_zoo.labels import CAMVID, CITYSCAPES, Color, LabelSpace
 LABELED_SPLITS = ("train", "val")
 
 
-class Source(NamedTuple):
-    """The files of one split by name; ``expected`` is where the mask of NAME should be.
+class SplitFiles(NamedTuple):
+    """The files of one split.
 
-    ``twins`` are pairs of files with one name, ``absent`` the names in the list file ``listed`` that no image has.
+    Attributes:
+        images: the file of each image, by the image's name.
+        masks: the file of each mask, by the name of its image.
+        expected: words for errors, the place of the mask of NAME: ``masks/train/NAME.png``.
+        decode: the class ids of what the masks store.
+        twins: pairs of files that claim one name.
+        absent: names in the list file ``listed`` that have no image.
     """
 
     images: Mapping[str, Path]
@@ -43,35 +50,57 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """A data set on disk: ``find`` gives the files of a split, ``candidates`` may be splits.
+    """A data set of files.
 
-    ``shape`` and ``coloured`` are words for errors: where the files, and where RGB masks, belong.
+    Attributes:
+        root: the folder of the data set.
+        labels: its classes.
+        find: ``find(split)`` gives the files of a split, and None or no images for a split that is not there.
+        shape: words for errors, the place of the files: ``images/SPLIT/ and masks/SPLIT/``.
+        candidates: names that may be splits, besides train and val.
+        colored: words for errors, the place of masks with RGB colors, or what makes them readable.
     """
 
     root: Path
     labels: LabelSpace
-    find: Callable[[str], Source | None]
-    candidates: Iterable[str]
+    find: Callable[[str], SplitFiles | None]
     shape: str
-    colored: str
+    candidates: Iterable[str] = ()
+    colored: str = ""
 
     def splits(self) -> list[str]:
         """The splits that have images, those with labels first."""
         found = {name: self.find(name) for name in (*LABELED_SPLITS, *sorted(set(self.candidates)))}
-        return [name for name, source in found.items() if source is not None and source.images]
+        return [name for name, files in found.items() if files is not None and files.images]
 
-    def source(self, split: str) -> Source:
-        """The files of the split. Raises DatasetError where it has no images."""
-        source = self.find(split)
-        if source is not None and (source.images or source.absent):
-            return source
+    def files(self, split: str) -> SplitFiles:
+        """The files of the split. Raises DatasetError where it has no images, or its masks other classes."""
+        files = self.find(split)
+        if files is not None and (files.images or files.absent):
+            files.decode.require_classes(self.labels)
+            return files
         present = self.splits()
         instead = f"it has the splits {', '.join(present)}" if present else f"expected {self.shape}"
         raise DatasetError(f"{self.root} has no images for the split {split!r}, {instead}")
 
-    def problems(self, split: str, source: Source) -> list[Problem]:
+    def open(self, split: str, transform: Transform | None = None, seed: int = 0) -> SegmentationDataset:
+        """The pairs of the split. Raises DatasetError where images or masks are missing."""
+        files = self.files(split)
+        for problem in self.problems(split, files):
+            # without masks there are no pairs, even where that is no more than a warning
+            if problem.severity == "error" or problem.kind == "missing-mask":
+                raise DatasetError(f"{self.root} cannot be used: {problem}")
+        pairs = [Pair(files.images[name], files.masks[name], name) for name in sorted(files.images)]
+        return SegmentationDataset(pairs, self.labels, files.decode, transform, seed)
+
+    def open_unlabeled(self, split: str, transform: Transform | None = None) -> UnlabeledImages:
+        """The images of the split without regard to masks. Raises DatasetError where there are none."""
+        files = self.files(split)
+        return UnlabeledImages(files.images, self.labels, files.decode, transform)
+
+    def problems(self, split: str, files: SplitFiles) -> list[Problem]:
         """What is wrong with the files of a split as far as their names tell."""
-        images, masks = source.images, source.masks
+        images, masks = files.images, files.masks
         unlabeled = [name for name in images if name not in masks]
         unused = [name for name in masks if name not in images]
         strict = bool(masks) or split in LABELED_SPLITS
@@ -82,18 +111,18 @@ class Layout:
                 what="the same name as another file for",
                 noun="files",
                 advice="expected one file for each name",
-                count=len(source.twins),
-                total=len(source.twins) + len(images) + len(masks),
-                examples=tuple(" and ".join(self.below_root(*pair)) for pair in source.twins[:SHOWN]),
+                count=len(files.twins),
+                total=len(files.twins) + len(images) + len(masks),
+                examples=tuple(" and ".join(self.below_root(*pair)) for pair in files.twins[:SHOWN]),
             ),
             Problem(
                 kind="missing-image",
                 split=split,
                 what="no image for",
-                noun=f"names in {source.listed.name}" if source.listed else "names",
-                count=len(source.absent),
-                total=len(source.absent) + len(images),
-                examples=tuple(map(repr, source.absent[:SHOWN])),
+                noun=f"names in {files.listed.name}" if files.listed else "names",
+                count=len(files.absent),
+                total=len(files.absent) + len(images),
+                examples=tuple(map(repr, files.absent[:SHOWN])),
             ),
             Problem(
                 kind="missing-mask",
@@ -101,7 +130,7 @@ class Layout:
                 split=split,
                 what="no mask for",
                 noun="images",
-                advice=f"expected {source.expected}",
+                advice=f"expected {files.expected}",
                 count=len(unlabeled),
                 total=len(images),
                 examples=self.below_root(*(images[name] for name in unlabeled[:SHOWN])),
@@ -120,13 +149,24 @@ class Layout:
         return [problem for problem in found if problem.count]
 
     def below_root(self, *files: Path) -> tuple[str, ...]:
-        return tuple(file.relative_to(self.root).as_posix() for file in files)
+        """Paths as seen from the root; whole ones for files that lie elsewhere."""
+        return tuple(
+            (file.relative_to(self.root) if file.is_relative_to(self.root) else file).as_posix() for file in files
+        )
 
 
-def cityscapes_layout(root: Path) -> Layout:
-    _require_folder(root)
+def existing_folder(root: str | Path) -> Path:
+    """The root of a data set, with ~ expanded. Raises DatasetError where there is no such folder."""
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise DatasetError(f"data set folder {folder} does not exist, expected the root of the data set")
+    return folder
 
-    def find(split: str) -> Source:
+
+def cityscapes_layout(root: str | Path) -> Layout:
+    root = existing_folder(root)
+
+    def find(split: str) -> SplitFiles:
         images = _by_name(root.glob(f"leftImg8bit/{split}/*/*_leftImg8bit.png"), "_leftImg8bit")
         masks = _by_name(root.glob(f"gtFine/{split}/*/*_gtFine_labelIds.png"), "_gtFine_labelIds")
         decode = CITYSCAPES_LABEL_IDS
@@ -145,12 +185,12 @@ def cityscapes_layout(root: Path) -> Layout:
     )
 
 
-def camvid_layout(root: Path) -> Layout:
-    _require_folder(root)
+def camvid_layout(root: str | Path) -> Layout:
+    root = existing_folder(root)
     stills = _first_folder(root, "701_StillsRaw_full", "images")
     labeled = _first_folder(root, "LabeledApproved_full", "labels")
 
-    def find(split: str) -> Source | None:
+    def find(split: str) -> SplitFiles | None:
         annotated, colored, listed = root / f"{split}annot", root / f"{split}_labels", root / f"{split}.txt"
         if annotated.is_dir():
             return _source(_images_in(root / split), _images_in(annotated), f"{annotated.name}/NAME.png", CAMVID_IDS)
@@ -174,11 +214,11 @@ def camvid_layout(root: Path) -> Layout:
     )
 
 
-def folder_layout(root: Path) -> Layout:
-    _require_folder(root)
+def folder_layout(root: str | Path) -> Layout:
+    root = existing_folder(root)
     labels, decode = _read_labels(root / "labels.json")
 
-    def find(split: str) -> Source:
+    def find(split: str) -> SplitFiles:
         images, masks = _images_in(root / "images" / split), _images_in(root / "masks" / split)
         return _source(images, masks, f"masks/{split}/NAME.png", decode)
 
@@ -223,8 +263,8 @@ class _Named(NamedTuple):
     twins: list[tuple[Path, Path]]
 
 
-def _source(images: _Named, masks: _Named, expected: str, decode: MaskDecoder) -> Source:
-    return Source(images.files, masks.files, expected, decode, (*images.twins, *masks.twins))
+def _source(images: _Named, masks: _Named, expected: str, decode: MaskDecoder) -> SplitFiles:
+    return SplitFiles(images.files, masks.files, expected, decode, (*images.twins, *masks.twins))
 
 
 def _images_in(folder: Path, suffix: str = "") -> _Named:
@@ -262,8 +302,3 @@ def _subfolders(folder: Path) -> list[str]:
 
 def _first_folder(root: Path, *names: str) -> Path | None:
     return next((root / name for name in names if (root / name).is_dir()), None)
-
-
-def _require_folder(root: Path) -> None:
-    if not root.is_dir():
-        raise DatasetError(f"data set folder {root} does not exist, expected the root of the data set")

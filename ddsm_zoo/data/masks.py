@@ -47,6 +47,16 @@ class MaskDecoder:
             raise DatasetError(f"mask {path} holds {self._describe(stored[row, column])} at row {row}, column {column}")
         return classes
 
+    def require_classes(self, labels: LabelSpace) -> None:
+        """Raises DatasetError unless all it gives are class ids of ``labels`` or their ``ignore_index``."""
+        given = {*self.ids.values(), *self.colors.values()} - {labels.ignore_index}
+        strange = sorted(given - set(range(len(labels))))
+        if strange:
+            raise DatasetError(
+                f"masks are decoded to class id {strange[0]}, expected 0 to {len(labels) - 1} for the {len(labels)} "
+                f"classes or the ignored {labels.ignore_index}"
+            )
+
     @cached_property
     def _class_of_id(self) -> npt.NDArray[np.int64]:
         table = np.full(65536, _NO_CLASS)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 
-from ddsm_zoo.data.datasets import SceneDataset, SegmentationDataset
-
 # CamVid's 0016E5_07959 and 0006R0_f02040, Cityscapes' munster_000012_000019
 _FRAME = re.compile(r"(?P<sequence>.+)_[A-Za-z]?[0-9]+")
 
@@ -18,9 +16,3 @@ def sequence_of(name: str) -> str | None:
     """
     match = _FRAME.fullmatch(name)
     return match["sequence"] if match else None
-
-
-def sequences(dataset: SegmentationDataset) -> list[str | None]:
-    """Sequence of each image of a data set. Rendered scenes are independent: each is a sequence of its own."""
-    names = [pair.name for pair in dataset.pairs]
-    return [*names] if isinstance(dataset, SceneDataset) else [sequence_of(name) for name in names]

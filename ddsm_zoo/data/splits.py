@@ -6,7 +6,8 @@ import hashlib
 import logging
 from collections.abc import Sequence
 
-from ddsm_zoo.data.datasets import SegmentationDataset, Transform, open_dataset, open_layout
+from ddsm_zoo.data.datasets import SegmentationDataset, Transform, open_dataset
+from ddsm_zoo.data.kinds import open_source
 from ddsm_zoo.data.layouts import LABELED_SPLITS
 from ddsm_zoo.data.masks import DatasetError
 
@@ -15,9 +16,7 @@ logger = logging.getLogger(__name__)
 
 def training_splits(spec: str) -> tuple[str, ...]:
     """The splits of a data set that training reads: train and val, or train alone where there is no val."""
-    if spec.startswith("scenes:") or "val" in open_layout(spec).splits():
-        return LABELED_SPLITS
-    return LABELED_SPLITS[:1]
+    return LABELED_SPLITS if "val" in open_source(spec).splits() else LABELED_SPLITS[:1]
 
 
 def held_out(names: Sequence[str], share: float) -> list[int]:
@@ -56,8 +55,4 @@ def open_training_sets(
         ", ".join(names[index] for index in out[:3]),
         ", ..." if len(out) > 3 else "",
     )
-    parts = [
-        SegmentationDataset([train_set.pairs[index] for index in indices], train_set.labels, train_set.decode, *how)
-        for indices, how in ((rest, (train_transform, seed)), (out, (val_transform,)))
-    ]
-    return parts[0], parts[1], rest
+    return train_set.subset(rest, train_transform, seed), train_set.subset(out, val_transform), rest

@@ -17,18 +17,10 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from ddsm_zoo.config import Preprocess, to_dict
-from ddsm_zoo.data.cityscapes import (
-    CATEGORIES,
-    MEAN_OBJECT_SIZES,
-    UnlabeledImages,
-    object_files,
-    read_objects,
-    write_label_ids,
-)
-from ddsm_zoo.data.datasets import SegmentationDataset, open_dataset, open_layout
+from ddsm_zoo.data.datasets import SegmentationDataset, open_dataset
+from ddsm_zoo.data.kinds import find_kind, known_specs, open_layout
 from ddsm_zoo.data.masks import DatasetError, MaskDecoder, identity
 from ddsm_zoo.data.predictions import find_predictions, read_prediction
-from ddsm_zoo.data.sequences import sequences
 from ddsm_zoo.data.transforms import EvalTransform
 from ddsm_zoo.evaluation.accumulate import (
     PerImageCounts,
@@ -41,13 +33,12 @@ from ddsm_zoo.evaluation.accumulate import (
 from ddsm_zoo.evaluation.scored_model import wrap_model
 from ddsm_zoo.inference.modes import Predict
 from ddsm_zoo.inference.protocol import InferenceProtocol
-from ddsm_zoo.labels import CITYSCAPES, LabelSpace
-from ddsm_zoo.metrics import BoundaryIoU, InstanceIoU
+from ddsm_zoo.labels import LabelSpace
+from ddsm_zoo.metrics import BoundaryIoU
 from ddsm_zoo.metrics.bootstrap import LEVEL, Resampling, check_unit, interval, resample
 from ddsm_zoo.metrics.boundary import DIAGONAL_SHARES, check_radii
-from ddsm_zoo.metrics.instances import category_iou
 from ddsm_zoo.utils import Progress
-from ddsm_zoo.utils.distributed import all_reduce_sum, shard
+from ddsm_zoo.utils.distributed import shard
 from ddsm_zoo.utils.files import atomic_path
 from ddsm_zoo.utils.visualize import draw_confusion, error_sheet
 from ddsm_zoo.version import __version__
@@ -128,7 +119,10 @@ class Evaluation:
         scores = self.per_image.figures()
         named = {key: self._by_class(scores[key]) for key in _BY_CLASS if key in scores}
         never = [name for name, iou in named["iou"].items() if math.isnan(iou)]
-        figures = {**scores, **named, "never_occurs": never, **self.extra}
+        figures = {**scores, **named, "never_occurs": never}
+        if taken := self.extra.keys() & (figures.keys() | self.record.keys()):
+            raise ValueError(f"extra scores of the data set are called {sorted(taken)} as other figures, rename them")
+        figures |= self.extra
         if bootstrap:
             figures["intervals"] = self._intervals(bootstrap, self._draws(bootstrap, self.resampling))
         return {**figures, "confusion": self.per_image.confusion.matrix.tolist(), **self.record}
@@ -230,7 +224,8 @@ def score_model(
 ) -> Evaluation:
     """Count a model's predictions; `evaluate` says what is raised.
 
-    ``submission`` is a folder for the predictions as Cityscapes' server takes them. A split need not be labelled then.
+    ``submission`` is a folder for the predictions as the server of the data set's benchmark takes them, such as that of
+    Cityscapes. A split need not be labelled then.
     """
     protocol = InferenceProtocol.load(request.protocol)
     opened = _open(request, None, submission)  # the data first: it is checked sooner than a model is loaded
@@ -238,12 +233,13 @@ def score_model(
     scored = wrap_model(model, labels, request.device, request.preprocess)
     dataset = _open(request, EvalTransform(scored.preprocess), submission)
     predict = protocol.apply(scored.predict)
-    special = _Cityscapes(dataset)
+    kind = find_kind(request.data)
+    extra = kind.extra_scores(dataset)
 
     def observe(prediction: Prediction) -> None:
-        special.add(prediction)
-        if submission is not None:
-            write_label_ids(submission, dataset.pairs[prediction.index].name, prediction.ids)
+        extra.add(prediction.index, prediction.ids, prediction.target)
+        if submission is not None and kind.write_submission:
+            kind.write_submission(submission, dataset.pairs[prediction.index].name, prediction.ids)
 
     per_image = evaluate_model(
         predict,
@@ -264,7 +260,7 @@ def score_model(
         resampling=resampling,
         again=lambda index: next(predict_set(predict, dataset, len(labels), [index])),
         record=_record(scored.record(), request, {"name": str(request.protocol), **to_dict(protocol)}),
-        extra=special.figures(per_image),
+        extra=extra.compute(per_image.confusion.matrix),
     )
 
 
@@ -290,7 +286,7 @@ def score_predictions(
         ids = read_prediction(files[index], decode, target, labels.ignore_index, hint)
         return Prediction(index, ids, target, None)
 
-    special = _Cityscapes(dataset)
+    extra = find_kind(request.data).extra_scores(dataset)
     per_image = PerImageCounts(
         len(dataset),
         len(labels),
@@ -299,7 +295,7 @@ def score_predictions(
         boundary_radii=request.boundary_radii,
     )
     predictions: Iterator[Prediction] = map(read, shard(len(dataset)))
-    count_predictions(per_image, predictions, progress, special.add)
+    count_predictions(per_image, predictions, progress, lambda each: extra.add(each.index, each.ids, each.target))
     _check_labeled(per_image, request)
     source = {
         "model": None,
@@ -312,7 +308,7 @@ def score_predictions(
         resampling=resampling,
         again=read,
         record=_record(source, request, {"name": "predictions as they are"}),
-        extra=special.figures(per_image),
+        extra=extra.compute(per_image.confusion.matrix),
     )
 
 
@@ -324,53 +320,6 @@ def versions() -> dict[str, str]:
     return own | packages
 
 
-class _Cityscapes:
-    """The scores that Cityscapes alone defines; of another data set it makes nothing."""
-
-    def __init__(self, dataset: SegmentationDataset) -> None:
-        self.known = dataset.labels == CITYSCAPES
-        self.files = object_files(dataset.pairs) if self.known else None
-        groups = {str(label): (label,) for label in MEAN_OBJECT_SIZES}
-        whole_categories = {
-            name: members
-            for name, members in CATEGORIES.items()
-            if all(label in MEAN_OBJECT_SIZES for label in members)
-        }
-        self.classes = InstanceIoU(groups, MEAN_OBJECT_SIZES)
-        self.categories = InstanceIoU(whole_categories, MEAN_OBJECT_SIZES)
-        # image by image, as a `PerImageCounts` keeps counts: sums of floats depend on their order
-        self.counts = {
-            metric: metric.counts.new_zeros(len(dataset), *metric.counts.shape)
-            for metric in (self.classes, self.categories)
-        }
-
-    def add(self, prediction: Prediction) -> None:
-        if self.files is not None:
-            objects = read_objects(self.files[prediction.index], prediction.target)
-            for metric, counts in self.counts.items():
-                metric.reset()
-                metric.update(prediction.ids, prediction.target, objects)
-                counts[prediction.index] = metric.counts
-
-    def figures(self, per_image: PerImageCounts) -> dict[str, Any]:
-        """Each table by name, and its mean over what occurs."""
-        if not self.known:
-            return {}
-        matrix = per_image.confusion.matrix
-        tables = {"category_iou": category_iou(matrix, CATEGORIES)}
-        if self.files is not None:
-            for metric, counts in self.counts.items():
-                metric.counts = all_reduce_sum(counts).sum(0)
-            iiou = self.classes.compute(matrix)
-            tables["iiou"] = {CITYSCAPES.names[int(label)]: value for label, value in iiou.items()}
-            tables["category_iiou"] = self.categories.compute(matrix)
-        means = {
-            f"mean_{name}": torch.tensor(list(table.values()), dtype=torch.float64).nanmean().item()
-            for name, table in tables.items()
-        }
-        return {**means, **tables}
-
-
 def _save(picture: Image.Image, path: Path) -> None:
     with atomic_path(path) as temporary:
         picture.save(temporary)
@@ -379,16 +328,18 @@ def _save(picture: Image.Image, path: Path) -> None:
 def _open(request: Request, transform: EvalTransform | None, submission: Path | None) -> SegmentationDataset:
     if submission is None:
         return open_dataset(request.data, request.split, transform)
-    if not request.data.startswith("cityscapes:"):
-        raise DatasetError(f"a submission is for Cityscapes' server, expected cityscapes:ROOT, got {request.data}")
+    if find_kind(request.data).write_submission is None:
+        servers = known_specs(lambda kind: kind.write_submission)
+        raise DatasetError(f"a submission is for a benchmark's server, expected {servers}, got {request.data}")
     layout = open_layout(request.data)
-    if layout.source(request.split).masks:
-        return open_dataset(request.data, request.split, transform)
-    return UnlabeledImages(layout, request.split, transform)
+    if layout.files(request.split).masks:
+        return layout.open(request.split, transform)
+    return layout.open_unlabeled(request.split, transform)
 
 
 def _resampling(dataset: SegmentationDataset, request: Request) -> Resampling:
-    return Resampling.plan(request.bootstrap_by, [pair.name for pair in dataset.pairs], sequences(dataset))
+    names = [pair.name for pair in dataset.pairs]
+    return Resampling.plan(request.bootstrap_by, names, list(map(find_kind(request.data).sequence_of, names)))
 
 
 def _record(source: dict[str, Any], request: Request, protocol: dict[str, Any]) -> dict[str, Any]:

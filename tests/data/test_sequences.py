@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ddsm_zoo.data.datasets import open_dataset
-from ddsm_zoo.data.sequences import sequence_of, sequences
+from ddsm_zoo.data.sequences import sequence_of
 
 
 @pytest.mark.parametrize(
@@ -25,7 +24,3 @@ from ddsm_zoo.data.sequences import sequence_of, sequences
 )
 def test_a_sequence_is_all_before_the_number_of_the_frame(name: str, sequence: str | None) -> None:
     assert sequence_of(name) == sequence
-
-
-def test_rendered_scenes_are_independent() -> None:
-    assert len(set(sequences(open_dataset("scenes:5", "val")))) == 5

@@ -10,6 +10,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 
+from ddsm_zoo.data.kinds import DATASET_KINDS
 from ddsm_zoo.training import recipe
 from ddsm_zoo.zoo import registry
 from tests.docs import stand_ins
@@ -49,8 +50,9 @@ def here(prepared: Path, tmp_path: Path, server: HubServer, monkeypatch: pytest.
     (archives / "OWNER_ddsm-zoo_main").symlink_to(ROOT, target_is_directory=True)
     (archives / "trusted_list").write_text("OWNER_ddsm-zoo\n")
     monkeypatch.setattr(torch.hub, "_hub_dir", str(archives))
-    # a copy, because pages may register models; its bundled model does not enlarge small pictures
+    # copies, because pages may register models and data sets; its bundled model does not enlarge small pictures
     monkeypatch.setattr(recipe, "FOLDER", folder / stand_ins.RECIPES)
+    monkeypatch.setattr(DATASET_KINDS, "_known", dict(DATASET_KINDS))
     monkeypatch.setattr(registry, "_TABLE", {**registry._TABLE, BUNDLED: without_min_size(registry._TABLE[BUNDLED])})
     use_small_networks(monkeypatch)
     return folder

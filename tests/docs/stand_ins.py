@@ -62,7 +62,13 @@ SETTINGS = {
         runs={"plain": CAMVID, "ddsm": CAMVID},
     ),
     "docs/extending.md": Setting(
-        swaps={"epochs=20": "epochs=1", "batch_size=2": "batch_size=2, workers=0", "(352, 480)": "(64, 96)"}
+        swaps={
+            "epochs=20": "epochs=1",
+            "batch_size=2": "batch_size=2, workers=0",
+            "(352, 480)": "(64, 96)",
+            "--recipe finetune --data": "--recipe finetune --model uper_ddsm_tiny --no-pretrained --data",
+            "runs/survey --pretrained": "runs/survey",
+        }
     ),
     "docs/fine-tuning.md": Setting(
         swaps={

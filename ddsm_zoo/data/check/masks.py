@@ -166,7 +166,7 @@ class MaskCheck:
     def _rgb(self) -> Problem:
         files = [mask.file for mask in self._masks if mask.form == "colors" and not self.decode.colors]
         recognized = describe_colors(self._colors, self.layout.labels.names)
-        advice = f"{recognized}; {self.layout.colored}"
+        advice = "; ".join(filter(None, (recognized, self.layout.colored)))
         return self._problem("rgb-mask", "RGB colours instead of class ids in", files, advice)
 
     def _no_colors(self) -> Problem:

@@ -15,17 +15,14 @@ import numpy as np
 from PIL import Image
 
 from ddsm_zoo.data.check.masks import Counts, MaskCheck
-from ddsm_zoo.data.datasets import open_layout
 from ddsm_zoo.data.images import ImageError, image_size, is_lossy, mask_palette, read_image, read_mask
-from ddsm_zoo.data.layouts import LABELED_SPLITS, Layout, Source
+from ddsm_zoo.data.kinds import open_layout, open_source
+from ddsm_zoo.data.layouts import LABELED_SPLITS, Layout, SplitFiles
 from ddsm_zoo.data.masks import DatasetError
 from ddsm_zoo.data.problems import SHOWN, Problem
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.utils import Progress
 from ddsm_zoo.utils.files import sha256_of
-
-RENDERED = "scenes:"
-
 
 _logger = logging.getLogger(__name__)
 
@@ -86,24 +83,20 @@ class Report:
 def check_data(
     spec: str, splits: Sequence[str] | None = None, *, quick: bool = False, progress: Progress | None = None
 ) -> Report:
-    """Everything that is wrong with ``camvid:ROOT``, ``cityscapes:ROOT`` or ``folder:ROOT``.
+    """Everything that is wrong with a data set on disk: ``camvid:ROOT``, ``folder:ROOT``, ...
 
     ``splits`` are all that it has unless given. Every file is decoded and every picture compared with those of the
     other splits. ``quick`` decodes the masks alone: of an image it looks at the header and the end, and it compares
     files of equal length. ``progress(done, total)`` is called after each image. Raises DatasetError for a data set or a
-    split that is not there at all.
+    split that is not there at all, and for generated data, which has no files.
     """
-    if spec.startswith(RENDERED):
-        raise DatasetError(
-            f"{spec} is rendered, there is nothing to check; expected camvid:ROOT, cityscapes:ROOT or folder:ROOT"
-        )
     layout = open_layout(spec)
     names = layout.splits() if splits is None else list(splits)
     if not names:
-        layout.source(LABELED_SPLITS[0])  # raises the error of a data set without images
-    sources = {split: layout.source(split) for split in names}
-    total = sum(len(source.images) for source in sources.values())
-    checks = {split: _SplitCheck(layout, split, source, quick=quick) for split, source in sources.items()}
+        layout.files(LABELED_SPLITS[0])  # raises the error of a data set without images
+    files = {split: layout.files(split) for split in names}
+    total = sum(len(each.images) for each in files.values())
+    checks = {split: _SplitCheck(layout, split, each, quick=quick) for split, each in files.items()}
     done = 0
     for check in checks.values():
         for _ in check.run():
@@ -125,9 +118,10 @@ def check_data(
 def require_sound(spec: str, splits: Sequence[str], progress: Progress | None = None) -> Report | None:
     """The report of a quick check, which refuses data that a model cannot learn from; warnings are logged.
 
-    Rendered scenes are sound and have no report. Raises DatasetError with the first error in the words of `check_data`.
+    Generated data, such as rendered scenes, has no files and no report. Raises DatasetError with the first error in the
+    words of `check_data`.
     """
-    if spec.startswith(RENDERED):
+    if not isinstance(open_source(spec), Layout):
         return None
     report = check_data(spec, splits, quick=True, progress=progress)
     if errors := report.errors:
@@ -141,25 +135,25 @@ def require_sound(spec: str, splits: Sequence[str], progress: Progress | None = 
 class _SplitCheck:
     """The files of one split, read one after another."""
 
-    def __init__(self, layout: Layout, split: str, source: Source, *, quick: bool) -> None:
-        self.layout, self.split, self.source, self.quick = layout, split, source, quick
-        self.masks = MaskCheck(layout, split, source.decode)
+    def __init__(self, layout: Layout, split: str, files: SplitFiles, *, quick: bool) -> None:
+        self.layout, self.split, self.files, self.quick = layout, split, files, quick
+        self.masks = MaskCheck(layout, split, files.decode)
         self.prints: dict[str, list[Path]] = defaultdict(list)  # images by the hash of their pixels
         self._damaged_images: list[str] = []
         self._damaged_masks: list[str] = []
         self._misfits: list[str] = []
 
     def run(self) -> Iterator[None]:
-        for name, image in sorted(self.source.images.items()):
+        for name, image in sorted(self.files.images.items()):
             size = self._read_image(image, quick=self.quick)
-            mask = self.source.masks.get(name)
+            mask = self.files.masks.get(name)
             if mask is not None:
                 self._read_mask(mask, image, size)
             yield
 
     def problems(self) -> list[Problem]:
-        found = self.layout.problems(self.split, self.source)
-        images, masks = len(self.source.images), len(self.source.masks.keys() & self.source.images.keys())
+        found = self.layout.problems(self.split, self.files)
+        images, masks = len(self.files.images), len(self.files.masks.keys() & self.files.images.keys())
         found += [
             self._problem("damaged-image", "damage in", "images", self._damaged_images, images),
             self._problem("damaged-mask", "damage in", "masks", self._damaged_masks, masks),
@@ -170,7 +164,7 @@ class _SplitCheck:
     def summary(self) -> SplitSummary:
         counts = self.masks.counts
         return SplitSummary(
-            images=len(self.source.images),
+            images=len(self.files.images),
             pixels=tuple(counts.sum(0, dtype=np.int64).tolist()),
             occurs=tuple((counts > 0).sum(0).tolist()),
             ignored=self.masks.ignored,
@@ -192,7 +186,7 @@ class _SplitCheck:
     def _read_mask(self, path: Path, image: Path, size: tuple[int, int] | None) -> None:
         try:
             stored = read_mask(path)
-            palette = mask_palette(path) if self.source.decode.colors else {}
+            palette = mask_palette(path) if self.files.decode.colors else {}
             self.masks.add(self._name(path), stored, is_lossy(path), palette)
         except (ImageError, OSError) as error:
             self._damaged_masks.append(self._describe(path, error))
@@ -246,7 +240,7 @@ def _leaks(layout: Layout, checks: Mapping[str, _SplitCheck], *, quick: bool) ->
                         noun="images",
                         advice="whose score says nothing about new pictures",
                         count=len(common),
-                        total=len(checks[later].source.images),
+                        total=len(checks[later].files.images),
                         examples=tuple(common[:SHOWN]),
                     )
                 )
@@ -256,7 +250,7 @@ def _leaks(layout: Layout, checks: Mapping[str, _SplitCheck], *, quick: bool) ->
 def _prints_of_files(checks: Mapping[str, _SplitCheck]) -> dict[str, dict[str, list[Path]]]:
     """Images by the hash of the file, of those alone that share their length with one of another split."""
     lengths = {
-        split: {path: path.stat().st_size for path in check.source.images.values() if path.is_file()}
+        split: {path: path.stat().st_size for path in check.files.images.values() if path.is_file()}
         for split, check in checks.items()
     }
     shared = Counter(length for files in lengths.values() for length in set(files.values()))

@@ -1,0 +1,109 @@
+"""Pairs of image and mask, read when asked for."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from ddsm_zoo.data.images import read_image, read_mask
+from ddsm_zoo.data.masks import DatasetError, MaskDecoder
+from ddsm_zoo.labels import LabelSpace
+
+Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Pair(NamedTuple):
+    """One example on disk; ``name`` identifies it within its split."""
+
+    image: Path
+    mask: Path
+    name: str
+
+
+class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Pairs of image and mask, read when asked for.
+
+    An item is (uint8 image (3, H, W), int64 mask (H, W)), or what ``transform`` makes of these two. The transform's
+    randomness is a function of (seed, epoch, index) alone, whatever the order, worker or process, so that a run can be
+    resumed exactly. Reading raises ImageError or DatasetError, naming the file. A subclass that overrides `load` makes
+    its items some other way; it must go by ``pairs[index]``, of which `subset` keeps some.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        labels: LabelSpace,
+        decode: MaskDecoder,
+        transform: Transform | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.pairs = tuple(pairs)
+        self.labels = labels
+        self.decode = decode
+        self.transform = transform
+        self.seed = seed
+        self._epoch = _shared_zero()
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        index = range(len(self))[index]
+        image, mask = self.load(index)
+        if self.transform is None:
+            return image, mask
+        entropy = np.random.SeedSequence([self.seed, int(self._epoch), index]).generate_state(1, np.uint64)
+        with torch.random.fork_rng(devices=[]):
+            # torch.manual_seed would also reset the accelerators' generators
+            torch.default_generator.manual_seed(int(entropy[0]))
+            return self.transform(image, mask)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the transform's randomness of this epoch from now on."""
+        self._epoch.fill_(epoch)
+
+    def subset(self, indices: Iterable[int], transform: Transform | None = None, seed: int = 0) -> SegmentationDataset:
+        """The items of these indices as a data set of their own, in its first epoch."""
+        part = copy.copy(self)
+        part.pairs = tuple(self.pairs[index] for index in indices)
+        part.transform, part.seed, part._epoch = transform, seed, _shared_zero()
+        return part
+
+    def load(self, index: int) -> tuple[Tensor, Tensor]:
+        """The untransformed item: uint8 image (3, H, W) and int64 mask (H, W)."""
+        pair = self.pairs[index]
+        image = pil_to_tensor(read_image(pair.image))
+        stored = read_mask(pair.mask)
+        if stored.shape[:2] != image.shape[1:]:
+            raise DatasetError(
+                f"mask {pair.mask} is {stored.shape[1]} x {stored.shape[0]} pixels, "
+                f"expected {image.shape[2]} x {image.shape[1]} as its image {pair.image}"
+            )
+        return image, torch.from_numpy(self.decode(stored, pair.mask))
+
+
+class UnlabeledImages(SegmentationDataset):
+    """Images without masks, by name, as those of a benchmark's test split: every mask is void."""
+
+    def __init__(
+        self, images: Mapping[str, Path], labels: LabelSpace, decode: MaskDecoder, transform: Transform | None = None
+    ) -> None:
+        super().__init__([Pair(path, path, name) for name, path in sorted(images.items())], labels, decode, transform)
+
+    def load(self, index: int) -> tuple[Tensor, Tensor]:
+        image = pil_to_tensor(read_image(self.pairs[index].image))
+        return image, torch.full(image.shape[1:], self.labels.ignore_index)
+
+
+def _shared_zero() -> Tensor:
+    """An epoch in shared memory, so that workers that outlive an epoch see the next one."""
+    zero: Tensor = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]  # untyped in torch
+    return zero
