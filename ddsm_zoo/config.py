@@ -49,7 +49,7 @@ class DDSMConfig:
         if self.reading != READING:
             raise ConfigError(
                 f"ddsm.reading is {self.reading}, expected {READING}: the weights are from ddsm-zoo 0.1.0, which "
-                "built the module differently (CHANGELOG.md); train them again, or use ddsm-zoo==0.1.0"
+                "built the module differently (CHANGELOG.md); train them again"
             )
         for name in ("pixels", "channels"):
             value = getattr(self, name)

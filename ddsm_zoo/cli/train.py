@@ -69,11 +69,9 @@ def train(
     chosen = Recipe.load(recipe, {**dict(map(parse_change, change or ())), **changes})
     check_folder(out)
     check_output(json)
-    try:
-        from ddsm_zoo.training.run import train
-        from ddsm_zoo.utils.distributed import init_distributed
-    except ModuleNotFoundError as error:
-        raise LookupError(f"training needs the package {error.name}: pip install 'ddsm-zoo[train]'") from error
+    from ddsm_zoo.training.run import train
+    from ddsm_zoo.utils.distributed import init_distributed
+
     with init_distributed() as reporting, training_bar() if reporting else contextlib.nullcontext() as show:
         if not reporting:  # what there is to say of the run, the first process says
             logging.getLogger("ddsm_zoo").setLevel(logging.ERROR)

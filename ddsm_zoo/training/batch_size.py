@@ -12,7 +12,6 @@ import os
 from pathlib import Path
 from typing import cast
 
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -102,6 +101,10 @@ def free_memory(device: torch.device) -> int:
     """Bytes that this process can still have on the device; on the CPU as the machine and its containers allow."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    try:
+        import psutil
+    except ModuleNotFoundError as error:
+        raise LookupError("finding a batch size needs the package psutil: pip install 'ddsm-zoo[train]'") from error
     free = [int(psutil.virtual_memory().available)]
     for limit, used in _LIMITS:
         with contextlib.suppress(OSError, ValueError):  # not in a container, or one without a limit

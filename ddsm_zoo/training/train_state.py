@@ -13,9 +13,6 @@ from contextlib import AbstractContextManager
 from typing import Any, cast
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from ddsm_zoo.layers import resize
@@ -54,11 +51,13 @@ class TrainState:
 
     def __init__(self, model: nn.Module, recipe: Recipe, ignore_index: int) -> None:
         _check_data_parallel()
+        accelerate = _accelerate()
         # A process may train twice with different precision, which the shared state of accelerate would refuse.
-        AcceleratorState._reset_state()
+        accelerate.state.AcceleratorState._reset_state()
+        self._broadcast = accelerate.utils.broadcast
         # Unless told, accelerate has several processes that find no accelerator train each on its own.
         on_cpus = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
-        self.accelerator = Accelerator(mixed_precision=recipe.precision, cpu=on_cpus)
+        self.accelerator = accelerate.Accelerator(mixed_precision=recipe.precision, cpu=on_cpus)
         self.recipe, self.ignore_index = recipe, ignore_index
         self.processes: int = self.accelerator.num_processes
         self.device: torch.device = self.accelerator.device
@@ -68,7 +67,7 @@ class TrainState:
         model.to(self.device)
         if self.processes > 1:
             # What was drawn at random is other numbers on every process.
-            broadcast(list(model.state_dict().values()))
+            self._broadcast(list(model.state_dict().values()))
         freeze(model, recipe)
         if self.processes > 1 and self.device.type != "cpu":
             sync_batch_norm(model)
@@ -147,7 +146,7 @@ class TrainState:
         """Scores of the evaluated model, over what all processes have; ``report`` gets the images done so far."""
         model = self.evaluated()
         # Buffers other than those of synchronized norms follow the batches of each process.
-        broadcast(list(model.buffers()))
+        self._broadcast(list(model.buffers()))
         model.eval()
         confusion = ConfusionMatrix(cast(int, self.model.num_classes), self.ignore_index)
         done = 0
@@ -214,6 +213,17 @@ def _learns_statistics(model: nn.Module) -> bool:
     model.train()
     freeze_norm_stats(model)
     return any(isinstance(module, nn.BatchNorm2d) and module.training for module in model.modules())
+
+
+def _accelerate() -> Any:
+    """The package, loaded when training begins. Raises LookupError where it is not installed."""
+    try:
+        import accelerate
+        import accelerate.state
+        import accelerate.utils
+    except ModuleNotFoundError as error:
+        raise LookupError(f"training needs the package {error.name}: pip install 'ddsm-zoo[train]'") from error
+    return accelerate
 
 
 def _check_data_parallel() -> None:
