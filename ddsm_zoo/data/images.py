@@ -8,13 +8,13 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ddsm_zoo.labels import Color
 
@@ -39,18 +39,6 @@ _DECODER_ERRORS = (
 
 # the last bytes of a PNG, a chunk's name and checksum, and of a JPEG
 _ENDS = (b"IEND\xaeB`\x82", b"\xff\xd9")
-
-_ORIENTATION_TAG = 0x0112
-# EXIF orientation -> the operation that puts the image upright; 1 is upright already
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class ImageError(ValueError):
@@ -237,12 +225,11 @@ def _looks_whole(path: Path) -> tuple[int, int] | None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    try:
-        with _quiet():
-            operation = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
-    except _DECODER_ERRORS:  # metadata that cannot be read turns nothing
-        return image
-    return image if operation is None else image.transpose(operation)
+    # Metadata that cannot be read turns nothing. In place, since Pillow turns the pixels before it writes the metadata
+    # anew, which fails for a text tag that holds a number, and does not copy an image that is upright.
+    with suppress(*_DECODER_ERRORS, AttributeError), _quiet():
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
 
 
 def _as_16_bit(image: Image.Image, name: str) -> npt.NDArray[np.uint16]:
