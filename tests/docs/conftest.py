@@ -10,8 +10,8 @@ import huggingface_hub.constants
 import pytest
 import torch
 
-from ddsm_zoo.training import recipe
 from ddsm_zoo.data.kinds import DATASET_KINDS
+from ddsm_zoo.training import recipe
 from ddsm_zoo.zoo import registry
 from tests.docs import stand_ins
 from tests.docs.pages import ROOT

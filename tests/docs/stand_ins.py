@@ -21,8 +21,9 @@ from ddsm_zoo.config import WeightsSpec
 from ddsm_zoo.data.scenes.render import render_scene
 from ddsm_zoo.labels import CAMVID, CITYSCAPES, LabelSpace
 from ddsm_zoo.models import Segmenter
+from ddsm_zoo.models.saving import pack
 from ddsm_zoo.training.recipe import find_recipe, list_recipes
-from ddsm_zoo.zoo.factory import describe_weights, pack
+from ddsm_zoo.zoo.factory import describe_weights
 from tests.docs.pages import ROOT
 from tests.support.cityscapes_root import write_root
 from tests.support.data_sets import write, write_labels
