@@ -107,10 +107,10 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def field(tmp_path: Path) -> Path:
     root = tmp_path / "field"
-    for split, names in (("train", ("a1", "a2", "b1")), ("val", ("c1", "c2", "d1"))):
-        for name in names:
-            write(root / split / f"{name}-photo.png", np.roll(IMAGE, len(list(root.rglob("*"))), 0))
-            write(root / split / f"{name}-crops.png", STORED)
+    for number, name in enumerate(("a1", "a2", "b1", "c1", "c2", "d1")):
+        split = "train" if number < 3 else "val"
+        write(root / split / f"{name}-photo.png", np.roll(IMAGE, number, 0))
+        write(root / split / f"{name}-crops.png", STORED)
     return root
 
 
@@ -182,7 +182,7 @@ def test_an_unknown_kind_names_the_registered_ones() -> None:
 
 def test_help_names_the_kinds_of_the_package() -> None:
     """It is written before any plugin is imported."""
-    assert f"{known_specs().replace(' or ', ', ')} or a kind of yours (--plugin)" == HELP
+    assert known_specs().replace(" or ", ", ") == HELP.removesuffix(" or a kind of yours (--plugin)")
 
 
 @pytest.mark.parametrize("name", ["", "Mine", "my-data", "1st", "camvid"])

@@ -89,7 +89,8 @@ def check_zoo(words: Sequence[str]) -> None:
     """Parse the options as the command would, and leave it there."""
     group = typer.main.get_command(app)
     with group.make_context("ddsm-zoo", list(words)) as context:
-        name, command, rest = group.resolve_command(context, list(words))
+        _, rest, _ = group.make_parser(context).parse_args(list(words))  # options before the command
+        name, command, rest = group.resolve_command(context, rest)
         command.make_context(name, rest, parent=context)
 
 
