@@ -1,1 +1,1 @@
-"""From a name to a model and back: registry, creation, weights, the Hub."""
+"""From a name to a model: registry, creation, weights of other libraries, matching of classes."""
