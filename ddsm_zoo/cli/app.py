@@ -65,7 +65,8 @@ def main() -> None:
 
 def load_plugin(name: str) -> None:
     """Import a user's module, from the current folder too. Raises LookupError for one that is not there."""
-    sys.path.insert(0, str(Path.cwd()))
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # for good: loading processes import it too
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -74,8 +75,6 @@ def load_plugin(name: str) -> None:
         raise LookupError(
             f"--plugin {name}: no such module, expected the name of one in {Path.cwd()} or of an installed package"
         ) from error
-    finally:
-        sys.path.pop(0)
 
 
 def print_version(wanted: bool) -> None:

@@ -73,6 +73,7 @@ class DatasetKind:
         extra_scores: builds the counter of the scores that this kind alone has, for one split.
         write_submission: ``write_submission(folder, name, ids)`` writes the class ids (H, W) of an image as a
             benchmark's server takes them, for ``evaluate --submission``. None where there is no server.
+        title: the data set's name from REST, for cards and configs. None where NAME itself is the data set.
     """
 
     open: Callable[[str], DataSource]
@@ -80,6 +81,7 @@ class DatasetKind:
     sequence_of: Callable[[str], str | None] = sequence_of
     extra_scores: Callable[[SegmentationDataset], ExtraScores] = NoExtraScores
     write_submission: Callable[[Path, str, Tensor], None] | None = None
+    title: Callable[[str], str] | None = None
 
 
 DATASET_KINDS: Registry[DatasetKind] = Registry("kind of data set")
@@ -106,7 +108,7 @@ register_dataset(
     "cityscapes",
     DatasetKind(open=cityscapes_layout, extra_scores=CityscapesScores, write_submission=write_label_ids),
 )
-register_dataset("folder", DatasetKind(open=folder_layout))
+register_dataset("folder", DatasetKind(open=folder_layout, title=lambda root: Path(root).resolve().name))
 # Scenes are independent: each is a sequence of its own
 register_dataset("scenes", DatasetKind(open=Scenes, metavar="N", sequence_of=lambda name: name))
 
@@ -115,6 +117,13 @@ def known_specs(wanted: Callable[[DatasetKind], object] = lambda _kind: True) ->
     """The registered kinds as users write them: ``camvid:ROOT, folder:ROOT or scenes:N``."""
     specs = [f"{name}:{kind.metavar}" for name, kind in DATASET_KINDS.items() if wanted(kind)]
     return " or ".join(filter(None, (", ".join(specs[:-1]), specs[-1])))
+
+
+def dataset_title(spec: str) -> str:
+    """The name of the data set that a spec means, such as ``camvid`` or the folder's own."""
+    name, _, rest = spec.partition(":")
+    title = find_kind(spec).title
+    return name if title is None else title(rest)
 
 
 def find_kind(spec: str) -> DatasetKind:

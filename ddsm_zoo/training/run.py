@@ -18,6 +18,7 @@ from torch import Tensor
 from ddsm_zoo.config import ConfigError, DDSMConfig, ModelConfig, Preprocess, WeightsSpec
 from ddsm_zoo.data.check.report import Report, require_sound
 from ddsm_zoo.data.datasets import SegmentationDataset, open_dataset
+from ddsm_zoo.data.kinds import dataset_title
 from ddsm_zoo.data.splits import open_training_sets, training_splits
 from ddsm_zoo.data.transforms import EvalTransform, TrainTransform
 from ddsm_zoo.hub import client
@@ -244,11 +245,10 @@ def _publish(
     summary: dict[str, Any],
 ) -> None:
     """Make the folder of the best weights a saved model that knows its labels, input and score."""
-    kind, _, root = data.partition(":")
     load_state_dict(model, read_tensors(weights), str(weights))
     spec = WeightsSpec(
         uri=f"file:{weights.name}",
-        dataset=Path(root).resolve().name if kind == "folder" else kind,
+        dataset=dataset_title(data),
         labels=val_set.labels,
         preprocess=preprocess,
         license="unknown",  # it follows the data's, which only the user knows
