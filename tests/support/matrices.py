@@ -12,7 +12,7 @@ QUICK = Path(__file__).resolve().parents[2] / "benchmarks" / "evidence" / "quick
 
 MATRIX = """
 name = "small"
-recipe = "tiny_scenes.toml"
+recipe = "tiny_scenes"
 backbone_weights = false
 seeds = [0, 1]
 [folds]

@@ -47,7 +47,7 @@ def test_a_recipe_scores_its_last_step_alone(tmp_path: Path) -> None:
         ("[arms.dcn]", "[folds.dcn]", "unknown field 'dcn'"),
         ('by = "sequence"', 'by = "block"', "count is 0, expected at least 2 blocks"),
         ('names = ["north", "south"]', "", "names is empty"),
-        ('"tiny_scenes.toml"', '"none.toml"', "no recipe at"),
+        ('"tiny_scenes"', '"none.toml"', "no recipe at"),
         ("[folds]", "[changes]\nepoch = 3\n[folds]", "unknown field 'epoch'"),
     ],
 )
