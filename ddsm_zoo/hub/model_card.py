@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
+from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]  # not in its __all__
+
+from ddsm_zoo.config import WeightsSpec
 from ddsm_zoo.hub.config_file import Manifest
+
+_TASK = "image-segmentation"
 
 
 def render_card(manifest: Manifest, uri: str) -> str:
@@ -20,20 +25,20 @@ def render_card(manifest: Manifest, uri: str) -> str:
 
 def _front_matter(manifest: Manifest) -> Iterator[str]:
     weights = manifest.pretrained_cfg
+    results = list(_measured(weights)) or None
+    card = ModelCardData(
+        license=weights.license,
+        library_name="ddsm-zoo",
+        pipeline_tag=_TASK,
+        tags=["semantic-segmentation", "ddsm-zoo", "pytorch"],
+        datasets=[_identifier(weights.dataset)],
+        model_name=manifest.architecture if results else None,
+        eval_results=results,
+    )
     yield "---"
-    yield f"license: {_quoted(weights.license)}"
-    yield "library_name: ddsm-zoo"
-    yield "pipeline_tag: image-segmentation"
-    yield "tags: [semantic-segmentation, ddsm-zoo, pytorch]"
-    yield f"datasets: [{_quoted(_identifier(weights.dataset))}]"
-    if weights.metrics:
-        yield f"model-index: {_quoted([_measured(manifest)])}"
+    # Not card.to_yaml(), which strips white space that may belong to the last name
+    yield yaml_dump(card.to_dict(), sort_keys=False).rstrip("\n")  # type: ignore[no-untyped-call]
     yield "---"
-
-
-def _quoted(data: object) -> str:
-    """JSON is YAML, but for characters beyond 16 bits, whose escapes differ: they stand as they are."""
-    return json.dumps(data, ensure_ascii=False)
 
 
 def _identifier(dataset: str) -> str:
@@ -43,14 +48,17 @@ def _identifier(dataset: str) -> str:
     return re.sub(r"[^\w.]+", "-", dataset, flags=re.ASCII).strip("-.") or "unknown"
 
 
-def _measured(manifest: Manifest) -> dict[str, Any]:
-    """The figures measured on these weights, in the form in which the Hub compares models."""
-    weights = manifest.pretrained_cfg
-    # four decimals are enough, and never need an exponent, which YAML would take for text
-    metrics = [{"type": "mean_iou", "name": name, "value": round(value, 4)} for name, value in weights.metrics.items()]
-    dataset = {"type": _identifier(weights.dataset), "name": weights.dataset}
-    result = {"task": {"type": "image-segmentation"}, "dataset": dataset, "metrics": metrics}
-    return {"name": manifest.architecture, "results": [result]}
+def _measured(weights: WeightsSpec) -> Iterator[EvalResult]:
+    """Scores measured on these weights, in the form in which the Hub compares models."""
+    for name, value in weights.metrics.items():
+        yield EvalResult(
+            task_type=_TASK,
+            dataset_type=_identifier(weights.dataset),
+            dataset_name=weights.dataset,
+            metric_type="mean_iou",
+            metric_name=name,
+            metric_value=round(value, 4),
+        )
 
 
 def _body(manifest: Manifest) -> Iterator[str]:

@@ -56,6 +56,12 @@ def test_the_front_matter_comes_back(
     assert f"Classes: {', '.join(names)}." in text
 
 
+def test_without_scores_there_is_no_model_index() -> None:
+    front = render_card(described(("road",), metrics={}), "uper_tiny").split("---")[1]
+    assert "license: cc0-1.0" in front
+    assert "model" not in front
+
+
 @pytest.mark.parametrize(
     ("dataset", "identifier"),
     [
