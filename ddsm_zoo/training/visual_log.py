@@ -83,6 +83,8 @@ class VisualLog:
     def _record(self, entry: Mapping[str, Any], picture: Image.Image | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
+        # Not accelerate's trackers: purge_step and the layout of images are arguments of its TensorBoard tracker alone.
+        # With any other tracker a resumed run would repeat epochs, and images would need code of their own.
         epoch = entry["epoch"]
         if self._writer is None:
             # What an interrupted run wrote of this epoch and later ones is hidden.

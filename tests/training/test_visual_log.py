@@ -137,6 +137,18 @@ def test_tensorboard_gets_the_figures_and_the_picture(tmp_path: Path, val_set: S
     assert [(image.step, image.width) for image in events.Images("val")] == [(3, 1200)]
 
 
+def test_a_resumed_run_replaces_the_epochs_that_come_again(tmp_path: Path, val_set: SegmentationDataset) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for losses in ({1: 4.0, 2: 3.0, 3: 2.0}, {2: 1.0}):  # killed after the third, its last whole state is the first's
+        visual_log = VisualLog(tmp_path, val_set, tensorboard=True)
+        for epoch, loss in losses.items():
+            visual_log({"epoch": epoch, "loss": loss, "lr": 0.1}, ByBrightness())
+        visual_log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 4.0), (2, 1.0)]
+
+
 def test_tensorboard_that_is_not_installed_is_said_before_the_run(
     tmp_path: Path, val_set: SegmentationDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
