@@ -228,7 +228,11 @@ def install(release: Release) -> str:
 
 
 def install_lowest(release: Release) -> str:
-    """The oldest version of each dependency that the package names, with the newest tools to test it."""
+    """The oldest version of each dependency that the package names, with the newest tools to test it.
+
+    By pip, not by uv's ``--resolution lowest-direct``: uv does not read how pip is configured. On a machine whose pip
+    has a local index, or wheels of PyTorch for CPUs, it would ask PyPI and fetch gigabytes of CUDA libraries.
+    """
     project = pyproject()["project"]
     lowest = lowest_versions(project)
     constraints = release.folder / "lowest.txt"
