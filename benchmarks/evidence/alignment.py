@@ -347,7 +347,7 @@ def print_row(*cells: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=240, help="optimizer steps of each training (0: none)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)), metavar="N")
     parser.add_argument("--scenes", type=int, nargs=2, default=[64, 32], metavar=("TRAIN", "VAL"), help="rendered")
     parser.add_argument("--bundled-data", default="scenes:24", metavar="DATA", help="scores the bundled model")
     parser.add_argument("--bundled-images", type=int, default=24, metavar="N", help="of val (0: none)")
