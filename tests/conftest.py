@@ -48,5 +48,17 @@ def fixed_seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def nothing_stays_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test or a page of the documentation registers is gone after it."""
+    from ddsm_zoo.data.kinds import DATASET_KINDS
+    from ddsm_zoo.utils.registry import DECODERS, FUSIONS
+    from ddsm_zoo.zoo import registry
+
+    for table in (DATASET_KINDS, DECODERS, FUSIONS, registry.BACKBONES):
+        monkeypatch.setattr(table, "_known", dict(table))
+    monkeypatch.setattr(registry, "_TABLE", dict(registry._TABLE))
+
+
 def pytest_unconfigure() -> None:
     _caches.cleanup()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-import benchmarks.evidence.fusions  # noqa: F401 - registers what arms may name
+from benchmarks.evidence.fusions import register_controls
 from benchmarks.evidence.matrix import Arm, Matrix
 from ddsm_zoo import create_model
 from ddsm_zoo.config import ConfigError
@@ -22,6 +22,7 @@ def build_arm(matrix: Matrix, name: str, labels: LabelSpace, seed: int) -> Segme
 
     Raises what `create_model` raises.
     """
+    register_controls()
     model = _build(matrix.arms[name], labels, seed, weights=matrix.backbone_weights)
     mine = _tensors(model)
     # The backbone's ImageNet weights are equal already. Without them a model may draw other numbers, so the arm itself
@@ -37,6 +38,7 @@ def build_arm(matrix: Matrix, name: str, labels: LabelSpace, seed: int) -> Segme
 
 def check_arm(name: str, arm: Arm) -> None:
     """Raise ConfigError for an arm whose model cannot be built, before anything is trained."""
+    register_controls()
     try:
         with torch.device("meta"):
             create_model(arm.model, pretrained_backbone=False, **arm.overrides)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from ddsm_zoo.config import ModelConfig
 from ddsm_zoo.layers import register_fusion, resize
+from ddsm_zoo.utils.registry import FUSIONS
 
 
 class LateralFusion(nn.Module):
@@ -52,5 +53,11 @@ def _warp(features: Tensor, flow: Tensor) -> Tensor:
     return warped.to(features.dtype)
 
 
-register_fusion("laterals", LateralFusion)
-register_fusion("fam", FlowAlignment)
+CONTROLS = {"laterals": LateralFusion, "fam": FlowAlignment}
+
+
+def register_controls() -> None:
+    """Make the controls fusions that arms can name, once."""
+    for name, fusion in CONTROLS.items():
+        if name not in FUSIONS:
+            register_fusion(name, fusion)

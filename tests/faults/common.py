@@ -13,6 +13,7 @@ from ddsm_zoo.hub import client
 from ddsm_zoo.hub.client import HubError
 from ddsm_zoo.models import BackboneError
 from ddsm_zoo.utils.files import CheckpointError
+from ddsm_zoo.utils.registry import UnregisteredError
 from ddsm_zoo.zoo.factory import create_model
 from tests.support.hub_server import TOKEN
 from tests.support.tiny_weights import one_line
@@ -28,7 +29,7 @@ def weights_hash(files: Files) -> str:
 def refusal(cache: Path, uri: str = URI, pretrained: bool = True) -> str:
     """The one line that ends the attempt, within 30 seconds and without the token."""
     started = time.monotonic()
-    with pytest.raises((HubError, ConfigError, BackboneError, CheckpointError)) as error:
+    with pytest.raises((HubError, ConfigError, BackboneError, CheckpointError, UnregisteredError)) as error:
         create_model(uri, pretrained, cache_dir=cache)
     assert time.monotonic() - started < 30
     assert TOKEN not in str(error.value)

@@ -89,7 +89,7 @@ CONTENTS: dict[str, tuple[Callable[[Files], Files], str]] = {
     "million channels": (changed(model_args={"width": MILLION}), "expected 8 to 4096"),
     "million classes": (changed(num_classes=MILLION, model_args={"num_classes": MILLION}), "expected 1 to 65536"),
     "largest width": (changed(model_args={"width": 4096}), "another shape"),
-    "million offsets": (changed(model_args={"ddsm": {"pixels": MILLION}}), "square of an odd number"),
+    "million offsets": (changed(model_args={"ddsm": {"pixels": MILLION, "reading": 2}}), "square of an odd number"),
     **{
         f"{trick!r} as {key}": (changed(**value), expected)
         for trick in ("../../../etc/passwd", "/etc/passwd", "uper_ddsm_\0")

@@ -19,7 +19,7 @@ class Scripted(Linear):
         super().__init__()
         self.rights = iter(rights)
 
-    def fit(self, mode: bool = True) -> Scripted:
+    def train(self, mode: bool = True) -> Scripted:
         super().train(mode)
         if not mode:
             self.right = next(self.rights)

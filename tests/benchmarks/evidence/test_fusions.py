@@ -7,7 +7,7 @@ import itertools
 import torch
 import torch.nn.functional as F
 
-from benchmarks.evidence.fusions import FlowAlignment, LateralFusion
+from benchmarks.evidence.fusions import FlowAlignment, LateralFusion, register_controls
 from ddsm_zoo import create_model
 from ddsm_zoo.config import ModelConfig
 from tests.support import brute_force
@@ -53,6 +53,8 @@ def test_flow_learns() -> None:
 
 def test_laterals_are_the_plain_decoder_without_a_way_down() -> None:
     """What stands above a level changes nothing on it: only the joined levels see the context."""
+    register_controls()
+    register_controls()  # which a runner does for every arm
     model = create_model("uper_tiny", num_classes=3, fusion="laterals").eval()
     features = [torch.randn(1, channels, *size) for channels, size in zip(model.backbone.channels, SIZES, strict=True)]
     seen: list[torch.Tensor] = []
