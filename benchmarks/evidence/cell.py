@@ -53,12 +53,17 @@ class Place:
 def describe(matrix: Matrix, cell: Cell, fold: Fold) -> dict[str, Any]:
     """Everything that the figures of a cell depend on, as the first line of its log."""
     names = json.dumps([fold.train, fold.val]).encode()
+    images = {"train": len(fold.train), "val": len(fold.val), "sha256": hashlib.sha256(names).hexdigest()}
+    return {**describe_training(matrix, cell), "images": images}
+
+
+def describe_training(matrix: Matrix, cell: Cell) -> dict[str, Any]:
+    """What `describe` tells without the data: all but the fold's images."""
     return {
         "event": "cell",
         "arm": cell.arm,
         "fold": cell.fold,
         "seed": cell.seed,
-        "images": {"train": len(fold.train), "val": len(fold.val), "sha256": hashlib.sha256(names).hexdigest()},
         "backbone_weights": matrix.backbone_weights,
         "recipe": matrix.recipe_of(cell).to_plain(),
     }
@@ -67,12 +72,14 @@ def describe(matrix: Matrix, cell: Cell, fold: Fold) -> dict[str, Any]:
 def is_finished(place: Place, wanted: Mapping[str, Any]) -> bool:
     """Whether the log of the cell is there. Raises OtherRunError for a log or a run folder of something else."""
     if place.log.exists():
-        with place.log.open(encoding="utf-8") as file:
-            _require_same(place.log, file.readline(), wanted)
+        lines = place.log.read_bytes().splitlines() or [b""]
+        require_same(place.log, lines[0], wanted)
+        if b'"event": "score"' not in lines[-1]:
+            raise OtherRunError(f"{place.log} ends without a score; it stays as it is, remove it to train the cell")
         return True
     record = place.folder / _RECORD
     if record.exists():
-        _require_same(place.folder, record.read_text(encoding="utf-8"), wanted)
+        require_same(place.folder, record.read_bytes(), wanted)
     elif (place.folder / "log.jsonl").exists():
         raise OtherRunError(f"{place.folder} holds a run that is not of this matrix; move it or choose another folder")
     return False
@@ -139,7 +146,8 @@ def _watch(parent: int | None) -> Callable[[ProgressEvent], None]:
     return watch
 
 
-def _require_same(path: Path, line: str, wanted: Mapping[str, Any]) -> None:
+def require_same(path: Path, line: str | bytes, wanted: Mapping[str, Any]) -> None:
+    """Raise OtherRunError unless ``line``, the first of a log, agrees with all that is ``wanted``."""
     try:
         found = json.loads(line)
         different = sorted(key for key in wanted if _comparable(found).get(key) != _comparable(wanted)[key])
@@ -158,6 +166,6 @@ def _require_same(path: Path, line: str, wanted: Mapping[str, Any]) -> None:
 def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record as JSON has it, with a recipe that has all of its fields and none that changes no number."""
     plain: dict[str, Any] = json.loads(json.dumps(record))
-    # A field that did not exist when the log was made had no effect, as it has by default.
-    recipe = {**Recipe(model=plain["recipe"]["model"]).to_plain(), **plain["recipe"]}
+    # A field that did not exist when the log was made had no effect, as it has by default; but for the samplers' rate.
+    recipe = {**Recipe(model=plain["recipe"]["model"]).to_plain(), "sampler_lr_mult": 1.0, **plain["recipe"]}
     return {**plain, "recipe": {name: value for name, value in recipe.items() if name not in _FREE}}

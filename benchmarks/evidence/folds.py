@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,6 +103,13 @@ def plan_folds(pool: Pool, plan: FoldPlan) -> list[Fold]:
             empty = "validate on" if fold.train else "train on"
             raise DatasetError(f"fold {fold.name} of {pool.root} has no images to {empty}; it has {len(names)} in all")
     return folds
+
+
+def never_held_out(folds: Iterable[Fold]) -> list[str]:
+    """Names of the images that every fold trains on, such as those of sequences that the plan does not name."""
+    folds = list(folds)
+    held = {name for fold in folds for name in fold.val}
+    return [name for name in folds[0].train if name not in held]
 
 
 def write_folds(pool: Pool, plan: FoldPlan, out: Path) -> dict[str, tuple[str, Fold]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.evidence.cell import OtherRunError, describe_training, require_same
 from benchmarks.evidence.matrix import Cell, Matrix
 from benchmarks.evidence.paired import ALPHA, LEVEL, MARGIN, Paired, holm, paired, verdict
 from ddsm_zoo.utils.files import write_text
@@ -48,10 +49,14 @@ class Result:
     score: Mapping[str, Any]
     seconds: float
     taps: Mapping[str, tuple[float, ...]]
+    images: Mapping[str, Any]  # of the fold: their numbers and the hash of their names
 
     @classmethod
-    def load(cls, path: Path) -> Result:
-        """Read a log. Raises ValueError for one without a score."""
+    def load(cls, path: Path, wanted: Mapping[str, Any]) -> Result:
+        """Read a log whose first line has all that is ``wanted``.
+
+        Raises ValueError for a log without a score, and OtherRunError for one of another cell or recipe.
+        """
         try:
             lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             score = next(line for line in reversed(lines) if line["event"] == "score")
@@ -60,9 +65,11 @@ class Result:
             for name, share in epochs[-1].get("taps_on_map", {}).items():
                 taps[_HALVES.get(name.rpartition(".")[2], "other")] += (share,)
             score["miou"], score["boundary_f"][PRIMARY_RADIUS]
+            images = lines[0]["images"]
         except (ValueError, LookupError, StopIteration, TypeError) as error:
             raise ValueError(f"{path} is not the log of a finished cell; remove it and run the matrix again") from error
-        return cls(score=score, seconds=sum(epoch["seconds"] for epoch in epochs), taps=taps)
+        require_same(path, json.dumps(lines[0]), wanted)
+        return cls(score=score, seconds=sum(epoch["seconds"] for epoch in epochs), taps=taps, images=images)
 
 
 Measure = Callable[[Result], float]
@@ -97,9 +104,21 @@ def write_page(matrices: Sequence[tuple[Matrix, Path]], page: Path) -> int:
 
 
 def load_results(matrix: Matrix, logs: Path) -> dict[Cell, Result]:
-    """The finished cells of a matrix. Raises ValueError for a log that cannot be read."""
-    paths = {cell: logs / f"{cell.name}.jsonl" for cell in matrix.cells()}
-    return {cell: Result.load(path) for cell, path in paths.items() if path.exists()}
+    """The finished cells of a matrix.
+
+    Raises:
+        ValueError: a log cannot be read, is of another recipe, or has other images than the other logs of its fold.
+    """
+    results: dict[Cell, Result] = {}
+    for cell in matrix.cells():
+        path = logs / f"{cell.name}.jsonl"
+        if path.exists():
+            result = Result.load(path, describe_training(matrix, cell))
+            others = [each for other, each in results.items() if other.fold == cell.fold]
+            if others and others[0].images != result.images:
+                raise OtherRunError(f"{path} has other images than the other logs of fold {cell.fold}; remove one kind")
+            results[cell] = result
+    return results
 
 
 def between_markers(text: str, name: str, content: str, page: Path) -> str:

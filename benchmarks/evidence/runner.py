@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.evidence.arms import check_arm
 from benchmarks.evidence.cell import BUSY, INTERRUPTED, OtherRunError, Place, describe, is_finished, train_cell
-from benchmarks.evidence.folds import Fold, open_folds
+from benchmarks.evidence.folds import Fold, never_held_out, open_folds
 from benchmarks.evidence.matrix import ROOT, Cell, Matrix
 from ddsm_zoo.config import ConfigError
 from ddsm_zoo.utils.signals import interruptible
@@ -63,6 +63,8 @@ def run_matrix(request: Request, say: Callable[[str], None]) -> int:
     for name, arm in matrix.arms.items():
         check_arm(name, arm)
     folds = request.folds(matrix)
+    if always := never_held_out(fold for _, fold in folds.values()):
+        say(f"{matrix.name}: all folds train on {len(always)} images and none holds them out, first {always[0]}")
     cells = matrix.cells()
     states = {cell: _state(request.place(matrix, cell), describe(matrix, cell, folds[cell.fold][1])) for cell in cells}
     refused = [f"{cell}: refused: {state}" for cell, state in states.items() if isinstance(state, OtherRunError)]

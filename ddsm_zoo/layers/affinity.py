@@ -74,7 +74,8 @@ class ChannelAffinity(nn.Module):
     The ``width`` = c channels are laid out as a sqrt(c) x sqrt(c) image, whose pixels the dynamic sampler picks;
     a channel's query and key are its ``pool`` x ``pool`` pooled responses and its value is its map, downsampled to
     16 x 16. The sampler reads the key; the value is sampled at the same places (Fig. 3b). Offsets stay below
-    ``offset_bound`` cells, so that of 9 taps on 8 x 8 channels three quarters read some channel, whatever was learned.
+    ``offset_bound`` cells: each of 8 x 8 channels has at least one of its 9 taps on the grid, whatever was learned, and
+    if all offsets lead outside, 56 % of the taps are left there.
     Deviation: the logits are divided by ``pool``, the square root of the features' length, since without it the
     softmax starts almost one-hot and its gradients drown all others (docs/method.md).
     """

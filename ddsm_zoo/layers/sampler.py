@@ -117,7 +117,7 @@ def watch_taps(model: nn.Module) -> Iterator[dict[str, TapCounts]]:
     with ExitStack() as handles:
         for name, module in model.named_modules():
             if isinstance(module, OffsetConv2d):
-                owner = re.sub(r"\.?(sampler)?\.?(predict|offset)$", "", name)
+                owner = re.sub(r"(^|\.)(sampler\.)?(predict|offset)$", "", name)
                 handles.callback(module.register_forward_hook(partial(count, owner)).remove)
         yield counts
 

@@ -18,6 +18,7 @@ from ddsm_zoo.labels import CAMVID
 from tests.support.command_line import run_command
 
 Run = Callable[..., Any]
+HALVES = ("spatial", "channel")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,12 @@ def test_a_pixel_is_explained(run: Run, tmp_path: Path, models: dict[str, str]) 
     assert [level["stage"] for level in figures["levels"]] == [4, 3, 2]
     assert all(sum(level["affinities"]) == pytest.approx(1) for level in figures["levels"])
     assert np.asarray(Image.open(tmp_path / "deep" / "why.png").convert("L")).std() > 10
-    assert figures["class"] in run(*arguments).stdout
+    said = run(*arguments).stdout
+    assert figures["class"] in said
+    # the plain grid: on an axis of 4 channels, 10 of the 12 taps are inside
+    assert figures["taps_on_map"]["decoder.fusions.2.channel"] == pytest.approx((10 / 12) ** 2)
+    assert set(figures["taps_on_map"]) == {f"decoder.fusions.{i}.{half}" for i in range(3) for half in HALVES}
+    assert "decoder.fusions.2.channel: 69% of its taps read the map" in said
 
 
 def test_two_models_are_compared(run: Run, tmp_path: Path, models: dict[str, str]) -> None:

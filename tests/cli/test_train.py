@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import ddsm_zoo
 from tests.support.command_line import run_command
 from tests.support.data_sets import write, write_labels
 from tests.support.tiny_training import epochs_of, log_of
@@ -71,6 +72,19 @@ def test_the_end_says_why_a_run_ended_early_and_where_the_model_is() -> None:
     assert "1 of the 5 images in train are held out" in " ".join(done.stderr.split())
     assert list(Path("run/tensorboard").iterdir())
     assert json.loads(Path("run/best/config.json").read_text())["label_names"] == ["road", "car", "sky"]
+
+
+def test_taps_on_the_map_are_printed_and_stay_with_the_model() -> None:
+    changes = ("--model", "uper_ddsm_tiny", "--epochs", "1", "--set", "crop_size=[64, 96]")
+    done = run_command("train", "-r", "recipe.toml", "-d", "scenes:2", "-o", "run", "--no-pretrained", *changes)
+    names = {f"decoder.fusions.{level}.{half}" for level in range(3) for half in ("spatial", "channel")}
+    (epoch,) = epochs_of(Path("run"))
+    assert set(epoch["taps_on_map"]) == names
+    fewest = min(epoch["taps_on_map"].values())
+    assert f"(fewest {fewest:.0%}, decoder.fusions." in " ".join(done.stderr.split())
+    kept = ddsm_zoo.create_model("local-dir:run/best", pretrained=True).provenance.weights.taps_on_map
+    assert set(kept) == names
+    assert min(kept.values()) > 0.5
 
 
 def test_of_two_processes_the_first_alone_reports(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_offsets_of_a_deformable_convolution_are_watched() -> None:
 
 
 def test_bounded_offsets_leave_no_channel_without_a_tap() -> None:
-    """Whatever the sampler of the channel half learned: at least three quarters of the taps on the 8 x 8 channels."""
+    """Whatever the sampler of the channel half learned: a tap for each of the 8 x 8 channels, and most taps on them."""
     sampler = DynamicSampler(16, 9, bound=1.5)
     for scale in (0.1, 10.0):
         torch.nn.init.normal_(sampler.predict.weight, std=scale)
@@ -86,3 +86,14 @@ def test_bounded_offsets_leave_no_channel_without_a_tap() -> None:
         assert offset.abs().max() <= 1.5
         assert counts[""].on_map > 0.75
         assert counts[""].blind == 0
+
+
+def test_offsets_at_their_bound_that_all_lead_outside_leave_most_taps_on_the_channels() -> None:
+    """On an axis of 8 cells, 6 of the 24 taps are outside: two of the first cell, one of the second, as at the end."""
+    offset = torch.empty(1, 18, 8, 8)
+    outward = torch.where(torch.arange(8) < 4, -1.499, 1.499)
+    offset[:, 0::2], offset[:, 1::2] = outward[:, None], outward
+    counts = TapCounts()
+    counts.add(offset)
+    assert counts.on_map == (18 / 24) ** 2
+    assert counts.blind == 0

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from benchmarks.evidence.cell import describe_training
 from benchmarks.evidence.matrix import Cell, Matrix
 
 QUICK = Path(__file__).resolve().parents[2] / "benchmarks" / "evidence" / "quick.toml"
@@ -43,7 +44,7 @@ def write_matrix(path: Path, changes: Mapping[str, str] | None = None) -> Path:
 
 
 def write_log(
-    folder: Path, cell: Cell, miou: float, boundary_f: float, taps: Mapping[str, float] | None = None
+    folder: Path, matrix: Matrix, cell: Cell, miou: float, boundary_f: float, taps: Mapping[str, float] | None = None
 ) -> Path:
     """The log of a finished cell with these scores in percent, after an hour of training."""
     radii = ("0.00088", "0.001875", "0.00375", "0.005")
@@ -60,7 +61,8 @@ def write_log(
     epochs = [{"event": "epoch", "epoch": number, "seconds": 1800, "taps_on_map": taps or {}} for number in (1, 2)]
     path = folder / f"{cell.name}.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(line) + "\n" for line in ({"event": "cell"}, *epochs, score)))
+    first = {**describe_training(matrix, cell), "images": {"train": 3, "val": 2, "sha256": cell.fold}}
+    path.write_text("".join(json.dumps(line) + "\n" for line in (first, *epochs, score)))
     return path
 
 

@@ -107,6 +107,10 @@ def test_two_processes_train_as_one(name: str, together: tuple[Path, list[dict[s
     for ours, alone in zip(epochs_of(together[0] / name), epochs_of(tmp_path), strict=True):
         assert ours["loss"] == pytest.approx(alone["loss"], rel=tolerance)
         assert ours["lr"] == alone["lr"]
+    ours, alone = (load_state(out / "last" / "state.pt")["position"]["taps"] for out in (together[0] / name, tmp_path))
+    assert ours.keys() == alone.keys()
+    for sampler, counts in alone.items():  # of all images of the last step, whichever process has them
+        assert [ours[sampler][field] for field in ("taps", "positions")] == [counts["taps"], counts["positions"]]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -16,7 +16,7 @@ from ddsm_zoo import create_model, resolve_data_config
 from ddsm_zoo.data.datasets import open_dataset
 from ddsm_zoo.data.transforms import TrainTransform
 from ddsm_zoo.labels import CAMVID
-from ddsm_zoo.layers import DynamicSampler
+from ddsm_zoo.layers import ChannelAffinity, DynamicSampler
 from ddsm_zoo.training.checkpoint import check_continues
 from ddsm_zoo.training.loop import Hooks, fit
 from ddsm_zoo.training.optimizer import parameter_groups
@@ -52,8 +52,16 @@ def test_what_predicts_offsets_learns_at_a_tenth_of_the_rate(name: str, predicto
     assert set(rates(model, recipe(sampler_lr_mult=1.0)).values()) == {1.0}
 
 
-def test_taps_stay_on_the_map_through_200_steps(tmp_path: Path) -> None:
-    """The rate and the optimizer of the evidence, under which the channel half of version 0.1.0 was gone by then."""
+@pytest.mark.parametrize(("bound", "least"), [(ChannelAffinity.offset_bound, 0.7), (None, 0.8)])
+def test_taps_stay_on_the_map_through_200_steps(
+    bound: float | None, least: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the rate and the optimizer of the evidence.
+
+    The bound alone would keep them there, so the samplers' rate and scale must do it without, too. With none of the
+    three the channel half has 66 % of its taps on the grid by then, with the rate alone 93 %, with rate and scale 92 %.
+    """
+    monkeypatch.setattr(ChannelAffinity, "offset_bound", bound)
     real = Recipe.load("evidence_camvid")
     short = dataclasses.replace(real, model="uper_ddsm_lite0", epochs=1, batch_size=2, crop_size=(96, 128))
     model = create_model(short.model, labels=CAMVID, pretrained_backbone=True)
@@ -63,7 +71,7 @@ def test_taps_stay_on_the_map_through_200_steps(tmp_path: Path) -> None:
     fit(model, short, train_set, train_set, tmp_path, hooks=again)
     (epoch,) = log_of(tmp_path)
     assert len(epoch["taps_on_map"]) == 6
-    assert min(epoch["taps_on_map"].values()) >= 0.7, epoch["taps_on_map"]
+    assert min(epoch["taps_on_map"].values()) >= least, epoch["taps_on_map"]
     assert max(epoch["blind"].values()) <= 0.05
 
 

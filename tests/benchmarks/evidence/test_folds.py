@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks.evidence import folds
-from benchmarks.evidence.folds import open_folds, plan_folds, read_pool, write_folds
+from benchmarks.evidence.folds import never_held_out, open_folds, plan_folds, read_pool, write_folds
 from benchmarks.evidence.matrix import FoldPlan
 from ddsm_zoo.data.datasets import open_dataset
 from tests.support.data_sets import IDS, IMAGE, expect_one_line, write, write_labels
@@ -49,6 +49,7 @@ def test_a_sequence_is_held_out_and_everything_else_trains(tmp_path: Path, color
     assert list(made) == ["a", "b2"]
     data, fold = made["b2"]
     assert set(fold.val) == {"b2_1", "b2_x_3"}
+    assert set(never_held_out(each for _, each in made.values())) == {"c_9", "c_10"}
     for split, names in (("val", fold.val), ("train", ("a_1", "a_2", "c_9", "c_10"))):
         found = open_dataset(data, split)
         assert {pair.name for pair in found.pairs} == set(names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,11 @@ SCORES = {
 
 def write_scores(matrix: Matrix, folder: Path) -> None:
     for (fold, seed), (miou, boundary_f, gain, boundary_gain) in SCORES.items():
-        write_log(folder, Cell(arm="plain", fold=fold, seed=seed), miou, boundary_f)
+        write_log(folder, matrix, Cell(arm="plain", fold=fold, seed=seed), miou, boundary_f)
         taps = {"decoder.fusions.0.spatial": 0.9, "decoder.fusions.0.channel": 0.8 if seed else 0.6}
         cell = Cell(arm="ddsm", fold=fold, seed=seed)
-        write_log(folder, cell, miou + gain, boundary_f + boundary_gain, taps)
-    write_log(folder, Cell(arm="s", fold="south", seed=1), 99.0, 99.0)
+        write_log(folder, matrix, cell, miou + gain, boundary_f + boundary_gain, taps)
+    write_log(folder, matrix, Cell(arm="s", fold="south", seed=1), 99.0, 99.0)
 
 
 def rows(lines: list[str], head: str) -> dict[str, list[str]]:
@@ -94,10 +95,28 @@ def test_a_page_without_markers_and_a_log_without_a_score_are_refused(tmp_path: 
     matrix, page = small(tmp_path), tmp_path / "page.md"
     page.write_text("<!-- rules:begin -->\n<!-- rules:end -->\n")
     expect_one_line(lambda: write_page([(matrix, tmp_path)], page), "<!-- small:begin -->", kind=ValueError)
-    log = write_log(tmp_path, matrix.cells()[0], 50.0, 40.0)
+    log = write_log(tmp_path, matrix, matrix.cells()[0], 50.0, 40.0)
     for text in (log.read_text().rsplit("\n", 2)[0], "no json", ""):
         log.write_text(text)
         expect_one_line(lambda: load_results(matrix, tmp_path), str(log), "remove it", kind=ValueError)
+
+
+def test_logs_of_another_recipe_and_of_other_images_are_not_on_the_page(tmp_path: Path) -> None:
+    matrix = small(tmp_path)
+    write_scores(matrix, tmp_path)
+    path = tmp_path / "ddsm-north-0.jsonl"
+    whole = path.read_text()
+    first, *rest = whole.splitlines()
+    for key, change, expected in (
+        ("recipe", {"lr": 0.125}, "another recipe.lr"),
+        ("images", {"train": 4}, "other images than the other logs of fold north"),
+    ):
+        record = json.loads(first)
+        record[key] |= change
+        path.write_text("\n".join([json.dumps(record), *rest]) + "\n")
+        expect_one_line(lambda: load_results(matrix, tmp_path), str(path), expected, kind=ValueError)
+    path.write_text(whole)
+    assert len(load_results(matrix, tmp_path)) == 7
 
 
 @pytest.mark.parametrize("name", ["screening", "decision", "membrane", "deeplab"])

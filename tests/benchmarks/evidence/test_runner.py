@@ -131,13 +131,19 @@ def test_a_log_of_another_recipe_is_refused_and_stays(out: Path, capfd: pytest.C
     record["recipe"]["lr"] = 0.125
     path.write_text("\n".join([json.dumps(record), *rest]) + "\n")
     foreign = path.read_bytes()
-    log(out, "plain-north-0").write_text('{"event": "start"}\n')
-    assert main(words("run", out)) == 1
-    lines = capfd.readouterr().out.splitlines()
-    refused = [line for line in lines if "refused" in line]
-    assert len(refused) == 2
-    assert any("another recipe.lr" in line for line in refused)
-    assert any("not a log of this runner" in line for line in refused)
+    log(out, "plain-north-0").write_bytes(b"\xff\n")
+    torn = log(out, "plain-south-0")
+    torn.write_text("\n".join(torn.read_text().splitlines()[:-1]))
+    page = out / "page.md"
+    assert main([*words("run", out), "--page", str(page)]) == 2
+    said = capfd.readouterr()
+    refused = [line for line in said.out.splitlines() if "refused" in line]
+    assert len(refused) == 3
+    for reason in ("another recipe.lr", "not a log of this runner", "ends without a score"):
+        assert any(reason in line for line in refused)
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert not page.exists(), "nothing of a foreign log comes into a page"
     assert path.read_bytes() == foreign
 
 
