@@ -144,14 +144,14 @@ def _weights_of(model: Segmenter) -> WeightsSpec:
     """What is known of the model's weights, with what must be there filled in."""
     known = model.provenance
     labels, uri = known.labels, f"file:{client.WEIGHTS_FILE}"
-    if labels is None or len(labels) != model.num_classes:  # reset_classifier leaves the old ones behind
+    if labels is None or len(labels) != model.num_classes:
         labels = numbered_labels(model.num_classes)
     if known.weights is None:
         return WeightsSpec(uri=uri, dataset="unknown", labels=labels, preprocess=known.preprocess)
     weights = dataclasses.replace(known.weights, uri=uri, labels=labels, preprocess=known.preprocess)
     if known.scored and labels == known.labels:
         return weights
-    return dataclasses.replace(weights, metrics={}, published={}, taps_on_map={})
+    return weights.without_scores()
 
 
 def numbered_labels(count: int) -> LabelSpace:

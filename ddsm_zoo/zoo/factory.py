@@ -271,8 +271,8 @@ def _load_task_weights(
     loaded = load(task.labels, labels, entry.config.in_chans)
     # after the strict checks: they say what is wrong, the hash only that something is
     known = dataclasses.replace(task, sha256=verify(path, task.sha256))
-    if (model.config.in_chans, model.config.norm) != (entry.config.in_chans, entry.config.norm):
-        known = _without_scores(known)
+    if _reads_otherwise(model.config, entry.config):
+        known = known.without_scores()
     model.provenance = _provenance(entry.name, task.preprocess, known, labels, loaded)
 
 
@@ -280,7 +280,8 @@ def _load_checkpoint(model: Segmenter, path: Path, labels: LabelSpace | None, lo
     config_file = path.with_name(client.CONFIG_FILE)
     # it describes the file that was saved with it, and no other one in its folder
     described = path.name == client.WEIGHTS_FILE and config_file.is_file()
-    recorded = read_manifest(config_file).pretrained_cfg if described else None
+    manifest = read_manifest(config_file) if described else None
+    recorded = None if manifest is None else manifest.pretrained_cfg
     loaded = load(recorded.labels if recorded is not None and labels is not None else None, labels)
     known, preprocess = recorded, model.provenance.preprocess
     if known is None:
@@ -290,6 +291,8 @@ def _load_checkpoint(model: Segmenter, path: Path, labels: LabelSpace | None, lo
     else:
         preprocess = known.preprocess
     known = dataclasses.replace(known, uri=f"file:{path}", sha256=verify(path, known.sha256))
+    if manifest is not None and _reads_otherwise(model.config, manifest.model_args):
+        known = known.without_scores()
     if recorded is None:
         model.provenance = dataclasses.replace(
             model.provenance,
@@ -303,6 +306,11 @@ def _load_checkpoint(model: Segmenter, path: Path, labels: LabelSpace | None, lo
         model.provenance = _provenance(model.provenance.name, preprocess, known, labels, loaded)
 
 
+def _reads_otherwise(config: ModelConfig, own: ModelConfig) -> bool:
+    """True if weights of a model built by ``own`` fit one of ``config``, but compute something else there."""
+    return (config.in_chans, config.norm) != (own.in_chans, own.norm)
+
+
 def _provenance(
     name: str, preprocess: Preprocess, weights: WeightsSpec, labels: LabelSpace | None, loaded: _Loaded
 ) -> Provenance:
@@ -312,7 +320,7 @@ def _provenance(
         name=name,
         preprocess=preprocess,
         labels=labels or own,
-        weights=weights if own is not None else _without_scores(weights),
+        weights=weights if own is not None else weights.without_scores(),
         fresh=loaded.fresh,
         reused=loaded.reused,
         reinitialized=loaded.reinitialized,
@@ -349,11 +357,6 @@ def _load_classes(
         ", ".join(rest) or "none",
     )
     return _Loaded(tuple(fresh), reused, rest)
-
-
-def _without_scores(weights: WeightsSpec) -> WeightsSpec:
-    """What is known of weights whose classes or input were changed: their scores no longer hold."""
-    return dataclasses.replace(weights, metrics={}, published={}, taps_on_map={})
 
 
 def _as_labels(labels: LabelSpace | Sequence[str] | None, num_classes: int | None) -> LabelSpace | None:

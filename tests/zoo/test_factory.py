@@ -183,13 +183,27 @@ def test_a_model_that_nobody_described_is_saved_too(tmp_path: Path) -> None:
     assert loaded.pretrained_cfg["labels"]["names"][299] == "class 299"
 
 
-def test_a_reset_classifier_does_not_keep_the_old_labels(saved: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("classes", [3, 5])  # as many as before, and others
+def test_a_reset_classifier_keeps_neither_labels_nor_scores(saved: Path, tmp_path: Path, classes: int) -> None:
     model = create_model(f"local-dir:{saved}", pretrained=True)
-    model.reset_classifier(5)
+    assert model.pretrained_cfg["metrics"]
+    model.reset_classifier(classes)
+    assert not {"labels", "metrics"} & model.pretrained_cfg.keys()
+    assert model.pretrained_cfg["fresh"] == ["classifier.weight", "classifier.bias"]
+    assert model.pretrained_cfg["dataset"] == "made up"
     factory.save_pretrained(model, tmp_path / "reset")
     config = json.loads((tmp_path / "reset" / "config.json").read_text())
-    assert config["num_classes"] == len(config["label_names"]) == 5
+    assert config["label_names"] == [f"class {index}" for index in range(classes)]
     assert config["pretrained_cfg"]["metrics"] == {}
+
+
+def test_group_norm_in_a_checkpoints_place_of_batch_norm_keeps_no_scores(saved: Path) -> None:
+    """Weight and bias fit, the statistics are gone."""
+    kept = create_model(NAME, num_classes=3, checkpoint_path=saved)
+    changed = create_model(NAME, num_classes=3, checkpoint_path=saved, norm="group")
+    assert kept.pretrained_cfg["metrics"]
+    assert changed.pretrained_cfg["metrics"] == {}
+    assert changed.pretrained_cfg["labels"] == kept.pretrained_cfg["labels"]
 
 
 def test_the_auxiliary_head_is_not_saved(tmp_path: Path) -> None:
