@@ -373,7 +373,7 @@ def _as_labels(labels: LabelSpace | Sequence[str] | None, num_classes: int | Non
 
 def _describe(entry: registry.Entry, config: ModelConfig, labels: LabelSpace | None) -> Provenance:
     """What is known of a model before any weights: name, input and, where somebody says, what its classes mean."""
-    preprocess = entry.preprocess if entry.weights else imagenet_preprocess(config.backbone)
+    preprocess = entry.preprocess or imagenet_preprocess(config.backbone)
     if labels is not None:
         return Provenance(name=entry.name, preprocess=preprocess, labels=labels, reinitialized=labels.names)
     named = entry.weights is not None and len(entry.weights.labels) == config.num_classes

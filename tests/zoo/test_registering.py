@@ -5,14 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 import ddsm_zoo
-from ddsm_zoo.config import ModelConfig
+from ddsm_zoo.config import ConfigError, ModelConfig, Preprocess
 from ddsm_zoo.labels import CAMVID
 from ddsm_zoo.layers import ConvNormAct, resize
 from ddsm_zoo.training.recipe import Recipe
@@ -50,10 +52,15 @@ class Sum(nn.Module):
 
 
 @pytest.fixture
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fusion, a decoder and a backbone, which are gone after the test."""
+def own_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts that a test registers are gone after it."""
     for table in (DECODERS, FUSIONS, BACKBONES):
         monkeypatch.setattr(table, "_known", dict(table))
+
+
+@pytest.fixture
+def registered(own_parts: None) -> None:
+    """A fusion, a decoder and a backbone."""
     ddsm_zoo.register_fusion("gated", Gate)
     ddsm_zoo.register_decoder("sum", Sum)
     ddsm_zoo.register_backbone("small", "test_resnet.r160_in1k", width=16)
@@ -110,6 +117,61 @@ def test_names_of_the_zoo_are_taken() -> None:
             register(name, Gate)
     with pytest.raises(ValueError, match="exists already"):
         ddsm_zoo.register_backbone("r50", "resnet50")
+
+
+AMBIGUOUS = {
+    "uper_lite0": lambda: ddsm_zoo.register_fusion("lite0", Gate),  # or the plain UPerNet on lite0
+    "uper_ddsm": lambda: ddsm_zoo.register_decoder("uper_ddsm", Sum),  # or UPerNet with DDSM
+    "uper_dcn_r50": lambda: ddsm_zoo.register_backbone("dcn_r50", "resnet50"),  # or dcn on r50
+}
+
+
+@pytest.mark.usefixtures("own_parts")
+@pytest.mark.parametrize("name", AMBIGUOUS)
+def test_a_name_never_changes_its_meaning(name: str) -> None:
+    AMBIGUOUS[name]()
+    for ask in (
+        ddsm_zoo.list_models,
+        lambda: ddsm_zoo.create_model(name, backbone="r50"),
+        lambda: ddsm_zoo.is_model(name),
+    ):
+        with pytest.raises(ValueError, match=f"'{name}' names two things.*another name") as error:
+            ask()
+        one_line(error)
+
+
+@pytest.mark.usefixtures("own_parts")
+@pytest.mark.parametrize(
+    ("timm_name", "options"),
+    [("hf-hub:org/name", {}), ("resnet50", {"width": 1}), ("resnet50", {"fused_stages": (1,)})],
+)
+def test_a_backbone_that_no_model_can_have_is_not_registered(timm_name: str, options: dict[str, object]) -> None:
+    before = ddsm_zoo.list_models()
+    with pytest.raises(ConfigError, match="expected") as error:
+        ddsm_zoo.register_backbone("mine", timm_name, **options)
+    one_line(error)
+    assert ddsm_zoo.list_models() == before
+
+
+@pytest.mark.usefixtures("own_parts")
+def test_a_registered_backbone_says_what_its_input_is() -> None:
+    gray = Preprocess(mean=(0.1, 0.1, 0.1), std=(0.9, 0.9, 0.9))
+    ddsm_zoo.register_backbone("told", "test_resnet.r160_in1k", width=16, preprocess=gray)
+    ddsm_zoo.register_backbone("untold", "test_resnet.r160_in1k", width=16)
+    for name in ("uper_told", "uper_ddsm_told"):
+        assert ddsm_zoo.create_model(name).provenance.preprocess == gray
+    assert ddsm_zoo.create_model("uper", backbone="told").provenance.preprocess == gray
+    known = timm.get_pretrained_cfg("test_resnet.r160_in1k")
+    assert ddsm_zoo.create_model("uper_untold").provenance.preprocess.mean == known.mean != Preprocess().mean
+
+
+@pytest.mark.usefixtures("own_parts")
+def test_a_registered_decoder_has_the_fused_stages_of_the_backbone() -> None:
+    ddsm_zoo.register_decoder("sum", Sum)
+    for backbone in ("r50", "lite0"):
+        assert ddsm_zoo.model_config(f"sum_{backbone}") == replace(
+            ddsm_zoo.model_config(f"uper_{backbone}"), decoder="sum"
+        )
 
 
 PLUGIN = """
