@@ -204,3 +204,20 @@ def test_the_command_line_imports_a_plugin_first(tmp_path: Path) -> None:
     absent = command_line(tmp_path, "--plugin", "yours", "list")
     assert (absent.returncode, len(absent.stderr.strip().splitlines())) == (2, 1)
     assert "yours" in absent.stderr
+
+
+@pytest.mark.parametrize(
+    ("plugin", "reason"),
+    [
+        ("./twice.py", "such as mine for the file mine.py"),
+        ("folder/twice", "such as mine for the file mine.py"),
+        ("twice.py", "such as mine for the file mine.py"),
+        ("", "such as mine for the file mine.py"),
+        ("twice", "--plugin twice: a fusion named 'ddsm' exists already"),
+    ],
+)
+def test_a_plugin_that_cannot_be_used_is_one_line(tmp_path: Path, plugin: str, reason: str) -> None:
+    (tmp_path / "twice.py").write_text('import ddsm_zoo\nddsm_zoo.register_fusion("ddsm", object)\n')
+    found = command_line(tmp_path, "--plugin", plugin, "list")
+    assert (found.returncode, len(found.stderr.strip().splitlines())) == (2, 1), found.stderr
+    assert reason in found.stderr
