@@ -98,10 +98,13 @@ def create_model(
 def from_pretrained(source: str | os.PathLike[str], *, revision: str | None = None, **options: Any) -> Segmenter:
     """The model in a folder, at ``org/name`` on the Hub, or of a name in the zoo, with its weights, ready to predict.
 
-    ``options`` are those of `create_model`, which says what is raised. `Segmenter.from_pretrained` does the same for
-    saved models as they are.
+    ``options`` are those of `create_model`, which says what is raised; so is WeightsNotFoundError, for an architecture
+    that has none. `Segmenter.from_pretrained` does the same for saved models as they are.
     """
-    return create_model(saving.as_uri(source, revision), pretrained=True, **options).eval()
+    name = saving.as_uri(source, revision)
+    if not client.is_uri(name):
+        _require_weights(name, options.get("backbone"))
+    return create_model(name, pretrained=True, **options).eval()
 
 
 def create_trained(model_name: str) -> Segmenter:
@@ -110,12 +113,16 @@ def create_trained(model_name: str) -> Segmenter:
     Raises WeightsNotFoundError for an architecture that has none, before anything is fetched, and what `create_model`
     raises.
     """
-    if look_up(model_name).weights is None:
+    _require_weights(model_name)
+    return create_model(model_name, pretrained=True)
+
+
+def _require_weights(model_name: str, backbone: str | None = None) -> None:
+    if _resolve(model_name, backbone, False, None)[0].weights is None:
         raise WeightsNotFoundError(
             f"{model_name} is an architecture without task weights and cannot predict; "
             f"models whose weights exist: {_available()}"
         )
-    return create_model(model_name, pretrained=True)
 
 
 def look_up(model_name: str) -> registry.Entry:

@@ -382,6 +382,21 @@ def test_an_architecture_without_task_weights_does_not_predict() -> None:
     one_line(error)
 
 
+@pytest.mark.parametrize(("name", "options"), [("uper_ddsm_r50", {}), ("uper_ddsm", {"backbone": "lite0"})])
+def test_from_pretrained_never_gives_a_decoder_without_weights(name: str, options: dict[str, str]) -> None:
+    with pytest.raises(WeightsNotFoundError, match=f"{name} is an architecture") as error:
+        ddsm_zoo.from_pretrained(name, **options)
+    one_line(error)
+
+
+@pytest.mark.parametrize("name", ["uper_ddsm_lite0_camvid", "bundled:uper_ddsm_lite0_camvid.safetensors"])
+def test_the_class_method_loads_saved_models_alone(name: str) -> None:
+    with pytest.raises(ValueError, match="no saved model.*ddsm_zoo.from_pretrained") as error:
+        Segmenter.from_pretrained(name)
+    one_line(error)
+    assert ddsm_zoo.from_pretrained("uper_ddsm_lite0_camvid").provenance.scored
+
+
 def test_half_precision_on_disk(trained: Segmenter, tmp_path: Path) -> None:
     factory.save_pretrained(trained, tmp_path / "full")
     factory.save_pretrained(trained, tmp_path / "half", half=True)
