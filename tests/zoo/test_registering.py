@@ -103,18 +103,27 @@ def test_a_saved_model_of_an_unregistered_part_says_what_to_import(tmp_path: Pat
         one_line(error)
 
 
-@pytest.mark.parametrize("register", [ddsm_zoo.register_fusion, ddsm_zoo.register_decoder])
+@pytest.mark.parametrize(("register", "part"), [(ddsm_zoo.register_fusion, Gate), (ddsm_zoo.register_decoder, Sum)])
 @pytest.mark.parametrize("name", ["", "Mine", "my-part", "1st"])
-def test_names_that_no_identifier_holds_are_refused(register: object, name: str) -> None:
+def test_names_that_no_identifier_holds_are_refused(register: object, part: type[nn.Module], name: str) -> None:
     with pytest.raises(ValueError, match="expected lower-case letters") as error:
-        register(name, Gate)
+        register(name, part)
     one_line(error)
 
 
+@pytest.mark.usefixtures("own_parts")
+@pytest.mark.parametrize(("register", "part"), [(ddsm_zoo.register_fusion, 3), (ddsm_zoo.register_decoder, Gate)])
+def test_what_cannot_be_such_a_part_is_refused(register: object, part: object) -> None:
+    with pytest.raises(TypeError, match="for the (fusion|decoder) 'mine', expected") as error:
+        register("mine", part)
+    one_line(error)
+    assert not {"mine"} & (DECODERS.keys() | FUSIONS.keys())
+
+
 def test_names_of_the_zoo_are_taken() -> None:
-    for register, name in ((ddsm_zoo.register_fusion, "ddsm"), (ddsm_zoo.register_decoder, "uper")):
+    for register, name, part in ((ddsm_zoo.register_fusion, "ddsm", Gate), (ddsm_zoo.register_decoder, "uper", Sum)):
         with pytest.raises(ValueError, match="exists already"):
-            register(name, Gate)
+            register(name, part)
     with pytest.raises(ValueError, match="exists already"):
         ddsm_zoo.register_backbone("r50", "resnet50")
 
