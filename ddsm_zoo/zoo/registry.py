@@ -427,7 +427,11 @@ def _unknown(name: str, key: str, table: Mapping[str, Entry]) -> str:
         nearest = difflib.get_close_matches(key, candidates, n=3, cutoff=0.0)
     else:
         nearest = difflib.get_close_matches(key[:80], [*table, *families()], n=3)
-    return f"{message}; " + (f"did you mean {', '.join(nearest)}?" if nearest else "list_models() has all names")
+    hint = f"did you mean {', '.join(nearest)}?" if nearest else "list_models() has all names"
+    parts = next((key.removesuffix(f"_{row}") for row in BACKBONES if key.endswith(f"_{row}")), None)
+    if parts is not None and parts not in families():
+        hint += " Parts of your own must be registered first: import their module (--plugin MODULE)"
+    return f"{message}; {hint}"
 
 
 def _matching(filters: str | Iterable[str]) -> set[str]:

@@ -210,6 +210,7 @@ def test_the_command_line_imports_a_plugin_first(tmp_path: Path) -> None:
     assert "uper_low_tiny" in found.stdout
     unknown = command_line(tmp_path, "info", "uper_low_tiny")
     assert (unknown.returncode, len(unknown.stderr.strip().splitlines())) == (2, 1)
+    assert "--plugin MODULE" in unknown.stderr
     absent = command_line(tmp_path, "--plugin", "yours", "list")
     assert (absent.returncode, len(absent.stderr.strip().splitlines())) == (2, 1)
     assert "yours" in absent.stderr
