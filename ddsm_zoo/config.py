@@ -8,7 +8,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 from ddsm_zoo.labels import LabelSpace
@@ -167,6 +167,10 @@ class WeightsSpec:
     published: Mapping[str, float] = field(default_factory=dict)
     taps_on_map: Mapping[str, float] = field(default_factory=dict)
 
+    def without_scores(self) -> WeightsSpec:
+        """The same weights, for a model whose classes or input were changed: their scores do not hold for it."""
+        return replace(self, metrics={}, published={}, taps_on_map={})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
@@ -193,6 +197,12 @@ class Provenance:
     def scored(self) -> bool:
         """Whether the scores recorded with the weights are those of this model: its classes are the weights'."""
         return self.weights is not None and self.labels is not None and self.labels.names == self.weights.labels.names
+
+    def without_classes(self, fresh: tuple[str, ...]) -> Provenance:
+        """The record of the same model after the tensors ``fresh`` of its classifier were replaced by random ones."""
+        weights = None if self.weights is None else self.weights.without_scores()
+        fresh = tuple(dict.fromkeys((*self.fresh, *fresh)))
+        return replace(self, labels=None, weights=weights, fresh=fresh, reused={}, reinitialized=())
 
     def to_cfg(self) -> dict[str, Any]:
         """Plain data with timm's keys where timm has them. What is not known has no key."""

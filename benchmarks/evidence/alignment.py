@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -229,12 +229,12 @@ class PlacedSegmenter(Segmenter):
             return super().forward(x)
 
 
-def place(model: nn.Module, places: Places) -> PlacedSegmenter:
-    """Let a model resize by ``places`` from now on, in place."""
-    model.__class__ = PlacedSegmenter
-    placed = cast(PlacedSegmenter, model)
-    placed.places = places
-    return placed
+def place(model: Segmenter, places: Places) -> PlacedSegmenter:
+    """Copy of a model that resizes by ``places``."""
+    placed = PlacedSegmenter(model.config)
+    placed.load_state_dict(model.state_dict())
+    placed.provenance, placed.places = model.provenance, places
+    return placed.train(model.training)
 
 
 # ---- Table 2: the cost of a shift

@@ -64,7 +64,12 @@ def main() -> None:
 
 
 def load_plugin(name: str) -> None:
-    """Import a user's module, from the current folder too. Raises LookupError for one that is not there."""
+    """Import a user's module, from the current folder too.
+
+    Raises LookupError for one that is not there, and ValueError for a path and for what the module raises so itself.
+    """
+    if not name or name.startswith(".") or name.endswith(".py") or {"/", "\\"} & set(name):
+        raise ValueError(f"--plugin is {name!r}, expected the name of a module, such as mine for the file mine.py")
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # for good: loading processes import it too
     try:
@@ -75,6 +80,8 @@ def load_plugin(name: str) -> None:
         raise LookupError(
             f"--plugin {name}: no such module, expected the name of one in {Path.cwd()} or of an installed package"
         ) from error
+    except ValueError as error:
+        raise ValueError(f"--plugin {name}: {error}") from error
 
 
 def print_version(wanted: bool) -> None:

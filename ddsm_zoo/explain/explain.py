@@ -34,7 +34,7 @@ Floats = npt.NDArray[np.float32]
 class Level:
     """One module, which forms x~ of ``stage``, as the pixel that is explained sees it.
 
-    The pixel lies in the cell of ``pitch`` pixels a side around ``centre``; its K taps read at ``positions`` (K, 2),
+    The pixel lies in the cell of ``pitch`` pixels a side around ``center``; its K taps read at ``positions`` (K, 2),
     with ``modulations`` (K,), and weigh what they read by ``affinities`` (K,), which add up to one. Places are (x, y)
     in pixels of the image, whose centres are whole numbers. Features are (C, h, w): ``high`` and ``low``, what goes in;
     ``spatial``, S; and ``both``, S + K, None for a module without K.

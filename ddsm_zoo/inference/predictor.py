@@ -222,4 +222,4 @@ def prepare(model: str | Segmenter, device: str | torch.device | None) -> Segmen
 def recorded_labels(model: Segmenter) -> LabelSpace | None:
     """What the class ids of ``model`` mean as far as its weights say, None where they do not."""
     labels = model.provenance.labels
-    return labels if labels is not None and len(labels) == model.num_classes else None  # reset_classifier keeps it
+    return labels if labels is not None and len(labels) == model.num_classes else None

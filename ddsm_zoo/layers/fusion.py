@@ -82,7 +82,10 @@ def register_fusion(name: str, build: BuildFusion) -> None:
 
     Raises:
         ValueError: the name is taken or malformed.
+        TypeError: ``build`` cannot be called.
     """
+    if not callable(build):
+        raise TypeError(f"got {build!r} for the fusion {name!r}, expected a function or class of (channels, config)")
     FUSIONS.register(name, build)
 
 

@@ -213,11 +213,20 @@ def group_parameters(model: nn.Module, matcher: Mapping[str, Any]) -> list[list[
 
 
 def sync_batch_norm(model: nn.Module) -> None:
-    """Make every batch norm below ``model`` count over the images of all GPUs, in place, with the same parameters."""
-    for name, module in list(model.named_modules()):
-        # Not what is synchronized already: timm would lose the activation of its BatchNormAct2d the second time
-        if isinstance(module, nn.BatchNorm2d):
-            model.set_submodule(name, convert_sync_batchnorm(module))  # type: ignore[no-untyped-call]
+    """Make every batch norm below ``model`` count over the images of all GPUs, in place, with the same parameters.
+
+    Raises ValueError for a class that timm would replace by a plain batch norm, such as one of a registered decoder.
+    """
+    # Not what is synchronized already: timm would lose the activation of its BatchNormAct2d the second time
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    for name, norm in norms.items():
+        if type(norm) not in (*_OURS, *_OURS.values()):
+            raise ValueError(
+                f"{name} is a {type(norm).__name__}, expected BatchNorm2d of torch or BatchNormAct2d of timm, the only "
+                "ones that can be synchronized over GPUs; train on one GPU, or use another norm there"
+            )
+    for name, norm in norms.items():
+        model.set_submodule(name, convert_sync_batchnorm(norm))  # type: ignore[no-untyped-call]
 
 
 def hub_uri(name: str) -> str:

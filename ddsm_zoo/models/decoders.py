@@ -35,7 +35,10 @@ def register_decoder(name: str, decoder: DecoderType) -> None:
 
     Raises:
         ValueError: the name is taken or malformed.
+        TypeError: ``decoder`` cannot be called or has no ``output_stride``.
     """
+    if not callable(decoder) or not hasattr(decoder, "output_stride"):
+        raise TypeError(f"got {decoder!r} for the decoder {name!r}, expected a class with the attribute output_stride")
     DECODERS.register(name, decoder)
 
 

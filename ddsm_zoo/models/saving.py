@@ -75,8 +75,13 @@ def load(
 ) -> SegmenterT:
     """The model saved at an address, as it was saved, in evaluation mode.
 
-    Raises HubError, FileNotFoundError, ConfigError and CheckpointError, before a model is built.
+    Raises HubError, FileNotFoundError, ConfigError and CheckpointError, and ValueError for a name that is no address.
     """
+    if not client.is_uri(uri):
+        raise ValueError(
+            f"{client.public_uri(uri)[:80]!r} is no saved model, expected a folder or org/name; the zoo's names are "
+            "those of ddsm_zoo.from_pretrained"
+        )
     config_file, weights_file = client.fetch(uri, client.CONFIG_FILE, client.WEIGHTS_FILE, cache_dir=cache_dir)
     manifest, tensors = read_saved(config_file), read_tensors(weights_file)
     check_fit(on_meta(build, manifest.model_args), tensors, str(weights_file))
@@ -144,14 +149,14 @@ def _weights_of(model: Segmenter) -> WeightsSpec:
     """What is known of the model's weights, with what must be there filled in."""
     known = model.provenance
     labels, uri = known.labels, f"file:{client.WEIGHTS_FILE}"
-    if labels is None or len(labels) != model.num_classes:  # reset_classifier leaves the old ones behind
+    if labels is None or len(labels) != model.num_classes:
         labels = numbered_labels(model.num_classes)
     if known.weights is None:
         return WeightsSpec(uri=uri, dataset="unknown", labels=labels, preprocess=known.preprocess)
     weights = dataclasses.replace(known.weights, uri=uri, labels=labels, preprocess=known.preprocess)
     if known.scored and labels == known.labels:
         return weights
-    return dataclasses.replace(weights, metrics={}, published={}, taps_on_map={})
+    return weights.without_scores()
 
 
 def numbered_labels(count: int) -> LabelSpace:

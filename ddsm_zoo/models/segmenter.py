@@ -137,13 +137,17 @@ class Segmenter(nn.Module):
         return self.classifier
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the final convolutions by freshly initialised ones for ``num_classes`` classes."""
+        """Replace the final convolutions by freshly initialised ones for ``num_classes`` classes.
+
+        ``provenance`` then has neither labels nor scores: nobody said what the new classes mean.
+        """
         self.config = dataclasses.replace(self.config, num_classes=num_classes)
         self.num_classes = num_classes
         like = self.classifier.weight
         self.classifier = _classifier(self.config.width, num_classes).to(like.device, like.dtype)
         if self.auxiliary is not None:
             self.auxiliary = _auxiliary(self.backbone, self.config).to(like.device, like.dtype)
+        self.provenance = self.provenance.without_classes(("classifier.weight", "classifier.bias"))
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the backbone's activations in the backward pass instead of keeping them."""

@@ -141,8 +141,20 @@ def _initial_model(recipe: Recipe, labels: LabelSpace, pretrained: bool | None, 
 def _check_model(model: Segmenter, pretrained: bool | None, labels: LabelSpace) -> None:
     if pretrained is not None:
         raise ValueError(f"got a built model and pretrained={pretrained}, expected one source of weights; drop one")
+    if model.fused:
+        raise ValueError("the model was fused for inference and cannot be trained; train it before fuse()")
+    if model.config.in_chans != 3:
+        raise ValueError(f"the model takes {model.config.in_chans} channels, images are read as RGB, 3 of them")
     if model.num_classes != len(labels):
         raise ValueError(f"the model has {model.num_classes} classes, expected the {len(labels)} of the data")
+    named = model.provenance.labels
+    if named is not None and named.names != labels.names:
+        logger.warning(
+            "the model's classes are %s, the data's %s: class by class, training goes on from the rows of others; "
+            "create_model(labels=[...]) keeps those of the classes that it knows",
+            ", ".join(named.names),
+            ", ".join(labels.names),
+        )
 
 
 def _check(recipe: Recipe, data: str, progress: Callable[[ProgressEvent], None] | None) -> Report | None:

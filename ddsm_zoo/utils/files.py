@@ -77,7 +77,7 @@ def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal. A file that stays as it is is read once in a process."""
     status = path.stat()
     digest = _sha256 if time.time() - status.st_mtime > _SETTLED else _sha256.__wrapped__
-    return digest(path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return digest(path.resolve(), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=64)

@@ -98,10 +98,13 @@ def create_model(
 def from_pretrained(source: str | os.PathLike[str], *, revision: str | None = None, **options: Any) -> Segmenter:
     """The model in a folder, at ``org/name`` on the Hub, or of a name in the zoo, with its weights, ready to predict.
 
-    ``options`` are those of `create_model`, which says what is raised. `Segmenter.from_pretrained` does the same for
-    saved models as they are.
+    ``options`` are those of `create_model`, which says what is raised; so is WeightsNotFoundError, for an architecture
+    that has none. `Segmenter.from_pretrained` does the same for saved models as they are.
     """
-    return create_model(saving.as_uri(source, revision), pretrained=True, **options).eval()
+    name = saving.as_uri(source, revision)
+    if not client.is_uri(name):
+        _require_weights(name, options.get("backbone"))
+    return create_model(name, pretrained=True, **options).eval()
 
 
 def create_trained(model_name: str) -> Segmenter:
@@ -110,12 +113,16 @@ def create_trained(model_name: str) -> Segmenter:
     Raises WeightsNotFoundError for an architecture that has none, before anything is fetched, and what `create_model`
     raises.
     """
-    if look_up(model_name).weights is None:
+    _require_weights(model_name)
+    return create_model(model_name, pretrained=True)
+
+
+def _require_weights(model_name: str, backbone: str | None = None) -> None:
+    if _resolve(model_name, backbone, False, None)[0].weights is None:
         raise WeightsNotFoundError(
             f"{model_name} is an architecture without task weights and cannot predict; "
             f"models whose weights exist: {_available()}"
         )
-    return create_model(model_name, pretrained=True)
 
 
 def look_up(model_name: str) -> registry.Entry:
@@ -271,8 +278,8 @@ def _load_task_weights(
     loaded = load(task.labels, labels, entry.config.in_chans)
     # after the strict checks: they say what is wrong, the hash only that something is
     known = dataclasses.replace(task, sha256=verify(path, task.sha256))
-    if (model.config.in_chans, model.config.norm) != (entry.config.in_chans, entry.config.norm):
-        known = _without_scores(known)
+    if _reads_otherwise(model.config, entry.config):
+        known = known.without_scores()
     model.provenance = _provenance(entry.name, task.preprocess, known, labels, loaded)
 
 
@@ -280,7 +287,8 @@ def _load_checkpoint(model: Segmenter, path: Path, labels: LabelSpace | None, lo
     config_file = path.with_name(client.CONFIG_FILE)
     # it describes the file that was saved with it, and no other one in its folder
     described = path.name == client.WEIGHTS_FILE and config_file.is_file()
-    recorded = read_manifest(config_file).pretrained_cfg if described else None
+    manifest = read_manifest(config_file) if described else None
+    recorded = None if manifest is None else manifest.pretrained_cfg
     loaded = load(recorded.labels if recorded is not None and labels is not None else None, labels)
     known, preprocess = recorded, model.provenance.preprocess
     if known is None:
@@ -290,6 +298,8 @@ def _load_checkpoint(model: Segmenter, path: Path, labels: LabelSpace | None, lo
     else:
         preprocess = known.preprocess
     known = dataclasses.replace(known, uri=f"file:{path}", sha256=verify(path, known.sha256))
+    if manifest is not None and _reads_otherwise(model.config, manifest.model_args):
+        known = known.without_scores()
     if recorded is None:
         model.provenance = dataclasses.replace(
             model.provenance,
@@ -303,6 +313,11 @@ def _load_checkpoint(model: Segmenter, path: Path, labels: LabelSpace | None, lo
         model.provenance = _provenance(model.provenance.name, preprocess, known, labels, loaded)
 
 
+def _reads_otherwise(config: ModelConfig, own: ModelConfig) -> bool:
+    """True if weights of a model built by ``own`` fit one of ``config``, but compute something else there."""
+    return (config.in_chans, config.norm) != (own.in_chans, own.norm)
+
+
 def _provenance(
     name: str, preprocess: Preprocess, weights: WeightsSpec, labels: LabelSpace | None, loaded: _Loaded
 ) -> Provenance:
@@ -312,7 +327,7 @@ def _provenance(
         name=name,
         preprocess=preprocess,
         labels=labels or own,
-        weights=weights if own is not None else _without_scores(weights),
+        weights=weights if own is not None else weights.without_scores(),
         fresh=loaded.fresh,
         reused=loaded.reused,
         reinitialized=loaded.reinitialized,
@@ -351,11 +366,6 @@ def _load_classes(
     return _Loaded(tuple(fresh), reused, rest)
 
 
-def _without_scores(weights: WeightsSpec) -> WeightsSpec:
-    """What is known of weights whose classes or input were changed: their scores no longer hold."""
-    return dataclasses.replace(weights, metrics={}, published={}, taps_on_map={})
-
-
 def _as_labels(labels: LabelSpace | Sequence[str] | None, num_classes: int | None) -> LabelSpace | None:
     if labels is None:
         return None
@@ -370,7 +380,7 @@ def _as_labels(labels: LabelSpace | Sequence[str] | None, num_classes: int | Non
 
 def _describe(entry: registry.Entry, config: ModelConfig, labels: LabelSpace | None) -> Provenance:
     """What is known of a model before any weights: name, input and, where somebody says, what its classes mean."""
-    preprocess = entry.preprocess if entry.weights else imagenet_preprocess(config.backbone)
+    preprocess = entry.preprocess or imagenet_preprocess(config.backbone)
     if labels is not None:
         return Provenance(name=entry.name, preprocess=preprocess, labels=labels, reinitialized=labels.names)
     named = entry.weights is not None and len(entry.weights.labels) == config.num_classes

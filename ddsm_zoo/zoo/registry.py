@@ -27,24 +27,27 @@ class UnknownModelError(LookupError):
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneRow:
-    """A timm backbone with the decoder geometry its models are built in and the input its ImageNet weights expect."""
+    """A timm backbone with the decoder geometry its models are built in and the input its ImageNet weights expect.
+
+    A ``preprocess`` of None is what timm says of them.
+    """
 
     timm_name: str
     width: int = 256
     fused_stages: tuple[int, ...] = (2, 3, 4)
     ddsm: DDSMConfig = field(default_factory=DDSMConfig)
     separable: bool = False
-    preprocess: Preprocess = field(default_factory=Preprocess)
+    preprocess: Preprocess | None = field(default_factory=Preprocess)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One row of the table. ``preprocess`` is the weights' own, the backbone's where there are none."""
+    """One row of the table. ``preprocess`` is the weights' own, else the backbone's, None where only timm knows it."""
 
     name: str
     config: ModelConfig
     weights: WeightsSpec | None = None
-    preprocess: Preprocess = field(default_factory=Preprocess)
+    preprocess: Preprocess | None = field(default_factory=Preprocess)
 
     @property
     def published(self) -> bool:
@@ -90,25 +93,33 @@ def architecture(
 
     ``backbone`` is a name of `BACKBONES` or a timm name, which gets the geometry of `ModelConfig`'s defaults.
     """
-    row = BACKBONES.get(backbone, BackboneRow(timm_name=backbone))
+    config = _config(decoder, fusion, _row(backbone))
+    return dataclasses.replace(config, num_classes=num_classes, auxiliary=auxiliary)
+
+
+def _row(backbone: str) -> BackboneRow:
+    """The row of a short name, or of a timm name in the geometry of `ModelConfig`'s defaults."""
+    return BACKBONES.get(backbone, BackboneRow(timm_name=backbone, preprocess=None))
+
+
+def _config(decoder: str, fusion: str, row: BackboneRow) -> ModelConfig:
+    """The architecture in the row's geometry. Raises ConfigError for a row that no model can have."""
     return ModelConfig(
         decoder=decoder,
         backbone=row.timm_name,
         fusion=fusion,
-        num_classes=num_classes,
         width=row.width,
         # DeepLabV3+ forms only x~2, whatever the backbone.
-        fused_stages=row.fused_stages if decoder == "uper" else (2,),
+        fused_stages=(2,) if decoder == "deeplabv3plus" else row.fused_stages,
         ddsm=row.ddsm,
         separable=row.separable,
-        auxiliary=auxiliary,
     )
 
 
-def backbone_preprocess(timm_name: str) -> Preprocess:
-    """The input that the ImageNet weights of a backbone expect, the usual one for backbones outside the table."""
+def backbone_preprocess(timm_name: str) -> Preprocess | None:
+    """The input that the ImageNet weights of a backbone in the table expect, None for what timm says."""
     known = (row.preprocess for row in BACKBONES.values() if row.timm_name == timm_name)
-    return next(known, Preprocess())
+    return next(known, None)
 
 
 # The rows of the paper's tables, without loading what they stand for
@@ -116,13 +127,26 @@ _DECODERS, _FUSIONS = ("uper", "deeplabv3plus"), ("none", "dcn", "ddsm_s", "ddsm
 
 
 def families() -> dict[str, tuple[str, str]]:
-    """Every decoder with every fusion, registered ones too, by their common name: ``uper``, ``uper_dcn``, ..."""
+    """Every decoder with every fusion, registered ones too, by their common name: ``uper``, ``uper_dcn``, ...
+
+    Raises ValueError where two of them make one name.
+    """
     decoders, fusions = dict.fromkeys((*_DECODERS, *DECODERS)), dict.fromkeys((*_FUSIONS, *FUSIONS))
-    return {
-        decoder if fusion == "none" else f"{decoder}_{fusion}": (decoder, fusion)
-        for decoder in decoders
-        for fusion in fusions
-    }
+    known: dict[str, tuple[str, str]] = {}
+    for decoder in decoders:
+        for fusion in fusions:
+            name = decoder if fusion == "none" else f"{decoder}_{fusion}"
+            if name in known:
+                raise _ambiguous(name)
+            known[name] = (decoder, fusion)
+    return known
+
+
+def _ambiguous(name: str) -> ValueError:
+    return ValueError(
+        f"{name!r} names two things with what was registered, as fusions that end in a backbone's name do; "
+        "register yours under another name"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +272,7 @@ def _build_table(publications: Mapping[str, Publication] = _PUBLICATIONS) -> dic
                 uri=f"hf-hub:{ORGANISATION}/{name}_{suffix}",
                 dataset=task.dataset,
                 labels=DATASETS[task.dataset],
-                preprocess=dataclasses.replace(table[name].preprocess, size=task.size),
+                preprocess=dataclasses.replace(table[name].preprocess or Preprocess(), size=task.size),
                 license="apache-2.0",
                 recipe=task.recipe,
                 published={} if figure is None else {task.metric: figure},
@@ -265,7 +289,12 @@ _TABLE = _build_table()
 
 
 def _table() -> dict[str, Entry]:
-    return {**{entry.name: entry for entry in _architectures()}, **_TABLE}
+    """Everything by name. Raises ValueError for a name that registered parts and something else share."""
+    known, table = families(), dict(_TABLE)
+    for entry in _architectures():
+        if entry.name in known or table.setdefault(entry.name, entry) != entry:
+            raise _ambiguous(entry.name)
+    return table
 
 
 def list_models(
@@ -333,10 +362,11 @@ def register_backbone(
         fused_stages: the stages s whose x~s UPerNet forms by the fusion module, out of 2, 3 and 4.
         ddsm: sizes of the modules.
         separable: depthwise-separable 3 x 3 convolutions in the decoders, for light backbones.
-        preprocess: the input that the ImageNet weights expect, ImageNet's usual one unless given.
+        preprocess: the input that the ImageNet weights expect; unless given, what timm says of them.
 
     Raises:
         ValueError: the name is taken or malformed.
+        ConfigError: no model can have these sizes, or ``timm_name`` is none.
     """
     row = BackboneRow(
         timm_name=timm_name,
@@ -344,8 +374,9 @@ def register_backbone(
         fused_stages=fused_stages,
         ddsm=ddsm or DDSMConfig(),
         separable=separable,
-        preprocess=preprocess or Preprocess(),
+        preprocess=preprocess,
     )
+    _config("uper", "none", row)
     BACKBONES.register(name, row)
 
 
@@ -362,8 +393,7 @@ def find(name: str, backbone: str | None = None) -> Entry:
                 f"{name!r} names no backbone; pass backbone='convnext_tiny.fb_in22k' or another timm name, "
                 f"or use {key}_{{{','.join(BACKBONES)}}}"
             )
-        config = architecture(*known[key], backbone)
-        return Entry(name=key, config=config, preprocess=backbone_preprocess(config.backbone))
+        return Entry(name=key, config=architecture(*known[key], backbone), preprocess=_row(backbone).preprocess)
     if key not in table:
         raise UnknownModelError(_unknown(name, key, table))
     entry = with_backbone(table[key], backbone)
@@ -374,9 +404,9 @@ def with_backbone(entry: Entry, backbone: str | None) -> Entry:
     """The entry on another backbone, by short name or timm name, in its own geometry; the entry itself for None."""
     if backbone is None:
         return entry
-    timm_name = BACKBONES[backbone].timm_name if backbone in BACKBONES else backbone
-    config = dataclasses.replace(entry.config, backbone=timm_name)
-    preprocess = entry.preprocess if entry.weights else backbone_preprocess(timm_name)
+    row = _row(backbone)
+    config = dataclasses.replace(entry.config, backbone=row.timm_name)
+    preprocess = entry.preprocess if entry.weights else row.preprocess
     return dataclasses.replace(entry, config=config, preprocess=preprocess)
 
 
@@ -397,7 +427,11 @@ def _unknown(name: str, key: str, table: Mapping[str, Entry]) -> str:
         nearest = difflib.get_close_matches(key, candidates, n=3, cutoff=0.0)
     else:
         nearest = difflib.get_close_matches(key[:80], [*table, *families()], n=3)
-    return f"{message}; " + (f"did you mean {', '.join(nearest)}?" if nearest else "list_models() has all names")
+    hint = f"did you mean {', '.join(nearest)}?" if nearest else "list_models() has all names"
+    parts = next((key.removesuffix(f"_{row}") for row in BACKBONES if key.endswith(f"_{row}")), None)
+    if parts is not None and parts not in families():
+        hint += " Parts of your own must be registered first: import their module (--plugin MODULE)"
+    return f"{message}; {hint}"
 
 
 def _matching(filters: str | Iterable[str]) -> set[str]:

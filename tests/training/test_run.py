@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -96,6 +98,30 @@ def test_a_built_model_of_other_classes_or_with_a_second_source_of_weights_is_re
     with pytest.raises(ValueError, match="pretrained=True, expected one source of weights"):
         train(recipe, "scenes:2", tmp_path, model=other, pretrained=True)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("options", "fused", "reason"), [({}, True, "fused"), ({"in_chans": 1}, False, "1 channels")])
+def test_a_built_model_that_cannot_be_trained_is_refused_before_anything_is_written(
+    tmp_path: Path, options: dict[str, Any], fused: bool, reason: str
+) -> None:
+    recipe = Recipe(model="uper_tiny", epochs=1, batch_size=2, crop_size=(32, 32), workers=0)
+    model = ddsm_zoo.create_model("uper_tiny", labels=CAMVID, **options)
+    with pytest.raises(ValueError, match=reason) as error:
+        train(recipe, "scenes:2", tmp_path, model=model.fuse() if fused else model)
+    assert "\n" not in str(error.value)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_built_model_whose_classes_come_in_another_order_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = Recipe(model="uper_tiny", epochs=1, batch_size=2, crop_size=(32, 32), workers=0)
+    for names in (CAMVID.names, CAMVID.names[::-1]):
+        model = ddsm_zoo.create_model("uper_tiny", labels=names)
+        with caplog.at_level(logging.WARNING, logger="ddsm_zoo.training.run"):
+            train(recipe, "scenes:2", tmp_path / names[0], model=model)
+        assert ("rows of others" in caplog.text) == (names != CAMVID.names)
+        assert model.provenance.labels == CAMVID
 
 
 def write_pair(root: Path, split: str, image: np.ndarray, mask: np.ndarray) -> Path:

@@ -51,3 +51,11 @@ def test_a_norm_that_torch_would_simplify_is_refused() -> None:
     with pytest.raises(ValueError, match="1.0 is a Scaled, expected torch's BatchNorm2d, .* sync_batch_norm()"):
         sync_batch_norm(model)
     assert not any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+
+
+def test_a_norm_of_a_registered_decoder_is_not_simplified_either() -> None:
+    model = segmenter()
+    model.decoder.norm = Scaled(3)
+    with pytest.raises(ValueError, match="decoder.norm is a Scaled, expected BatchNorm2d of torch"):
+        sync_batch_norm(model)
+    assert not any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())

@@ -124,3 +124,16 @@ def test_a_hash_follows_the_content(tmp_path: Path, age: int) -> None:
             os.utime(path, (1_000_000 + number, 1_000_000 + number))
         for _ in range(2):
             assert sha256_of(path) == hashlib.sha256(content).hexdigest()
+
+
+def test_a_file_is_read_once_whatever_path_leads_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the links in the Hub's cache do."""
+    file = tmp_path / "blob"
+    (tmp_path / "snapshot").mkdir()
+    file.write_bytes(b"weights")
+    os.utime(file, (1_000_000, 1_000_000))
+    opened, open_file = [], Path.open
+    monkeypatch.setattr(Path, "open", lambda self, *args: opened.append(self) or open_file(self, *args))
+    for path in (file, tmp_path / "snapshot" / ".." / "blob"):
+        assert sha256_of(path) == hashlib.sha256(b"weights").hexdigest()
+    assert len(opened) == 1

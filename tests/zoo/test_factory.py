@@ -160,8 +160,7 @@ def test_the_config_has_timms_keys(saved: Path) -> None:
 
 def test_the_card_tells_licence_classes_and_results(saved: Path) -> None:
     card = (saved / "README.md").read_text()
-    front = card.split("---\n")[1]
-    assert 'license: "cc0-1.0"' in front
+    assert huggingface_hub.ModelCard(card).data.license == "cc0-1.0"
     for text in ("road, sky, tree", "miou (val): 71.5", "Recipe: `none`", "create_model"):
         assert text in card
 
@@ -183,13 +182,27 @@ def test_a_model_that_nobody_described_is_saved_too(tmp_path: Path) -> None:
     assert loaded.pretrained_cfg["labels"]["names"][299] == "class 299"
 
 
-def test_a_reset_classifier_does_not_keep_the_old_labels(saved: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("classes", [3, 5])  # as many as before, and others
+def test_a_reset_classifier_keeps_neither_labels_nor_scores(saved: Path, tmp_path: Path, classes: int) -> None:
     model = create_model(f"local-dir:{saved}", pretrained=True)
-    model.reset_classifier(5)
+    assert model.pretrained_cfg["metrics"]
+    model.reset_classifier(classes)
+    assert not {"labels", "metrics"} & model.pretrained_cfg.keys()
+    assert model.pretrained_cfg["fresh"] == ["classifier.weight", "classifier.bias"]
+    assert model.pretrained_cfg["dataset"] == "made up"
     factory.save_pretrained(model, tmp_path / "reset")
     config = json.loads((tmp_path / "reset" / "config.json").read_text())
-    assert config["num_classes"] == len(config["label_names"]) == 5
+    assert config["label_names"] == [f"class {index}" for index in range(classes)]
     assert config["pretrained_cfg"]["metrics"] == {}
+
+
+def test_group_norm_in_a_checkpoints_place_of_batch_norm_keeps_no_scores(saved: Path) -> None:
+    """Weight and bias fit, the statistics are gone."""
+    kept = create_model(NAME, num_classes=3, checkpoint_path=saved)
+    changed = create_model(NAME, num_classes=3, checkpoint_path=saved, norm="group")
+    assert kept.pretrained_cfg["metrics"]
+    assert changed.pretrained_cfg["metrics"] == {}
+    assert changed.pretrained_cfg["labels"] == kept.pretrained_cfg["labels"]
 
 
 def test_the_auxiliary_head_is_not_saved(tmp_path: Path) -> None:
@@ -366,6 +379,21 @@ def test_an_architecture_without_task_weights_does_not_predict() -> None:
     with pytest.raises(WeightsNotFoundError, match="uper_ddsm_r50 is an architecture") as error:
         factory.create_trained("uper_ddsm_r50")
     one_line(error)
+
+
+@pytest.mark.parametrize(("name", "options"), [("uper_ddsm_r50", {}), ("uper_ddsm", {"backbone": "lite0"})])
+def test_from_pretrained_never_gives_a_decoder_without_weights(name: str, options: dict[str, str]) -> None:
+    with pytest.raises(WeightsNotFoundError, match=f"{name} is an architecture") as error:
+        ddsm_zoo.from_pretrained(name, **options)
+    one_line(error)
+
+
+@pytest.mark.parametrize("name", ["uper_ddsm_lite0_camvid", "bundled:uper_ddsm_lite0_camvid.safetensors"])
+def test_the_class_method_loads_saved_models_alone(name: str) -> None:
+    with pytest.raises(ValueError, match="no saved model.*ddsm_zoo.from_pretrained") as error:
+        Segmenter.from_pretrained(name)
+    one_line(error)
+    assert ddsm_zoo.from_pretrained("uper_ddsm_lite0_camvid").provenance.scored
 
 
 def test_half_precision_on_disk(trained: Segmenter, tmp_path: Path) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 import ddsm_zoo
-from ddsm_zoo.config import ModelConfig
+from ddsm_zoo.config import ConfigError, ModelConfig, Preprocess
 from ddsm_zoo.labels import CAMVID
 from ddsm_zoo.layers import ConvNormAct, resize
 from ddsm_zoo.training.recipe import Recipe
@@ -50,10 +52,15 @@ class Sum(nn.Module):
 
 
 @pytest.fixture
-def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fusion, a decoder and a backbone, which are gone after the test."""
+def own_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts that a test registers are gone after it."""
     for table in (DECODERS, FUSIONS, BACKBONES):
         monkeypatch.setattr(table, "_known", dict(table))
+
+
+@pytest.fixture
+def registered(own_parts: None) -> None:
+    """A fusion, a decoder and a backbone."""
     ddsm_zoo.register_fusion("gated", Gate)
     ddsm_zoo.register_decoder("sum", Sum)
     ddsm_zoo.register_backbone("small", "test_resnet.r160_in1k", width=16)
@@ -96,20 +103,84 @@ def test_a_saved_model_of_an_unregistered_part_says_what_to_import(tmp_path: Pat
         one_line(error)
 
 
-@pytest.mark.parametrize("register", [ddsm_zoo.register_fusion, ddsm_zoo.register_decoder])
+@pytest.mark.parametrize(("register", "part"), [(ddsm_zoo.register_fusion, Gate), (ddsm_zoo.register_decoder, Sum)])
 @pytest.mark.parametrize("name", ["", "Mine", "my-part", "1st"])
-def test_names_that_no_identifier_holds_are_refused(register: object, name: str) -> None:
+def test_names_that_no_identifier_holds_are_refused(register: object, part: type[nn.Module], name: str) -> None:
     with pytest.raises(ValueError, match="expected lower-case letters") as error:
-        register(name, Gate)
+        register(name, part)
     one_line(error)
 
 
+@pytest.mark.usefixtures("own_parts")
+@pytest.mark.parametrize(("register", "part"), [(ddsm_zoo.register_fusion, 3), (ddsm_zoo.register_decoder, Gate)])
+def test_what_cannot_be_such_a_part_is_refused(register: object, part: object) -> None:
+    with pytest.raises(TypeError, match="for the (fusion|decoder) 'mine', expected") as error:
+        register("mine", part)
+    one_line(error)
+    assert not {"mine"} & (DECODERS.keys() | FUSIONS.keys())
+
+
 def test_names_of_the_zoo_are_taken() -> None:
-    for register, name in ((ddsm_zoo.register_fusion, "ddsm"), (ddsm_zoo.register_decoder, "uper")):
+    for register, name, part in ((ddsm_zoo.register_fusion, "ddsm", Gate), (ddsm_zoo.register_decoder, "uper", Sum)):
         with pytest.raises(ValueError, match="exists already"):
-            register(name, Gate)
+            register(name, part)
     with pytest.raises(ValueError, match="exists already"):
         ddsm_zoo.register_backbone("r50", "resnet50")
+
+
+AMBIGUOUS = {
+    "uper_lite0": lambda: ddsm_zoo.register_fusion("lite0", Gate),  # or the plain UPerNet on lite0
+    "uper_ddsm": lambda: ddsm_zoo.register_decoder("uper_ddsm", Sum),  # or UPerNet with DDSM
+    "uper_dcn_r50": lambda: ddsm_zoo.register_backbone("dcn_r50", "resnet50"),  # or dcn on r50
+}
+
+
+@pytest.mark.usefixtures("own_parts")
+@pytest.mark.parametrize("name", AMBIGUOUS)
+def test_a_name_never_changes_its_meaning(name: str) -> None:
+    AMBIGUOUS[name]()
+    for ask in (
+        ddsm_zoo.list_models,
+        lambda: ddsm_zoo.create_model(name, backbone="r50"),
+        lambda: ddsm_zoo.is_model(name),
+    ):
+        with pytest.raises(ValueError, match=f"'{name}' names two things.*another name") as error:
+            ask()
+        one_line(error)
+
+
+@pytest.mark.usefixtures("own_parts")
+@pytest.mark.parametrize(
+    ("timm_name", "options"),
+    [("hf-hub:org/name", {}), ("resnet50", {"width": 1}), ("resnet50", {"fused_stages": (1,)})],
+)
+def test_a_backbone_that_no_model_can_have_is_not_registered(timm_name: str, options: dict[str, object]) -> None:
+    before = ddsm_zoo.list_models()
+    with pytest.raises(ConfigError, match="expected") as error:
+        ddsm_zoo.register_backbone("mine", timm_name, **options)
+    one_line(error)
+    assert ddsm_zoo.list_models() == before
+
+
+@pytest.mark.usefixtures("own_parts")
+def test_a_registered_backbone_says_what_its_input_is() -> None:
+    gray = Preprocess(mean=(0.1, 0.1, 0.1), std=(0.9, 0.9, 0.9))
+    ddsm_zoo.register_backbone("told", "test_resnet.r160_in1k", width=16, preprocess=gray)
+    ddsm_zoo.register_backbone("untold", "test_resnet.r160_in1k", width=16)
+    for name in ("uper_told", "uper_ddsm_told"):
+        assert ddsm_zoo.create_model(name).provenance.preprocess == gray
+    assert ddsm_zoo.create_model("uper", backbone="told").provenance.preprocess == gray
+    known = timm.get_pretrained_cfg("test_resnet.r160_in1k")
+    assert ddsm_zoo.create_model("uper_untold").provenance.preprocess.mean == known.mean != Preprocess().mean
+
+
+@pytest.mark.usefixtures("own_parts")
+def test_a_registered_decoder_has_the_fused_stages_of_the_backbone() -> None:
+    ddsm_zoo.register_decoder("sum", Sum)
+    for backbone in ("r50", "lite0"):
+        assert ddsm_zoo.model_config(f"sum_{backbone}") == replace(
+            ddsm_zoo.model_config(f"uper_{backbone}"), decoder="sum"
+        )
 
 
 PLUGIN = """
@@ -139,6 +210,24 @@ def test_the_command_line_imports_a_plugin_first(tmp_path: Path) -> None:
     assert "uper_low_tiny" in found.stdout
     unknown = command_line(tmp_path, "info", "uper_low_tiny")
     assert (unknown.returncode, len(unknown.stderr.strip().splitlines())) == (2, 1)
+    assert "--plugin MODULE" in unknown.stderr
     absent = command_line(tmp_path, "--plugin", "yours", "list")
     assert (absent.returncode, len(absent.stderr.strip().splitlines())) == (2, 1)
     assert "yours" in absent.stderr
+
+
+@pytest.mark.parametrize(
+    ("plugin", "reason"),
+    [
+        ("./twice.py", "such as mine for the file mine.py"),
+        ("folder/twice", "such as mine for the file mine.py"),
+        ("twice.py", "such as mine for the file mine.py"),
+        ("", "such as mine for the file mine.py"),
+        ("twice", "--plugin twice: a fusion named 'ddsm' exists already"),
+    ],
+)
+def test_a_plugin_that_cannot_be_used_is_one_line(tmp_path: Path, plugin: str, reason: str) -> None:
+    (tmp_path / "twice.py").write_text('import ddsm_zoo\nddsm_zoo.register_fusion("ddsm", object)\n')
+    found = command_line(tmp_path, "--plugin", plugin, "list")
+    assert (found.returncode, len(found.stderr.strip().splitlines())) == (2, 1), found.stderr
+    assert reason in found.stderr
