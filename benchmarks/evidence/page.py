@@ -31,8 +31,9 @@ Fixed before the first run:
   smallest published radius, 0.088 % of the diagonal (1 px at 480 x 360 and at 512 x 512). The other
   radii, their mean and Boundary IoU are reported without a verdict. All are in percentage points.
 - **Differences** are paired: an arm minus the baseline with the same fold and seed. The interval is
-  the {LEVEL:.0%} t interval over the n pairs. Pairs of one fold are not independent, so intervals over
-  several seeds are somewhat too narrow.
+  the {LEVEL:.0%} t interval over the n pairs. Pairs of one fold are not independent, so with several
+  seeds it is too narrow: "over folds" is the interval over the means of the folds, and a verdict of
+  help or harm holds only if that interval leaves out 0 too.
 - **Verdict**, for each primary measure of an arm: *equivalent* if the two one-sided t tests reject
   differences of {MARGIN} points or more in both directions (the larger p value, "p equivalence", is
   below {ALPHA}); else *help* or *harm*, by the sign, if the two-sided paired t test, adjusted by Holm's
@@ -225,21 +226,38 @@ def _differences(matrix: Matrix, results: Results) -> list[str]:
     }
     lines = []
     for head in _primary(results):
-        heads = [f"{head} over `{matrix.baseline}`", "Pairs", "Difference", f"{LEVEL:.0%} interval"]
+        heads = [f"{head} over `{matrix.baseline}`", "Pairs", "Difference", f"{LEVEL:.0%} interval", "Over folds"]
         heads += ["p (Holm)", "p equivalence", "Verdict"]
         rows = []
         for arm in arms:
             result = primary[arm][head]
             adjusted = dict(zip(primary[arm], holm([each.p for each in primary[arm].values()]), strict=True))[head]
-            p_values = [_p(adjusted), _p(result.p_equivalent), verdict(result, adjusted)]
-            rows.append([f"`{arm}`", str(result.n), f"{result.mean:+.2f}", _interval(result), *p_values])
+            over_folds = paired(_fold_gains(matrix, results, arm, _primary(results)[head]))
+            p_values = [_p(adjusted), _p(result.p_equivalent), borne_out(result, over_folds, adjusted)]
+            intervals = [_interval(result), _interval(over_folds)]
+            rows.append([f"`{arm}`", str(result.n), f"{result.mean:+.2f}", *intervals, *p_values])
         lines += ["", *_table(heads, rows)]
+    lines += _over_controls(matrix, results)
     others = _others(results)
     rows = []
     for arm in arms:
         found = [paired(_gains(matrix, results, arm, measure)) for measure in others.values()]
         rows.append([f"`{arm}`", *(f"{each.mean:+.2f} {_interval(each)}" for each in found)])
     return [*lines, "", *_table([f"Others over `{matrix.baseline}`", *others], rows)]
+
+
+def _over_controls(matrix: Matrix, results: Results) -> list[str]:
+    """The treatment against every other arm, fold by fold: what it adds to each control."""
+    primary = _primary(results)
+    rows = []
+    for arm in matrix.arms:
+        if arm not in (matrix.treatment, matrix.baseline) and _paired_runs(matrix, results, matrix.treatment, arm):
+            found = [
+                paired(_fold_gains(matrix, results, matrix.treatment, measure, arm)) for measure in primary.values()
+            ]
+            rows.append([f"`{arm}`", *(f"{each.mean:+.2f} {_interval(each)}" for each in found)])
+    heads = [f"`{matrix.treatment}` over", *(f"{head}, over folds" for head in primary)]
+    return ["", *_table(heads, rows)] if rows else []
 
 
 def _pairs(matrix: Matrix, results: Results) -> list[str]:
@@ -254,20 +272,36 @@ def _pairs(matrix: Matrix, results: Results) -> list[str]:
     return ["", *_table(heads, rows)] if rows else []
 
 
-def _paired_runs(matrix: Matrix, results: Results, arm: str) -> list[tuple[str, int]]:
+def _paired_runs(matrix: Matrix, results: Results, arm: str, base: str | None = None) -> list[tuple[str, int]]:
     return [
         (fold, seed)
         for fold, seed in matrix.runs()
-        if all(Cell(arm=each, fold=fold, seed=seed) in results for each in (arm, matrix.baseline))
+        if all(Cell(arm=each, fold=fold, seed=seed) in results for each in (arm, base or matrix.baseline))
     ]
 
 
-def _gains(matrix: Matrix, results: Results, arm: str, measure: Measure) -> list[float]:
+def _gains(matrix: Matrix, results: Results, arm: str, measure: Measure, base: str | None = None) -> list[float]:
     return [
         measure(results[Cell(arm=arm, fold=fold, seed=seed)])
-        - measure(results[Cell(arm=matrix.baseline, fold=fold, seed=seed)])
-        for fold, seed in _paired_runs(matrix, results, arm)
+        - measure(results[Cell(arm=base or matrix.baseline, fold=fold, seed=seed)])
+        for fold, seed in _paired_runs(matrix, results, arm, base)
     ]
+
+
+def _fold_gains(matrix: Matrix, results: Results, arm: str, measure: Measure, base: str | None = None) -> list[float]:
+    """The gains of `_gains`, as one mean for each fold."""
+    folds: dict[str, list[float]] = defaultdict(list)
+    gains = _gains(matrix, results, arm, measure, base)
+    for (fold, _), gain in zip(_paired_runs(matrix, results, arm, base), gains, strict=True):
+        folds[fold].append(gain)
+    return [statistics.fmean(values) for values in folds.values()]
+
+
+def borne_out(pairs: Paired, folds: Paired, adjusted: float) -> str:
+    """The verdict over the pairs, where the folds bear it out."""
+    found = verdict(pairs, adjusted)
+    borne_out = folds.low > 0 or folds.high < 0
+    return found if found in ("equivalent", "undecided") or borne_out else "undecided"
 
 
 def _missing(matrix: Matrix, results: Results) -> list[str]:

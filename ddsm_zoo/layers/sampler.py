@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,8 @@ class TapCounts:
     """Counts over all images that went through one sampler.
 
     ``inside`` of ``taps`` read at least one pixel of the map, ``grid`` is how many of them would without offsets;
-    ``blind`` of ``positions`` have no such tap.
+    ``blind`` of ``positions`` have no such tap. ``moved`` adds up |dy| and |dx| of all taps, in pixels: a sampler that
+    never moves a tap, or whose offsets all sit at their bound, keeps its taps on the map and does nothing.
     """
 
     taps: int = 0
@@ -77,6 +79,13 @@ class TapCounts:
     grid: int = 0
     positions: int = 0
     blind: int = 0
+    moved: float = 0.0
+
+    @classmethod
+    def of(cls, counts: Mapping[str, float]) -> TapCounts:
+        """The inverse of `dataclasses.asdict`, from sums over processes too."""
+        whole: dict[str, Any] = {name: int(count) for name, count in counts.items() if name != "moved"}
+        return cls(**whole, moved=counts.get("moved", 0.0))
 
     def add(self, offset: Tensor) -> None:
         """Count the taps of offsets (N, 2K, H, W), (dy, dx) per tap, in pixels."""
@@ -86,21 +95,27 @@ class TapCounts:
         self.grid += len(offset) * int(_inside(torch.zeros_like(offset[:1])).sum())
         self.positions += inside.numel() // inside.shape[1]
         self.blind += int((~inside.any(dim=1)).sum())
+        self.moved += float(offset.abs().sum(dtype=torch.float64))
 
     @property
     def on_map(self) -> float:
         """Share of the taps that read the map."""
-        return self.inside / self.taps
+        return self.inside / max(1, self.taps)
 
     @property
     def blind_share(self) -> float:
         """Share of the positions none of whose taps read the map."""
-        return self.blind / self.positions
+        return self.blind / max(1, self.positions)
+
+    @property
+    def mean_offset(self) -> float:
+        """Mean of |dy| and |dx|, in pixels of the map."""
+        return self.moved / max(1, 2 * self.taps)
 
     @property
     def kept(self) -> float:
         """Taps on the map over those of the plain grid: below 1 where offsets lead off the map."""
-        return self.inside / self.grid
+        return self.inside / max(1, self.grid)
 
 
 @contextmanager

@@ -93,7 +93,7 @@ class _Position:
     miou: float = math.nan
     best_miou: float = math.nan
     best_epoch: int = 0
-    taps: dict[str, dict[str, int]] = field(default_factory=dict)
+    taps: dict[str, dict[str, float]] = field(default_factory=dict)
     """Of the last step: `TapCounts` as plain data, by sampler."""
 
 
@@ -115,8 +115,9 @@ def fit(
     the recipe averages, and "best" means the highest mIoU on ``val_set``.
 
     Where a model samples features, the log has for each epoch, by sampler, the share of taps that read the map in its
-    last step (``taps_on_map``) and of positions without such a tap (``blind``). A sampler that has lost more than half
-    of the plain grid's taps is warned of once: outside the map there are zeros, and no gradient leads back.
+    last step (``taps_on_map``), of positions without such a tap (``blind``), and the mean offset (``mean_offset``). A
+    sampler that has lost more than half of the plain grid's taps is warned of once: outside the map there are zeros,
+    and no gradient leads back.
 
     The state is saved after every epoch and, with the recipe's ``save_every``, within it. With ``resume``, the run in
     ``out_dir`` goes on exactly where its state was saved, or starts if it has none; from the state before where the
@@ -274,10 +275,11 @@ class _Run:
                 "best": better,
                 "validation_seconds": round(time.perf_counter() - began, 2),
             }
-        taps = {name: TapCounts(**counts) for name, counts in position.taps.items()}
+        taps = {name: TapCounts.of(counts) for name, counts in position.taps.items()}
         if taps:
             entry["taps_on_map"] = {name: round(counts.on_map, 4) for name, counts in taps.items()}
             entry["blind"] = {name: round(counts.blind_share, 4) for name, counts in taps.items()}
+            entry["mean_offset"] = {name: round(counts.mean_offset, 4) for name, counts in taps.items()}
         logger.info("epoch %d of %d: %s", number, recipe.epochs, _in_words(entry))
         self._warn_of_lost_taps(taps)
         if better:

@@ -115,9 +115,9 @@ class TrainState:
         """See `ddsm_zoo.layers.sampler.watch_taps`, for the batches of this process."""
         return watch_taps(self.model)
 
-    def of_all(self, counts: Mapping[str, int]) -> dict[str, int]:
-        """The sums of the counts of all processes."""
-        sums = all_reduce_sum(torch.tensor(list(counts.values()))).tolist()
+    def of_all(self, counts: Mapping[str, float]) -> dict[str, float]:
+        """The sums of the counts of all processes, exact up to 2**53."""
+        sums = all_reduce_sum(torch.tensor(list(counts.values()), dtype=torch.float64)).tolist()
         return dict(zip(counts, sums, strict=True))
 
     def update(self, factor: float) -> None:

@@ -92,7 +92,7 @@ class VisualLog:
         for name in ("loss", "lr", "miou", "images_per_second"):
             if name in entry:
                 self._writer.add_scalar(name, entry[name], epoch)
-        for kind in ("taps_on_map", "blind"):
+        for kind in ("taps_on_map", "blind", "mean_offset"):
             for name, value in entry.get(kind, {}).items():
                 self._writer.add_scalar(f"{kind}/{name}", value, epoch)
         for name, value in zip(self.val_set.labels.names, entry.get("iou", ()), strict="iou" in entry):

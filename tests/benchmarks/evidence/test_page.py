@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.evidence.matrix import Cell, Matrix
-from benchmarks.evidence.page import load_results, section, write_page
+from benchmarks.evidence.page import borne_out, load_results, section, write_page
+from benchmarks.evidence.paired import paired
 from tests.support.data_sets import expect_one_line
 from tests.support.matrices import small, write_log
 
@@ -52,13 +53,25 @@ def test_tables_have_means_differences_and_verdicts(tmp_path: Path) -> None:
     assert arms["`ddsm`"][4:7] == ["90% (90%)", "67% (60%)", "-"]
     miou, boundary_f = (rows(lines, f"{measure} over `plain`") for measure in ("mIoU", "F 1 px"))
     # gains 1, 2, 3: half-width 4.303 / sqrt(3), t = 2 sqrt(3), p = 0.0742 at 2 degrees of freedom, doubled by Holm
-    assert miou["`ddsm`"] == ["3", "+2.00", "[-0.48, +4.48]", "0.148", "0.932", "undecided"]
+    # over folds: (1 + 3) / 2 and 2
+    assert miou["`ddsm`"] == ["3", "+2.00", "[-0.48, +4.48]", "[+2.00, +2.00]", "0.148", "0.932", "undecided"]
     assert boundary_f["`ddsm`"][:3] == ["3", "+0.00", "[-0.25, +0.25]"]
     assert boundary_f["`ddsm`"][-1] == "equivalent"
     assert set(miou) == {"`ddsm`"}, "s has no pair"
     assert list(rows(lines, "Others over `plain`")) == ["`ddsm`"]
     assert "F 3 px (0.375 %) | F 3 px (0.5 %)" in "\n".join(lines)
     assert "| south | 0 | 52.00 - 50.00 | 29.90 - 30.00 |" in lines
+
+
+def test_a_verdict_needs_the_folds_too() -> None:
+    """Six pairs of three folds that differ more than the seeds do."""
+    gains = {"a": (0.9, 1.1), "b": (1.9, 2.1), "c": (0.3, 0.5)}
+    pairs = paired([gain for fold in gains.values() for gain in fold])
+    folds = paired([sum(fold) / 2 for fold in gains.values()])
+    assert pairs.low > 0 > folds.low
+    assert borne_out(pairs, folds, pairs.p) == "undecided"
+    assert borne_out(pairs, pairs, pairs.p) == "help"
+    assert borne_out(paired([0.1, -0.1, 0.0, 0.05]), folds, 1.0) == "equivalent"
 
 
 def test_missing_cells_are_named(tmp_path: Path) -> None:
