@@ -277,7 +277,14 @@ def _load_task_weights(
 ) -> None:
     loaded = load(task.labels, labels, entry.config.in_chans)
     # after the strict checks: they say what is wrong, the hash only that something is
-    known = dataclasses.replace(task, sha256=verify(path, task.sha256))
+    known = dataclasses.replace(
+        task,
+        sha256=verify(path, task.sha256),
+        # of this model's own: the table's are those of all models
+        metrics=dict(task.metrics),
+        published=dict(task.published),
+        taps_on_map=dict(task.taps_on_map),
+    )
     if _reads_otherwise(model.config, entry.config):
         known = known.without_scores()
     model.provenance = _provenance(entry.name, task.preprocess, known, labels, loaded)
