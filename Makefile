@@ -54,7 +54,7 @@ test-browser: $(BROWSER_READY)
 	$(BROWSER)/bin/python -m pytest tests/browser
 
 demo-picture: $(BROWSER_READY)
-	$(BROWSER)/bin/python -m tests.browser.picture docs/assets/demo.png
+	$(BROWSER)/bin/python -m tests.support.demo_picture docs/assets/demo.png
 
 define RENDER
 from torchvision.transforms.v2.functional import to_pil_image

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Page
 import ddsm_zoo
 from ddsm_zoo.explain.explain import explain
 from ddsm_zoo.labels import CAMVID
-from tests.browser.chromium import chromium, click_pixel, demo, opened, place, settle, upload
+from tests.support.chromium import chromium, click_pixel, demo, opened, place, settle, upload
 
 SAMPLE = Path(ddsm_zoo.__file__).parent / "data" / "sample"
 STREET = SAMPLE / "street.png"

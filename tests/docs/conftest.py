@@ -13,9 +13,9 @@ import torch
 from ddsm_zoo.data.kinds import DATASET_KINDS
 from ddsm_zoo.training import recipe
 from ddsm_zoo.zoo import registry
-from tests.docs import stand_ins
-from tests.docs.pages import ROOT
+from tests.support import stand_ins
 from tests.support.hub_server import HubServer, guarded_server
+from tests.support.pages import ROOT
 from tests.support.small_networks import use_small_networks
 
 BUNDLED = "uper_ddsm_lite0_camvid"

@@ -17,10 +17,10 @@ from ddsm_zoo.config import from_dict
 from ddsm_zoo.data.datasets import open_layout
 from ddsm_zoo.inference.protocol import InferenceProtocol
 from ddsm_zoo.training.recipe import Recipe, find_recipe, list_recipes, tomllib
-from tests.docs import stand_ins
-from tests.docs.commands import check_shell, run_shell
-from tests.docs.pages import PAGES, Block, blocks
-from tests.docs.stand_ins import SETTINGS, Setting
+from tests.support import stand_ins
+from tests.support.pages import PAGES, Block, blocks
+from tests.support.shell_blocks import check_shell, run_shell
+from tests.support.stand_ins import SETTINGS, Setting
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])

@@ -20,8 +20,8 @@ from ddsm_zoo.demo.page import listen
 from ddsm_zoo.explain.explain import explain
 from ddsm_zoo.labels import CAMVID
 from ddsm_zoo.zoo.convert import convert_weights
-from tests.docs.pages import PAGES, ROOT
 from tests.support.command_line import run_command
+from tests.support.pages import PAGES, ROOT
 
 PAGE = PAGES["docs/troubleshooting.md"].read_text(encoding="utf-8")
 LINES = [match["line"] for match in re.finditer(r"^\| (?P<mark>`+)(?P<line>.+?) ?(?P=mark) \|", PAGE, re.MULTILINE)]

@@ -11,8 +11,8 @@ import pytest
 from torch import Tensor
 
 from ddsm_zoo.models import saving
-from tests.faults.common import Files
 from tests.support.hub_server import TOKEN, HubServer
+from tests.support.refusals import Files
 from tests.support.tiny_weights import logits, trained_model
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from ddsm_zoo.hub import client
 from ddsm_zoo.hub.safetensors_io import pack_tensors, read_tensors
 from ddsm_zoo.zoo.factory import create_model
-from tests.faults.common import URI, Files, refusal
 from tests.support.hub_server import HubServer
+from tests.support.refusals import URI, Files, refusal
 from tests.support.tiny_weights import logits, write
 
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ddsm_zoo.hub import client
 from ddsm_zoo.zoo.factory import create_model
-from tests.faults.common import URI, Files, final_files, refusal, weights_hash
 from tests.support.hub_server import HubServer
+from tests.support.refusals import URI, Files, final_files, refusal, weights_hash
 from tests.support.tiny_weights import logits
 
 

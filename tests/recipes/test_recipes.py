@@ -11,7 +11,7 @@ import pytest
 from ddsm_zoo import is_model, list_models
 from ddsm_zoo.training.recipe import Recipe, list_recipes
 from ddsm_zoo.zoo import registry
-from tests.docs.commands import CHECK
+from tests.support.shell_blocks import CHECK
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = ROOT / "ddsm_zoo" / "recipes"

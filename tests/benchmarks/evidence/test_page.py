@@ -134,7 +134,7 @@ def test_logs_of_another_recipe_and_of_other_images_are_not_on_the_page(tmp_path
 
 @pytest.mark.parametrize("name", ["screening", "decision", "membrane", "deeplab"])
 def test_the_page_of_the_project_is_what_its_logs_make(name: str, tmp_path: Path) -> None:
-    from tests.docs.pages import ROOT
+    from tests.support.pages import ROOT
 
     matrix = Matrix.load(ROOT / "benchmarks" / "evidence" / f"{name}.toml")
     page = tmp_path / "results.md"

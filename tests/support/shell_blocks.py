@@ -19,8 +19,8 @@ from packaging.requirements import Requirement
 
 from ddsm_zoo.cli import app
 from ddsm_zoo.training.recipe import tomllib
-from tests.docs.pages import ROOT
 from tests.support.command_line import run_command, run_speed
+from tests.support.pages import ROOT
 
 _VARIABLE = re.compile(r"[A-Z_]+=")
 

@@ -24,10 +24,10 @@ from ddsm_zoo.models import Segmenter
 from ddsm_zoo.models.saving import pack
 from ddsm_zoo.training.recipe import find_recipe, list_recipes
 from ddsm_zoo.zoo.factory import describe_weights
-from tests.docs.pages import ROOT
 from tests.support.cityscapes_root import write_root
 from tests.support.data_sets import write, write_labels
 from tests.support.hub_server import HubServer
+from tests.support.pages import ROOT
 
 # What a recipe is shortened to; all else in it is used as it is
 SHORT = {"epochs": "1", "crop_size": "[64, 96]", "workers": "0"}

@@ -1,4 +1,4 @@
-"""Write the picture of the page that docs/demo.md shows: python -m tests.browser.picture FILE."""
+"""Write the picture of the page that docs/demo.md shows: python -m tests.support.demo_picture FILE."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 
 import ddsm_zoo
 from ddsm_zoo.utils.files import atomic_path
-from tests.browser.chromium import chromium, click_pixel, demo, opened, upload
+from tests.support.chromium import chromium, click_pixel, demo, opened, upload
 
 STREET = Path(ddsm_zoo.__file__).parent / "data" / "sample" / "street.png"
 
