@@ -1,4 +1,4 @@
-"""Everything that can be chosen about a model, as frozen data. ``ModelConfig`` is what ``config.json`` holds."""
+"""Configuration of a model as frozen dataclasses. ``ModelConfig`` is what ``config.json`` holds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ddsm_zoo.labels import LabelSpace
 Smoothing = Literal["plain", "all", "none"]
 Norm = Literal["batch", "group"]
 
-# 1: version 0.1.0. 2: the sampler's input is scaled, e_ph is added before upsampling, the value of K is downsampled
+# Reading 1: version 0.1.0. Reading 2: sampler input scaled, e_ph added before upsampling, value of K downsampled
 READING = 2
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -24,18 +24,25 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be built: names the field, what it holds and what it may hold."""
+    """Invalid configuration. The message names the field, its value and the values it accepts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DDSMConfig:
     """Sizes of one Dynamic Dual Sampling Module (section 2 of the paper).
 
-    ``pixels`` is N of Eq. 2 and ``channels`` is N_c of Eq. 3: both are squares of odd numbers, since the
-    sampler starts from a k x k grid. ``width`` is c of Eq. 3, a square number, and also the width of the
-    query, key and value of Eq. 2. ``pool`` is ``a``: low and high are pooled to a x a for the channel affinity.
-    ``positions`` is the length of the row and column tables of positional embeddings. ``reading`` counts our readings
-    of the paper: weights of another one would compute something else and are refused (docs/method.md).
+    Attributes:
+        pixels: N of Eq. 2, the sampled positions. The square of an odd number up to 15, since the sampler starts from a
+            k x k grid.
+        channels: N_c of Eq. 3, the sampled channels. The square of an odd number up to 15.
+        width: c of Eq. 3, a square number from 1 to 1024. Also the width of the query, key and value of Eq. 2.
+        pool: ``a`` of Eq. 3, 1 to 64. Low and high are pooled to a x a for the channel affinity.
+        positions: Length of the row and column tables of positional embeddings, 1 to 1024.
+        reading: Version of our reading of the paper. Weights of another version would compute something else and are
+            refused (docs/method.md).
+
+    Raises:
+        ConfigError: A value is out of range.
     """
 
     pixels: int = 9
@@ -66,15 +73,26 @@ class DDSMConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The architecture of a segmenter; two equal configs build models with the same parameters.
+    """Architecture of a segmenter. Two equal configs build models with the same parameters.
 
-    ``decoder`` and ``fusion`` are registered names (`register_decoder`, `register_fusion`), ``backbone`` a timm name.
-    ``fused_stages`` are the stages s whose x~s is formed by the fusion module (UPerNet: any of 2, 3, 4; DeepLabV3+
-    always forms x~2 alone). ``smoothing`` says which levels of UPerNet keep their 3 x 3 convolution: the plain ones,
-    which have no fusion module, all of them or none. ``separable`` replaces the decoder's dense 3 x 3 convolutions by
-    depthwise-separable ones, for light backbones. ``norm`` "group" has group normalisation in the place of all batch
-    normalisation, for training on batches of one or two images. ``auxiliary`` adds the FCN head on x4 that is used in
-    training only.
+    Attributes:
+        decoder: Registered name of the decoder, see `register_decoder`.
+        backbone: Name of a timm model.
+        fusion: Registered name of the fusion module, see `register_fusion`.
+        num_classes: Logits per pixel, 1 to 65536.
+        in_chans: Input channels, 1 to 1024.
+        width: Channels of the decoder, 8 to 4096.
+        fused_stages: Stages s whose x~s the fusion module forms. UPerNet takes any of 2, 3, 4. DeepLabV3+ always forms
+            x~2 alone.
+        ddsm: Sizes of the DDSM modules.
+        smoothing: Levels of UPerNet that keep their 3 x 3 convolution. "plain" means those without a fusion module.
+        separable: Replace the decoder's dense 3 x 3 convolutions by depthwise-separable ones, for light backbones.
+        norm: "group" replaces all batch norm by group norm, for training on batches of one or two images.
+        dropout: Dropout probability, from 0 up to but not including 1.
+        auxiliary: Add the FCN head on x4 that is used in training only.
+
+    Raises:
+        ConfigError: A value is out of range or malformed.
     """
 
     decoder: str
@@ -105,7 +123,7 @@ class ModelConfig:
         _check_range("width", self.width, 8, 4096)
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError(f"dropout is {self.dropout}, expected a number from 0 up to 1")
-        # timm would follow the address in a name such as hf-hub:org/model
+        # timm would download from the repository in a name such as hf-hub:org/model
         if not re.fullmatch(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_-]{1,100})?", self.backbone):
             raise ConfigError(f"backbone is {self.backbone[:80]!r}, expected the name of a timm model")
         if self.decoder == "deeplabv3plus" and self.smoothing != "plain":
@@ -116,11 +134,18 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """How an image becomes the network's input: scale to 0..1, subtract ``mean``, divide by ``std``.
+    """Preprocessing of an image for the network: scale to 0..1, subtract ``mean``, divide by ``std``.
 
-    ``size`` (H, W) is the resolution the weights were trained and measured at, None where there is none; images
-    are not resized to it unless asked. Images of fewer pixels than ``min_size`` (H, W) has are enlarged to as many, in
-    their own shape: models whose weights say so see small things better.
+    Attributes:
+        mean: Mean of each channel, on the scale 0..1.
+        std: Standard deviation of each channel, on the same scale, above 0.
+        size: Resolution (H, W) in pixels at which the weights were trained and evaluated, None if there is none. Images
+            are resized to it only on request.
+        min_size: Size (H, W) in pixels. Images with fewer pixels than H x W are enlarged to that many and keep their
+            aspect ratio. Weights that set it segment small objects better on enlarged images.
+
+    Raises:
+        ConfigError: The lengths of ``mean`` and ``std`` differ, or a value is out of range.
     """
 
     mean: tuple[float, ...] = IMAGENET_MEAN
@@ -141,7 +166,7 @@ class Preprocess:
                 raise ConfigError(f"{name} is {size}, expected a height and a width of at least 1")
 
     def enlargement(self, height: int, width: int) -> float:
-        """The factor, from 1 on, by which an image of this size is enlarged."""
+        """Return the factor, at least 1, by which an image of ``height`` x ``width`` pixels is enlarged."""
         if self.min_size is None:
             return 1.0
         return max(1.0, math.sqrt(math.prod(self.min_size) / (height * width)))
@@ -149,11 +174,20 @@ class Preprocess:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsSpec:
-    """One published set of weights: where it is, how to check it, what it was trained on and what it scores.
+    """One published set of weights: location, hash, training data and scores.
 
-    ``metrics`` are percentages keyed by metric and protocol, ``published`` marks figures that the paper
-    reports, as against ones measured on the file itself. ``taps_on_map`` is, by sampler, the share of its taps that
-    read the map on images of the data set: 0 to 1, near 0 for a sampler that does nothing.
+    Attributes:
+        uri: Location of the weights, see `hub.client.fetch`.
+        dataset: Name of the data set they were trained on.
+        labels: Classes that the weights predict.
+        preprocess: Preprocessing that the weights expect.
+        sha256: SHA-256 of the weights file, 64 hexadecimal digits.
+        license: License of the weights.
+        recipe: Training recipe.
+        metrics: Scores measured on the file itself, in percent, keyed by metric and protocol.
+        published: Scores that the paper reports, in the same form.
+        taps_on_map: Share of the taps that read the map on images of the data set, keyed by sampler. 0 to 1, near 0 for
+            a sampler that does nothing.
     """
 
     uri: str
@@ -168,20 +202,25 @@ class WeightsSpec:
     taps_on_map: Mapping[str, float] = field(default_factory=dict)
 
     def without_scores(self) -> WeightsSpec:
-        """The same weights, for a model whose classes or input were changed: their scores do not hold for it."""
+        """Return the same weights without scores, which do not hold for a model with changed classes or input."""
         return replace(self, metrics={}, published={}, taps_on_map={})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """All that is known of a model's weights.
+    """Origin of a model's weights, its preprocessing and its classes.
 
-    ``name`` is the model's own, ``preprocess`` how images become its input and ``labels`` what its classes mean, None
-    where nobody says. ``weights`` are the task weights it was loaded from, None for a model without; scores that no
-    longer hold, since the input or the classes changed, are left out of it. Of a loaded model, ``fresh`` are the
-    tensors that the weights did not fill. Where the classes were given by name, ``reused`` are the classes whose
-    classifier rows were kept, by what the weights call them, and ``reinitialized`` those with fresh rows.
-    ``converted`` says what became of another library's tensors (`zoo.convert`).
+    ``weights`` leaves out scores that no longer hold because the input or the classes changed.
+
+    Attributes:
+        name: Name of the model.
+        preprocess: Preprocessing of its input.
+        labels: Meaning of its classes, None if unknown.
+        weights: Task weights that it was loaded from, None for a model without.
+        fresh: Tensors of a loaded model that the weights did not fill.
+        reused: Classes given by name whose classifier rows were kept, with their names in the weights.
+        reinitialized: Classes given by name whose classifier rows are freshly initialized.
+        converted: Report on the conversion of another library's tensors (`zoo.convert`).
     """
 
     name: str
@@ -195,17 +234,17 @@ class Provenance:
 
     @property
     def scored(self) -> bool:
-        """Whether the scores recorded with the weights are those of this model: its classes are the weights'."""
+        """Return True if the scores of the weights hold for this model: its classes are those of the weights."""
         return self.weights is not None and self.labels is not None and self.labels.names == self.weights.labels.names
 
     def without_classes(self, fresh: tuple[str, ...]) -> Provenance:
-        """The record of the same model after the tensors ``fresh`` of its classifier were replaced by random ones."""
+        """Return the record of the same model after random ones replaced its classifier's tensors, named ``fresh``."""
         weights = None if self.weights is None else self.weights.without_scores()
         fresh = tuple(dict.fromkeys((*self.fresh, *fresh)))
         return replace(self, labels=None, weights=weights, fresh=fresh, reused={}, reinitialized=())
 
     def to_cfg(self) -> dict[str, Any]:
-        """Plain data with timm's keys where timm has them. What is not known has no key."""
+        """Convert to plain data with timm's keys where timm has them. Unknown facts have no key."""
         known = {} if self.weights is None else to_dict(self.weights)
         for key in ("preprocess", "labels", *(() if self.scored else ("metrics", "published", "taps_on_map"))):
             known.pop(key, None)
@@ -230,15 +269,15 @@ ConfigT = TypeVar("ConfigT")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A frozen config as plain JSON-ready data; `from_dict` is its inverse."""
+    """Convert a frozen config to plain JSON-ready data. `from_dict` is the inverse."""
     return dataclasses.asdict(config)
 
 
 def from_dict(cls: type[ConfigT], data: object, where: str = "config") -> ConfigT:
     """Build the frozen dataclass ``cls`` from parsed JSON or TOML, strictly.
 
-    Raises ConfigError, naming the field by its path below ``where``, for an unknown or missing field and for a
-    value of the wrong type.
+    Raises ConfigError for an unknown or missing field and for a value of the wrong type. The message names the field by
+    its path below ``where``.
     """
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where} is {_describe(data)}, expected a table of fields")
@@ -259,12 +298,12 @@ def from_dict(cls: type[ConfigT], data: object, where: str = "config") -> Config
 
 
 def printable(text: object) -> str:
-    """Words from outside as they may stand in the one line of an error: not too many, and nothing but text."""
+    """Make text from outside safe for a one-line error: at most 300 characters, unprintable ones replaced by "?"."""
     return "".join(char if char.isprintable() else "?" for char in str(text)[:300])
 
 
 def _coerce(hint: Any, value: object, where: str) -> Any:
-    """``value`` as the type ``hint`` names: lists become tuples and whole numbers floats, nothing else converts."""
+    """Convert ``value`` to the type ``hint``: lists become tuples and whole numbers floats. Nothing else converts."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
         return from_dict(typing.cast(type[Any], hint), value, where)
@@ -294,12 +333,12 @@ def _coerce(hint: Any, value: object, where: str) -> Any:
 
 
 def _coerce_plain(hint: Any, value: object, where: str) -> Any:
-    # more would overflow a float, or fill the line that says what is wrong
+    # a larger one would overflow a float or flood the error message
     if isinstance(value, int) and abs(value) >= 2**63:
         raise ConfigError(f"{where} is {_describe(value)}, expected a number of at most 64 bits")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    # bool is a subclass of int, but `true` is no count
+    # bool is a subclass of int, but `true` is not a count
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{where} is {_describe(value)}, expected {hint.__name__}")
     return value

@@ -1,4 +1,4 @@
-"""What a class id means: names, colours and the id that is ignored."""
+"""Meaning of class ids: names, colours and the ignored id."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSpace:
-    """The classes of a task. Class id ``i`` is called ``names[i]`` and drawn in ``palette[i]`` (RGB, 0 to 255).
+    """Classes of a task. Class id ``i`` has the name ``names[i]`` and the colour ``palette[i]``.
 
-    Pixels labelled ``ignore_index`` belong to no class: losses and metrics leave them out.
-    Raises ValueError when the palette and the names disagree or a name occurs twice.
+    Attributes:
+        names: Name of each class, all different.
+        palette: RGB colour of each class, 0 to 255.
+        ignore_index: Id of pixels without a class. Losses and metrics leave them out.
+
+    Raises:
+        ValueError: The numbers of names and colours differ, a name occurs twice, a colour is out of range, or
+            ``ignore_index`` is also a class id.
     """
 
     names: tuple[str, ...]
@@ -42,7 +48,12 @@ class LabelSpace:
 
     @classmethod
     def from_names(cls, names: Sequence[str], ignore_index: int = 255) -> LabelSpace:
-        """A label space with the PASCAL VOC colour map, for tasks that bring no colours of their own."""
+        """Build a label space in the PASCAL VOC colours, for tasks without colours of their own.
+
+        Args:
+            names: Name of each class, all different.
+            ignore_index: Id of pixels without a class.
+        """
         return cls(
             names=tuple(names),
             palette=tuple(voc_color(index + 1) for index in range(len(names))),
@@ -51,7 +62,7 @@ class LabelSpace:
 
 
 def voc_color(index: int) -> Color:
-    """Entry ``index`` of the PASCAL VOC colour map: the bits of the index spread over R, G and B."""
+    """Return entry ``index`` of the PASCAL VOC colour map: the bits of the index spread over R, G and B."""
     channels = [0, 0, 0]
     for bit in range(8):
         for channel in range(3):

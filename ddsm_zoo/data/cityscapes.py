@@ -1,4 +1,4 @@
-"""What Cityscapes' own evaluation knows beyond the classes: categories, objects, and files for its server."""
+"""Cityscapes evaluation beyond the classes: categories, objects, and files for its server."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ddsm_zoo.metrics.instances import InstanceIoU, category_iou
 from ddsm_zoo.utils.distributed import all_reduce_sum
 from ddsm_zoo.utils.files import atomic_path
 
-# The classes of each category by class (train) id
+# Classes of each category, by class (train) id
 CATEGORIES = {
     "flat": (0, 1),
     "construction": (2, 3, 4),
@@ -30,7 +30,7 @@ CATEGORIES = {
     "vehicle": (13, 14, 15, 16, 17, 18),
 }
 
-# Mean pixels of an object of each class that is labelled object by object, as the benchmark fixed them
+# Mean size in pixels of an object, for each class with labelled objects, as the benchmark fixed it
 MEAN_OBJECT_SIZES = {
     11: 3462.4756337644,
     12: 3930.4788056518,
@@ -47,14 +47,14 @@ _SUFFIX = "_gtFine_labelIds"
 
 
 def object_files(pairs: Sequence[Pair]) -> list[Path] | None:
-    """The file of object ids beside each mask of label ids, None unless every mask has one."""
+    """Find the file of object ids next to each mask of label ids, None unless every mask has one."""
     files = [pair.mask.with_name(pair.mask.name.replace(_SUFFIX, "_gtFine_instanceIds")) for pair in pairs]
     complete = all(pair.mask.stem.endswith(_SUFFIX) and file.is_file() for pair, file in zip(pairs, files, strict=True))
     return files if complete else None
 
 
 def read_objects(path: Path, target: Tensor) -> Tensor:
-    """The ids of the objects (h, w) on the label ``target`` (h, w), 0 where there is none. Raises DatasetError."""
+    """Read the object ids (h, w) for the label ``target`` (h, w), 0 for no object. Raises DatasetError."""
     ids = torch.from_numpy(read_mask(path).astype(np.int64))
     if ids.shape != target.shape:
         raise DatasetError(
@@ -65,7 +65,7 @@ def read_objects(path: Path, target: Tensor) -> Tensor:
 
 
 def write_label_ids(folder: Path, name: str, ids: Tensor) -> None:
-    """Write class ids (h, w) as the benchmark's label ids to ``NAME_labelIds.png``, the way its server wants them."""
+    """Write class ids (h, w) as the benchmark's label ids to ``NAME_labelIds.png``, the format of its server."""
     table = np.zeros(len(CITYSCAPES_TRAINED), np.uint8)
     table[list(CITYSCAPES_TRAINED.values())] = list(CITYSCAPES_TRAINED)
     with atomic_path(folder / f"{name}_labelIds.png") as temporary:
@@ -73,7 +73,7 @@ def write_label_ids(folder: Path, name: str, ids: Tensor) -> None:
 
 
 class CityscapesScores:
-    """Category IoU and, where every mask has its file of objects, instance-level IoU of classes and categories."""
+    """Category IoU and, if every mask has its file of objects, instance-level IoU of classes and categories."""
 
     def __init__(self, dataset: SegmentationDataset) -> None:
         self.files = object_files(dataset.pairs)
@@ -85,7 +85,7 @@ class CityscapesScores:
         }
         self.classes = InstanceIoU(groups, MEAN_OBJECT_SIZES)
         self.categories = InstanceIoU(whole_categories, MEAN_OBJECT_SIZES)
-        # image by image, and summed in one order at the end: sums of floats depend on it
+        # kept for each image, and summed in one order at the end: sums of floats depend on it
         self.counts = {
             metric: metric.counts.new_zeros(len(dataset), *metric.counts.shape)
             for metric in (self.classes, self.categories)
@@ -100,7 +100,7 @@ class CityscapesScores:
                 counts[index] = metric.counts
 
     def compute(self, confusion: Tensor) -> dict[str, Any]:
-        """Each table by name, and its mean over what occurs."""
+        """Compute each table by name, and its mean over the classes or categories that occur."""
         tables = {"category_iou": category_iou(confusion, CATEGORIES)}
         if self.files is not None:
             for metric, counts in self.counts.items():

@@ -1,4 +1,4 @@
-"""Segmentation data sets by name, and those of known layouts by their folder."""
+"""Segmentation data sets by name, and known layouts by their folder."""
 
 from __future__ import annotations
 
@@ -24,16 +24,26 @@ __all__ = [
 
 
 def open_dataset(spec: str, split: str, transform: Transform | None = None, seed: int = 0) -> SegmentationDataset:
-    """Open one split of the data set ``NAME:REST``, where NAME is a registered kind.
+    """Open one split of the data set ``NAME:REST``.
 
-    The package's own are ``camvid:ROOT``, ``cityscapes:ROOT``, ``folder:ROOT`` and ``scenes:N`` (N rendered scenes).
-    Raises DatasetError when the spec, its root or the split cannot be used.
+    Args:
+        spec: ``NAME:REST`` with a registered NAME. The package has ``camvid:ROOT``, ``cityscapes:ROOT``,
+            ``folder:ROOT`` and ``scenes:N`` (N rendered scenes).
+        split: Name of the split, such as ``train`` or ``val``.
+        transform: Transform of each image and mask, None for none.
+        seed: Seed of the transform's randomness.
+
+    Returns:
+        Data set of images and masks.
+
+    Raises:
+        DatasetError: The spec, its root or the split is unusable.
     """
     return open_source(spec).open(split, transform, seed)
 
 
 def cityscapes(root: str | Path, split: str, transform: Transform | None = None, seed: int = 0) -> SegmentationDataset:
-    """Cityscapes: ``leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`` with ``gtFine/SPLIT/CITY/*_gtFine_labelIds.png``.
+    """Open Cityscapes: ``leftImg8bit/SPLIT/CITY/*_leftImg8bit.png`` with ``gtFine/SPLIT/CITY/*_gtFine_labelIds.png``.
 
     Label ids become the 19 train ids. A split without ``labelIds`` uses its ``labelTrainIds``, which are train ids.
     """
@@ -41,19 +51,22 @@ def cityscapes(root: str | Path, split: str, transform: Transform | None = None,
 
 
 def camvid(root: str | Path, split: str, transform: Transform | None = None, seed: int = 0) -> SegmentationDataset:
-    """CamVid with 11 classes, in any of its three common layouts.
+    """Open CamVid with 11 classes, in any of its three common layouts.
 
-    ``SPLIT`` with ``SPLITannot``: class ids, 11 is void. ``SPLIT`` with ``SPLIT_labels``: the original's 32 colours,
-    files ``NAME_L.png``. ``701_StillsRaw_full`` or ``images`` with ``LabeledApproved_full`` or ``labels``: the same
-    colours, the names that belong to a split in ``SPLIT.txt``.
+    1. ``SPLIT`` with ``SPLITannot``: class ids, 11 is ignored.
+
+    2. ``SPLIT`` with ``SPLIT_labels``: the original's 32 colours, files ``NAME_L.png``.
+
+    3. ``701_StillsRaw_full`` or ``images`` with ``LabeledApproved_full`` or ``labels``: the same colours. ``SPLIT.txt``
+    has the names of a split.
     """
     return camvid_layout(root).open(split, transform, seed)
 
 
 def folder(root: str | Path, split: str, transform: Transform | None = None, seed: int = 0) -> SegmentationDataset:
-    """Any task: ``images/SPLIT``, ``masks/SPLIT`` with the same file names, and ``labels.json``.
+    """Open any task: ``images/SPLIT``, ``masks/SPLIT`` with the same file names, and ``labels.json``.
 
-    ``labels.json`` holds ``names`` and, where wanted, ``palette`` (a colour a class) and ``ignore_index``. Masks are
+    ``labels.json`` holds ``names`` and, optionally, ``palette`` (one colour per class) and ``ignore_index``. Masks are
     single-channel or palette images of class ids or, with a ``palette``, RGB images in its colours.
     """
     return folder_layout(root).open(split, transform, seed)

@@ -1,4 +1,4 @@
-"""Image and mask files as pixels: every way a photo can be stored becomes 8-bit RGB, or one line saying why not."""
+"""Reading of image and mask files. Every photo format becomes 8-bit RGB, or an error of one line."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ddsm_zoo.labels import Color
 
-# EPS and others that Pillow also knows hand the file to an interpreter; these are only decoded.
+# Pillow hands EPS and others to an interpreter; these formats are only decoded.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
-# What Pillow's decoders raise on damaged bytes.
+# Exceptions that Pillow's decoders raise on damaged bytes.
 _DECODER_ERRORS = (
     OSError,
     ValueError,
@@ -42,25 +42,28 @@ _ENDS = (b"IEND\xaeB`\x82", b"\xff\xd9")
 
 
 class ImageError(ValueError):
-    """A file that cannot be read as an image: names the file and what is wrong with it."""
+    """Unreadable image file. The message names the file and the problem."""
 
 
 def read_image(path: str | Path, max_pixels: int | None = None) -> Image.Image:
-    """The image in ``path`` as 8-bit RGB, turned upright by its EXIF orientation.
+    """Read the image in ``path`` as 8-bit RGB, rotated upright by its EXIF orientation.
 
-    Grey, palette, CMYK and 16-bit images are converted (16 bits scale to 8), transparency is dropped, and of an
-    animation the first frame is taken. Raises FileNotFoundError, and ImageError for a file that is empty,
-    truncated, too large to be decoded safely or no image. Too large is what has more than ``max_pixels``, or than
-    Pillow decodes unless told otherwise, 179 million.
+    Grey, palette, CMYK and 16-bit images are converted (16 bits scale to 8). Transparency is dropped. An animation
+    gives its first frame.
+
+    Raises FileNotFoundError, and ImageError for a file that is empty, truncated, too large to be decoded safely or no
+    image. An image is too large if it has more than ``max_pixels`` pixels, or more than Pillow's default limit of 179
+    million.
     """
     path = Path(path)
     return to_rgb(_upright(_decode(path, max_pixels)), str(path))
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width of what `read_image` gives, raising what it raises, without decoding a file that looks whole.
+    """Return height and width of `read_image`'s result without decoding a file that looks complete.
 
-    A PNG or JPEG looks whole when it has a header and ends as it should. Damage in between shows only when it is read.
+    A PNG or JPEG looks complete if it has a header and the right end. Damage in between shows only on reading. Raises
+    as `read_image` does.
     """
     path = Path(path)
     width, height = _looks_whole(path) or read_image(path).size
@@ -68,9 +71,9 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def is_lossy(path: str | Path) -> bool:
-    """Whether the file is a JPEG, a lossy WebP or a TIFF with either inside: the pixels are not those that were stored.
+    """Return True for a JPEG, a lossy WebP or a TIFF with either inside: the pixels are not those that were stored.
 
-    What the file is called does not matter.
+    The name of the file does not matter.
     """
     with Path(path).open("rb") as file:
         start = file.read(12)
@@ -82,27 +85,27 @@ def is_lossy(path: str | Path) -> bool:
 
 
 def mask_palette(path: str | Path) -> dict[int, Color]:
-    """The colour of each index of a palette image, without those of a grey ramp; nothing for any other image."""
+    """Return the colour of each index of a palette image, except a grey ramp. Empty for any other image."""
     flat = _details(path).get("palette", ())
     colors: list[Color] = list(zip(flat[::3], flat[1::3], flat[2::3], strict=False))
     return {index: color for index, color in enumerate(colors) if color != (index,) * 3}
 
 
 def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
-    """A decoded image of any mode as 8-bit RGB, as `read_image` converts it. Raises ImageError, calling it ``name``."""
+    """Convert a decoded image of any mode to 8-bit RGB as `read_image` does. Raises ImageError, calling it ``name``."""
     if image.mode == "RGB":
         return image
     if image.mode == "F" or image.mode.startswith("I"):
         image = Image.fromarray(_scale_to_8_bit(_as_16_bit(image, name)))
     try:
-        with _quiet():  # transparency that Pillow would like to keep
+        with _quiet():  # Pillow warns that it would rather keep some transparency
             return image.convert("RGB")
     except _DECODER_ERRORS as error:
         raise ImageError(f"cannot convert {name} from {image.mode} to RGB: {_first_line(error)}") from error
 
 
 def read_mask(path: str | Path) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
-    """The values stored in the mask ``path``: ids (H, W), of a palette image its indices, or colours (H, W, 3).
+    """Read the stored values of the mask ``path``: ids (H, W), indices of a palette image, or colours (H, W, 3).
 
     Raises FileNotFoundError and ImageError as `read_image` does.
     """
@@ -122,10 +125,10 @@ def read_mask(path: str | Path) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16
 
 
 def _decode(path: Path, max_pixels: int | None = None) -> Image.Image:
-    """The first frame of the image in ``path``, decoded completely, in the mode it is stored in."""
-    Image.init()  # TIFF and WebP are only known to Pillow after this
+    """Decode the first frame of the image in ``path`` completely, in its stored mode."""
+    Image.init()  # Pillow knows TIFF and WebP only after this call
     try:
-        with _quiet():  # damaged metadata does not change the pixels
+        with _quiet():  # damaged metadata do not change the pixels
             with _limit(max_pixels):
                 image = Image.open(path, formats=FORMATS)
             with image:
@@ -147,7 +150,10 @@ def _decode(path: Path, max_pixels: int | None = None) -> Image.Image:
 
 
 class _Quiet:
-    """No warnings inside, in as many threads as like: filters are the process's, so the last one out restores them."""
+    """Suppress warnings in any number of threads.
+
+    Filters are global to the process, so the last thread to leave restores them.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -176,7 +182,7 @@ _limiting = threading.Lock()
 
 @contextmanager
 def _limit(max_pixels: int | None) -> Iterator[None]:
-    """Let Pillow open images of up to so many pixels; its limit is the process's too, and it refuses twice as many."""
+    """Let Pillow open images of up to ``max_pixels``. Its limit is global too, and it refuses only twice as many."""
     if max_pixels is None:
         yield
         return
@@ -189,7 +195,7 @@ def _limit(max_pixels: int | None) -> Iterator[None]:
 
 
 def _details(path: str | Path) -> dict[Any, Any]:
-    """What the header of an image says, and the ``palette`` of one that has any; nothing where it cannot be read."""
+    """Return the header fields of an image, and the ``palette`` if it has one. Empty for an unreadable file."""
     Image.init()
     try:
         with _quiet(), Image.open(path, formats=FORMATS) as image:
@@ -199,21 +205,21 @@ def _details(path: str | Path) -> dict[Any, Any]:
 
 
 def _holds_lossy_frame(file: IO[bytes]) -> bool:
-    """Whether the first frame of a WebP is lossy, read from the first chunk on: metadata and alpha may come before."""
+    """Return True if the first frame of a WebP is lossy. Chunks of metadata and alpha may come before it."""
     while len(header := file.read(8)) == 8:
         kind, length = header[:4], int.from_bytes(header[4:], "little")
         if kind in (b"VP8 ", b"VP8L"):
             return kind == b"VP8 "
-        # a frame of an animation has 16 bytes of its own, then chunks; the length of any other is made even
+        # an animation's frame has 16 bytes of its own, then chunks; the length of any other chunk is padded to even
         file.seek(16 if kind == b"ANMF" else length + length % 2, os.SEEK_CUR)
     return False
 
 
 def _looks_whole(path: Path) -> tuple[int, int] | None:
-    """Width and height of a PNG or JPEG that has its last bytes and nothing that turns it; None for any other file."""
+    """Return width and height of a PNG or JPEG that has its last bytes and no rotation, None for any other file."""
     try:
         with warnings.catch_warnings(), path.open("rb") as file:
-            warnings.simplefilter("error")  # a file that Pillow has doubts about is decoded
+            warnings.simplefilter("error")  # a file that Pillow warns about is decoded
             with Image.open(file, formats=("PNG", "JPEG")) as image:
                 turned = "exif" in image.info
                 size = image.size
@@ -225,15 +231,15 @@ def _looks_whole(path: Path) -> tuple[int, int] | None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    # Metadata that cannot be read turns nothing. In place, since Pillow turns the pixels before it writes the metadata
-    # anew, which fails for a text tag that holds a number, and does not copy an image that is upright.
+    # Unreadable metadata cannot rotate. In place, since Pillow rotates the pixels before it rewrites the metadata,
+    # which fails for a text tag that holds a number. In place, it also does not copy an upright image.
     with suppress(*_DECODER_ERRORS, AttributeError), _quiet():
         ImageOps.exif_transpose(image, in_place=True)
     return image
 
 
 def _as_16_bit(image: Image.Image, name: str) -> npt.NDArray[np.uint16]:
-    """The values of a single-channel image with more than 8 bits (H, W); wider than 16 bits is an error."""
+    """Convert a single-channel image with more than 8 bits (H, W). More than 16 bits is an error."""
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise ImageError(

@@ -1,4 +1,4 @@
-"""Kinds of data sets: the NAME in ``--data NAME:REST``, ones of your own among them."""
+"""Kinds of data sets, including your own: the NAME in ``--data NAME:REST``."""
 
 from __future__ import annotations
 
@@ -21,35 +21,56 @@ from ddsm_zoo.utils.registry import Registry
 
 
 class DataSource(Protocol):
-    """An opened data set: a `layouts.Layout` of files on disk, or one that makes its images, as `Scenes` does."""
+    """Opened data set: a `layouts.Layout` of files on disk, or a source that generates its images, as `Scenes` does."""
 
     @property
     def labels(self) -> LabelSpace:
-        """The classes."""
+        """Classes of the data set."""
 
     def splits(self) -> list[str]:
-        """Names of the splits that have images."""
+        """Return the names of the splits that have images."""
 
     def open(self, split: str, transform: Transform | None = None, seed: int = 0) -> SegmentationDataset:
-        """Open one split; ``seed`` is that of the transform. Raises DatasetError for a split that is not there."""
+        """Open one split.
+
+        Args:
+            split: Name of the split.
+            transform: Transform of each image and mask, None for none.
+            seed: Seed of the transform's randomness.
+
+        Raises:
+            DatasetError: The split does not exist.
+        """
 
 
 class ExtraScores(Protocol):
     """Scores that only one kind of data set defines, counted image by image."""
 
     def add(self, index: int, ids: Tensor, target: Tensor) -> None:
-        """Count one image of the data set: predicted ``ids`` (H, W) and labeled ``target`` (H, W), class ids both."""
+        """Count one image of the data set.
+
+        Args:
+            index: Index of the image in the data set.
+            ids: Predicted class ids (H, W).
+            target: Labelled class ids (H, W).
+        """
 
     def compute(self, confusion: Tensor) -> dict[str, Any]:
-        """Scores by name, fractions of 1 each or tables of them, from the ``confusion`` (K, K) of all images in pixels.
+        """Compute the scores.
 
-        In distributed runs each process added its share of the images, and all of them call this: sum what was counted
-        with `utils.distributed.all_reduce_sum`.
+        In distributed runs each process added its share of the images, and all of them call this. Sum your counts with
+        `utils.distributed.all_reduce_sum`.
+
+        Args:
+            confusion: Confusion matrix (K, K) of all images, in pixels.
+
+        Returns:
+            Scores by name, fractions from 0 to 1 each or tables of them.
         """
 
 
 class NoExtraScores:
-    """The extra scores of a kind that has none."""
+    """Extra scores of a kind that has none."""
 
     def __init__(self, dataset: SegmentationDataset) -> None:
         pass
@@ -66,14 +87,16 @@ class DatasetKind:
     """One kind of data set, written ``NAME:REST`` once it is registered as NAME.
 
     Attributes:
-        open: opens REST, a path as a rule. The files of a `Layout` are checked, by ``check-data`` and before training;
-            a `DataSource` of another class is taken as it is. Raises DatasetError.
-        metavar: the word for REST in help and errors.
-        sequence_of: the video of an image by the image's name, or None, for bootstrap intervals over sequences.
-        extra_scores: builds the counter of the scores that this kind alone has, for one split.
-        write_submission: ``write_submission(folder, name, ids)`` writes the class ids (H, W) of an image as a
-            benchmark's server takes them, for ``evaluate --submission``. None where there is no server.
-        title: the data set's name from REST, for cards and configs. None where NAME itself is the data set.
+        open: Function that opens REST, usually a path. ``check-data`` and training check the files of a `Layout`. A
+            `DataSource` of another class is not checked. Raises DatasetError.
+        metavar: Word for REST in help and errors.
+        sequence_of: Function that returns the video of an image from the image's name, or None, for bootstrap intervals
+            over sequences.
+        extra_scores: Function that builds the counter of this kind's own scores, for one split.
+        write_submission: Function ``write_submission(folder, name, ids)`` that writes the class ids (H, W) of an image
+            in the format of a benchmark's server, for ``evaluate --submission``. None without a server.
+        title: Function that returns the data set's name from REST, for cards and configs. None if NAME itself is the
+            data set.
     """
 
     open: Callable[[str], DataSource]
@@ -88,14 +111,14 @@ DATASET_KINDS: Registry[DatasetKind] = Registry("kind of data set")
 
 
 def register_dataset(name: str, kind: DatasetKind) -> None:
-    """Make ``name:REST`` a data set of this kind wherever a data set is named: ``--data``, `train`, `evaluate`, ...
+    """Register ``name:REST`` as a data set for ``--data``, `train`, `evaluate` and all other places that take one.
 
     Args:
-        name: lower-case letters, digits and underscores.
-        kind: the way such data sets are opened, and what else is particular to them.
+        name: Lower-case letters, digits and underscores.
+        kind: Function that opens such data sets, and their other properties.
 
     Raises:
-        ValueError: the name is taken or malformed.
+        ValueError: The name is taken or malformed.
         TypeError: ``kind`` is not a `DatasetKind`.
     """
     if not isinstance(kind, DatasetKind):
@@ -114,31 +137,31 @@ register_dataset("scenes", DatasetKind(open=Scenes, metavar="N", sequence_of=lam
 
 
 def known_specs(wanted: Callable[[DatasetKind], object] = lambda _kind: True) -> str:
-    """The registered kinds as users write them: ``camvid:ROOT, folder:ROOT or scenes:N``."""
+    """List the registered kinds as users write them: ``camvid:ROOT, folder:ROOT or scenes:N``."""
     specs = [f"{name}:{kind.metavar}" for name, kind in DATASET_KINDS.items() if wanted(kind)]
     return " or ".join(filter(None, (", ".join(specs[:-1]), specs[-1])))
 
 
 def dataset_title(spec: str) -> str:
-    """The name of the data set that a spec means, such as ``camvid`` or the folder's own."""
+    """Return the name of a spec's data set, such as ``camvid`` or the folder's own."""
     name, _, rest = spec.partition(":")
     title = find_kind(spec).title
     return name if title is None else title(rest)
 
 
 def find_kind(spec: str) -> DatasetKind:
-    """The kind of the data set ``NAME:REST``. Raises DatasetError for a name that is not registered."""
+    """Find the kind of the data set ``NAME:REST``. Raises DatasetError for a name that is not registered."""
     return _parse(spec)[0]
 
 
 def open_source(spec: str) -> DataSource:
-    """The data set ``NAME:REST`` with all its splits. Raises DatasetError where it cannot be used."""
+    """Open the data set ``NAME:REST`` with all its splits. Raises DatasetError if it is unusable."""
     kind, rest = _parse(spec)
     return kind.open(rest)
 
 
 def open_layout(spec: str) -> Layout:
-    """The files of the data set ``NAME:REST``. Raises DatasetError where it cannot be used, or has no files."""
+    """Open the files of the data set ``NAME:REST``. Raises DatasetError if it is unusable or has no files."""
     source = open_source(spec)
     if not isinstance(source, Layout):
         raise DatasetError(f"{spec} is generated and has no files: there is nothing to check; expected data on disk")

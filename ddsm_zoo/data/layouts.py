@@ -1,4 +1,4 @@
-"""Layouts of data sets on disk: the files that belong to a split, and the ones that are missing."""
+"""Layouts of data sets on disk: the files of each split, and missing ones."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ LABELED_SPLITS = ("train", "val")
 
 
 class SplitFiles(NamedTuple):
-    """The files of one split.
+    """Files of one split.
 
     Attributes:
-        images: the file of each image, by the image's name.
-        masks: the file of each mask, by the name of its image.
-        expected: words for errors, the place of the mask of NAME: ``masks/train/NAME.png``.
-        decode: the class ids of what the masks store.
-        twins: pairs of files that claim one name.
-        absent: names in the list file ``listed`` that have no image.
+        images: File of each image, by the image's name.
+        masks: File of each mask, by the name of its image.
+        expected: Expected place of the mask of NAME, for errors: ``masks/train/NAME.png``.
+        decode: Decoder from stored values to class ids.
+        twins: Pairs of files that claim one name.
+        absent: Names in the list file ``listed`` that have no image.
     """
 
     images: Mapping[str, Path]
@@ -50,15 +50,15 @@ class SplitFiles(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """A data set of files.
+    """Data set of files on disk.
 
     Attributes:
-        root: the folder of the data set.
-        labels: its classes.
-        find: ``find(split)`` gives the files of a split, and None or no images for a split that is not there.
-        shape: words for errors, the place of the files: ``images/SPLIT/ and masks/SPLIT/``.
-        candidates: names that may be splits, besides train and val.
-        colored: words for errors, the place of masks with RGB colors, or what makes them readable.
+        root: Folder of the data set.
+        labels: Classes of the data set.
+        find: Function ``find(split)`` that returns the files of a split, and None or no images for a missing split.
+        shape: Expected places of the files, for errors: ``images/SPLIT/ and masks/SPLIT/``.
+        candidates: Names that may be splits, besides train and val.
+        colored: For errors, the place of masks with RGB colours, or the setting that makes them readable.
     """
 
     root: Path
@@ -69,12 +69,12 @@ class Layout:
     colored: str = ""
 
     def splits(self) -> list[str]:
-        """The splits that have images, those with labels first."""
+        """Return the splits that have images, those with labels first."""
         found = {name: self.find(name) for name in (*LABELED_SPLITS, *sorted(set(self.candidates)))}
         return [name for name, files in found.items() if files is not None and files.images]
 
     def files(self, split: str) -> SplitFiles:
-        """The files of the split. Raises DatasetError where it has no images, or its masks other classes."""
+        """Return the files of the split. Raises DatasetError if it has no images, or its masks have other classes."""
         files = self.find(split)
         if files is not None and (files.images or files.absent):
             files.decode.require_classes(self.labels)
@@ -84,22 +84,31 @@ class Layout:
         raise DatasetError(f"{self.root} has no images for the split {split!r}, {instead}")
 
     def open(self, split: str, transform: Transform | None = None, seed: int = 0) -> SegmentationDataset:
-        """The pairs of the split. Raises DatasetError where images or masks are missing."""
+        """Open the image and mask pairs of the split.
+
+        Args:
+            split: Name of the split.
+            transform: Transform of each image and mask, None for none.
+            seed: Seed of the transform's randomness.
+
+        Raises:
+            DatasetError: Images or masks are missing.
+        """
         files = self.files(split)
         for problem in self.problems(split, files):
-            # without masks there are no pairs, even where that is no more than a warning
+            # pairs need masks, even if missing ones are only a warning elsewhere
             if problem.severity == "error" or problem.kind == "missing-mask":
                 raise DatasetError(f"{self.root} cannot be used: {problem}")
         pairs = [Pair(files.images[name], files.masks[name], name) for name in sorted(files.images)]
         return SegmentationDataset(pairs, self.labels, files.decode, transform, seed)
 
     def open_unlabeled(self, split: str, transform: Transform | None = None) -> UnlabeledImages:
-        """The images of the split without regard to masks. Raises DatasetError where there are none."""
+        """Open the images of the split without their masks. Raises DatasetError if it has none."""
         files = self.files(split)
         return UnlabeledImages(files.images, self.labels, files.decode, transform)
 
     def problems(self, split: str, files: SplitFiles) -> list[Problem]:
-        """What is wrong with the files of a split as far as their names tell."""
+        """List the problems of a split that the names of its files show."""
         images, masks = files.images, files.masks
         unlabeled = [name for name in images if name not in masks]
         unused = [name for name in masks if name not in images]
@@ -149,14 +158,14 @@ class Layout:
         return [problem for problem in found if problem.count]
 
     def below_root(self, *files: Path) -> tuple[str, ...]:
-        """Paths as seen from the root; whole ones for files that lie elsewhere."""
+        """Return paths relative to the root, and absolute ones for files elsewhere."""
         return tuple(
             (file.relative_to(self.root) if file.is_relative_to(self.root) else file).as_posix() for file in files
         )
 
 
 def existing_folder(root: str | Path) -> Path:
-    """The root of a data set, with ~ expanded. Raises DatasetError where there is no such folder."""
+    """Return the root of a data set, with ~ expanded. Raises DatasetError if the folder does not exist."""
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise DatasetError(f"data set folder {folder} does not exist, expected the root of the data set")
@@ -257,7 +266,7 @@ def _read_labels(path: Path) -> tuple[LabelSpace, MaskDecoder]:
 
 
 class _Named(NamedTuple):
-    """Files by name, in order, and the pairs of which only the first is among them because they share a name."""
+    """Files by name, in order, and the pairs that share a name. Only the first file of a pair is among the files."""
 
     files: dict[str, Path]
     twins: list[tuple[Path, Path]]
@@ -273,7 +282,7 @@ def _images_in(folder: Path, suffix: str = "") -> _Named:
 
 
 def _by_name(files: Iterable[Path], suffix: str = "") -> _Named:
-    """Files by stem without ``suffix``; hidden files are none."""
+    """Index files by stem without ``suffix``, except hidden files."""
     named = _Named({}, [])
     for file in sorted(files):
         name = file.stem.removesuffix(suffix)
@@ -291,7 +300,7 @@ def _only(names: Iterable[str], named: _Named) -> _Named:
 
 
 def _names_in(list_file: Path) -> list[str]:
-    """The names that a list has: one a line, the first word, with or without folder and suffix."""
+    """Read the names in a list file: one a line, the first word, with or without folder and suffix."""
     lines = list_file.read_text(encoding="utf-8", errors="replace").splitlines()
     return [Path(line.split()[0]).stem for line in lines if line.strip()]
 

@@ -1,4 +1,4 @@
-"""What a mask file stores -> class ids, as tables: CamVid's colours, Cityscapes' label ids, plain ids."""
+"""Decoding of masks to class ids by tables: CamVid's colours, Cityscapes' label ids, plain ids."""
 
 from __future__ import annotations
 
@@ -17,20 +17,33 @@ _NO_CLASS = np.iinfo(np.int64).min
 
 
 class DatasetError(ValueError):
-    """Data that cannot be used as it stands: names the file or folder, what it holds and what was expected."""
+    """Unusable data. The message names the file or folder, its content and the expected content."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskDecoder:
-    """What is stored in a mask -> class ids: ``ids`` for single-channel masks, ``colours`` for RGB masks."""
+    """Decoder from stored mask values to class ids.
+
+    Attributes:
+        ids: Class id of each stored id, for single-channel masks.
+        colors: Class id of each RGB colour, for RGB masks.
+    """
 
     ids: Mapping[int, int] = field(default_factory=dict)
     colors: Mapping[Color, int] = field(default_factory=dict)
 
     def __call__(self, stored: npt.NDArray[np.integer[Any]], path: Path) -> npt.NDArray[np.int64]:
-        """Class ids (H, W) of ``stored``, (H, W) or (H, W, 3) unsigned, which was read from ``path``.
+        """Decode a mask.
 
-        Raises DatasetError with the first id or colour that stands for no class.
+        Args:
+            stored: Stored values, unsigned (H, W) or (H, W, 3).
+            path: File they were read from, for errors.
+
+        Returns:
+            Class ids (H, W).
+
+        Raises:
+            DatasetError: An id or colour has no class. The message has the first one.
         """
         if stored.ndim == 2:
             if not self.ids:
@@ -48,7 +61,7 @@ class MaskDecoder:
         return classes
 
     def require_classes(self, labels: LabelSpace) -> None:
-        """Raises DatasetError unless all it gives are class ids of ``labels`` or their ``ignore_index``."""
+        """Raise DatasetError unless all decoded ids are class ids of ``labels`` or their ``ignore_index``."""
         given = {*self.ids.values(), *self.colors.values()} - {labels.ignore_index}
         strange = sorted(given - set(range(len(labels))))
         if strange:
@@ -65,7 +78,7 @@ class MaskDecoder:
 
     @cached_property
     def _codes(self) -> npt.NDArray[np.int64]:
-        """The packed colours in order, and one more than any colour so that a search always ends on an entry."""
+        """Packed colours in order, and one more than any colour so that a search always ends on an entry."""
         return np.append(np.sort(_pack(np.array(list(self.colors)))), 1 << 24)
 
     @cached_property
@@ -80,13 +93,13 @@ class MaskDecoder:
 
 
 def _pack(colors: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
-    """RGB triples (..., 3) as one number each (...)."""
+    """Pack RGB triples (..., 3) into one number each (...)."""
     wide = colors.astype(np.int64)
     return (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
 
 
 def ranges(ids: Iterable[int]) -> str:
-    """Ids in short: ``0 to 10, 255``."""
+    """Format ids in short: ``0 to 10, 255``."""
     runs: list[list[int]] = []
     for value in sorted(ids):
         if runs and value == runs[-1][-1] + 1:
@@ -97,7 +110,7 @@ def ranges(ids: Iterable[int]) -> str:
 
 
 def identity(labels: LabelSpace) -> dict[int, int]:
-    """Masks that hold the class ids themselves; an ignored id that no file can hold stands for nothing."""
+    """Build the table of masks that hold the class ids themselves. An ignored id that no file can hold is left out."""
     ids = [*range(len(labels)), labels.ignore_index]
     return {value: value for value in ids if 0 <= value < 65536}
 

@@ -1,4 +1,4 @@
-"""Pairs of image and mask, read when asked for."""
+"""Pairs of image and mask, read on access."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Pair(NamedTuple):
-    """One example on disk; ``name`` identifies it within its split."""
+    """One example on disk. ``name`` identifies it within its split."""
 
     image: Path
     mask: Path
@@ -29,12 +29,12 @@ class Pair(NamedTuple):
 
 
 class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Pairs of image and mask, read when asked for.
+    """Pairs of image and mask, read on access.
 
-    An item is (uint8 image (3, H, W), int64 mask (H, W)), or what ``transform`` makes of these two. The transform's
-    randomness is a function of (seed, epoch, index) alone, whatever the order, worker or process, so that a run can be
-    resumed exactly. Reading raises ImageError or DatasetError, naming the file. A subclass that overrides `load` makes
-    its items some other way; it must go by ``pairs[index]``, of which `subset` keeps some.
+    An item is (uint8 image (3, H, W), int64 mask (H, W)), or the result of ``transform`` on these two. The transform's
+    randomness depends on (seed, epoch, index) alone, for any order, worker or process, so you can resume a run exactly.
+    Reading raises ImageError or DatasetError, naming the file. If you override `load` in a subclass, look items up by
+    ``pairs[index]``, because `subset` keeps only some pairs.
     """
 
     def __init__(
@@ -67,18 +67,18 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
             return self.transform(image, mask)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the transform's randomness of this epoch from now on."""
+        """Use the transform's randomness of this epoch from now on."""
         self._epoch.fill_(epoch)
 
     def subset(self, indices: Iterable[int], transform: Transform | None = None, seed: int = 0) -> SegmentationDataset:
-        """The items of these indices as a data set of their own, in its first epoch."""
+        """Return the items of these indices as a separate data set, in its first epoch."""
         part = copy.copy(self)
         part.pairs = tuple(self.pairs[index] for index in indices)
         part.transform, part.seed, part._epoch = transform, seed, _shared_zero()
         return part
 
     def load(self, index: int) -> tuple[Tensor, Tensor]:
-        """The untransformed item: uint8 image (3, H, W) and int64 mask (H, W)."""
+        """Load the untransformed item: uint8 image (3, H, W) and int64 mask (H, W)."""
         pair = self.pairs[index]
         image = pil_to_tensor(read_image(pair.image))
         stored = read_mask(pair.mask)
@@ -91,7 +91,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
 
 
 class UnlabeledImages(SegmentationDataset):
-    """Images without masks, by name, as those of a benchmark's test split: every mask is void."""
+    """Images without masks, by name, as in a benchmark's test split. Every mask is fully ignored."""
 
     def __init__(
         self, images: Mapping[str, Path], labels: LabelSpace, decode: MaskDecoder, transform: Transform | None = None
@@ -104,6 +104,6 @@ class UnlabeledImages(SegmentationDataset):
 
 
 def _shared_zero() -> Tensor:
-    """An epoch in shared memory, so that workers that outlive an epoch see the next one."""
+    """Create an epoch in shared memory, so that workers that outlive an epoch see the next one."""
     zero: Tensor = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]  # untyped in torch
     return zero

@@ -1,4 +1,4 @@
-"""Predictions as files: the one that belongs to each image of a data set, read as class ids."""
+"""Prediction files: find the one of each image of a data set, and read it as class ids."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor
 from ddsm_zoo.data.images import SUFFIXES, is_lossy, read_mask
 from ddsm_zoo.data.masks import DatasetError, MaskDecoder
 
-# What `ddsm-zoo predict` writes, and the pictures that it puts beside
+# Files that `ddsm-zoo predict` writes, and the images that it adds
 _IDS, _PICTURES = "_ids.png", ("_colour.png", "_overlay.png")
 
 
 def find_predictions(folder: str | Path, names: Sequence[str]) -> list[Path]:
-    """The file of each image of these names in ``folder`` or below: NAME.png, or NAME_ANYTHING.png.
+    """Find the file of each named image in ``folder`` or below: NAME.png, or NAME_ANYTHING.png.
 
-    Raises DatasetError unless there is exactly one for each image and none besides.
+    Raises DatasetError unless each image has exactly one and there are no others.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -44,10 +44,10 @@ def find_predictions(folder: str | Path, names: Sequence[str]) -> list[Path]:
 
 
 def read_prediction(path: Path, decode: MaskDecoder, target: Tensor, ignore_index: int, hint: str = "") -> Tensor:
-    """The class ids (h, w) in ``path``, stored as ``decode`` reads it, for the label ``target`` (h, w).
+    """Read the class ids (h, w) in ``path``, decoded by ``decode``, for the label ``target`` (h, w).
 
-    Raises ImageError for a file that cannot be read, and DatasetError for a JPEG, for another size than the label's
-    and, with the ``hint``, for values that stand for no class and for void where the label has a class.
+    Raises ImageError for an unreadable file. Raises DatasetError for a JPEG, for another size than the label's and,
+    with the ``hint``, for values without a class and for ignored ids where the label has a class.
     """
     stored = read_mask(path)
     if is_lossy(path):
@@ -71,13 +71,13 @@ def read_prediction(path: Path, decode: MaskDecoder, target: Tensor, ignore_inde
 
 
 def _is_picture(file: Path) -> bool:
-    """Whether the class ids that it shows lie beside it; of an image called x_colour the prediction is no picture."""
+    """Return True if the file is a visualization of class ids next to it. A prediction for x_colour is not one."""
     bases = [file.name.removesuffix(end) for end in _PICTURES if file.name.endswith(end)]
     return any(file.with_name(f"{base}{_IDS}").is_file() for base in bases)
 
 
 def _prefixes(stem: str) -> Iterable[str]:
-    """The stem, then what is left of it without its last parts: a_b_c, a_b, a."""
+    """Iterate over the stem, then the stem without its last parts: a_b_c, a_b, a."""
     parts = stem.split("_")
     return ("_".join(parts[:count]) for count in range(len(parts), 0, -1))
 

@@ -1,20 +1,20 @@
-"""What can be wrong with a data set, said in the same words wherever it is found."""
+"""Problems of a data set, worded the same everywhere."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-SHOWN = 3  # file names of those concerned; a line with more is not read
+SHOWN = 3  # file names in the message; nobody reads a longer line
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One thing that is wrong with a split, for all the files that have it.
+    """One problem of a split, with all the files that have it.
 
     Its text is one line: ``what`` in ``count`` of ``total`` ``noun``, the ``advice``, and the first ``examples``, paths
-    below the root of the data set. An error stops the data from being read, learnt from or scored as it stands; a
-    warning may be meant that way. Without a ``total`` nothing is counted.
+    below the root of the data set. An error stops reading, training or scoring on the data. A warning may be intended.
+    Without a ``total`` there is no count.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""Sequences of video frames, by the names of their files."""
+"""Video sequences, derived from the file names of their frames."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _FRAME = re.compile(r"(?P<sequence>.+)_[A-Za-z]?[0-9]+")
 
 
 def sequence_of(name: str) -> str | None:
-    """Sequence of the frame ``name``: all before its last underscore, if a number follows, with a letter or without.
+    """Return the sequence of the frame ``name``: its part before the last underscore, if a frame number follows.
 
-    So it is ``0016E5`` for CamVid's ``0016E5_07959`` and ``munster_000012`` for Cityscapes' ``munster_000012_000019``.
-    None for a name of another form.
+    A letter may precede the number. The sequence is ``0016E5`` for CamVid's ``0016E5_07959`` and ``munster_000012`` for
+    Cityscapes' ``munster_000012_000019``. Names of another form give None.
     """
     match = _FRAME.fullmatch(name)
     return match["sequence"] if match else None

@@ -1,4 +1,4 @@
-"""The two sets of a training run: the splits train and val or, where there is no val, a part of train in its place."""
+"""Training and validation sets of a run: the splits train and val or, without a val, a held-out part of train."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ logger = logging.getLogger(__name__)
 
 
 def training_splits(spec: str) -> tuple[str, ...]:
-    """The splits of a data set that training reads: train and val, or train alone where there is no val."""
+    """Return the splits of a data set that training reads: train and val, or train alone without a val."""
     return LABELED_SPLITS if "val" in open_source(spec).splits() else LABELED_SPLITS[:1]
 
 
 def held_out(names: Sequence[str], share: float) -> list[int]:
-    """The indices of the names that are held out: ``share`` of them, at least one, and at least one stays.
+    """Choose the indices of held-out names: ``share`` of them, at least one, and at least one stays.
 
-    A name is in or out by its hash, in the same way on every machine; when names are added, few others change sides.
+    A name's hash decides, in the same way on every machine. If names are added, few others change sides.
     """
     count = min(max(1, round(share * len(names))), len(names) - 1)
     hashes = [hashlib.sha256(name.encode("utf-8", "replace")).digest() for name in names]
@@ -33,9 +33,9 @@ def held_out(names: Sequence[str], share: float) -> list[int]:
 def open_training_sets(
     spec: str, share: float, train_transform: Transform, val_transform: Transform, seed: int
 ) -> tuple[SegmentationDataset, SegmentationDataset, list[int]]:
-    """The sets to train and to validate on, and which images of the split train are trained on, by index.
+    """Open the training and validation sets. Also return the indices of the images of the split train to train on.
 
-    Raises DatasetError as `open_dataset` does, and where there is no split val and train has but one image.
+    Raises DatasetError as `open_dataset` does, and if there is no split val and train has only one image.
     """
     train_set = open_dataset(spec, "train", train_transform, seed)
     count = len(train_set)

@@ -1,4 +1,4 @@
-"""From pixels to the network's input. Images are (3, H, W), masks are (H, W) class ids; both move together."""
+"""Transforms of pixels to the network's input. Images are (3, H, W), masks (H, W) class ids; both move together."""
 
 from __future__ import annotations
 
@@ -17,15 +17,23 @@ from ddsm_zoo.config import Preprocess
 
 
 class TrainTransform:
-    """The paper's augmentation: horizontal flip, resize by a random factor in ``scale``, crop to ``crop_size`` (H, W).
+    """Training augmentation of the paper: horizontal flip, resize by a random factor, random crop.
 
-    ``scale`` counts from the image as evaluation enlarges it, by ``preprocess.min_size``. What the crop shows beyond
-    the image is the mean colour, and ``ignore_index`` in the mask. ``flip`` is a probability. ``jitter`` in 0..1 is
-    the strength of a change of brightness, contrast and saturation, and a quarter of it the turn of the hue: more would
-    give sky and trees each other's colours. Draws from torch's global generator.
+    It is called with a uint8 image (3, H, W) and an int64 mask (H, W). It returns the normalized float image and the
+    int64 mask, both of ``crop_size``. Randomness comes from torch's global generator.
 
-    Called with a uint8 image (3, H, W) and an int64 mask (H, W), returns the normalised float image and the int64
-    mask, both of ``crop_size``. Raises ValueError for parameters out of range.
+    Args:
+        preprocess: Preprocessing of the model.
+        crop_size: Size (H, W) of the crop in pixels. Beyond the image, the crop has the mean colour.
+        ignore_index: Id in the mask beyond the image.
+        scale: Smallest and largest resize factor, relative to the image as ``preprocess.min_size`` enlarges it for
+            evaluation.
+        flip: Probability of a flip, 0 to 1.
+        jitter: Strength from 0 to 1 of a change of brightness, contrast and saturation. The hue changes by a quarter of
+            it: more would give sky and trees each other's colours.
+
+    Raises:
+        ValueError: A parameter is out of range.
     """
 
     def __init__(
@@ -57,9 +65,13 @@ class TrainTransform:
 
 
 class EvalTransform:
-    """Enlarges the image if ``preprocess.min_size`` asks for that, and normalises it; the mask stays as it is.
+    """Evaluation transform: enlarge the image if ``preprocess.min_size`` asks for it, and normalize it.
 
-    (uint8 (3, H, W), int64 (H, W)) -> (float (3, H', W'), int64 (H, W)).
+    It is called with a uint8 image (3, H, W) and an int64 mask (H, W). It returns the float image (3, H', W') and the
+    unchanged mask (H, W).
+
+    Args:
+        preprocess: Preprocessing of the model.
     """
 
     def __init__(self, preprocess: Preprocess) -> None:
@@ -70,10 +82,11 @@ class EvalTransform:
 
 
 class ImageTransform:
-    """A PIL image or a uint8 array (H, W, C), C channels as ``preprocess.mean`` has, to a normalised (C, H', W') float.
+    """Transform of an image without a mask to a normalized float tensor (C, H', W').
 
-    H' and W' are H and W, or larger where ``preprocess.min_size`` says so. Grey arrays (H, W) are repeated to three
-    channels. Raises ValueError for another shape or dtype.
+    It is called with a PIL image or a uint8 array (H, W, C), with the C channels of ``preprocess.mean``. H' and W' are
+    H and W, or larger if ``preprocess.min_size`` says so. Grey arrays (H, W) are repeated to three channels. Raises
+    ValueError for another shape or dtype.
     """
 
     def __init__(self, preprocess: Preprocess) -> None:
@@ -104,10 +117,19 @@ def create_transform(
     flip: float = 0.5,
     jitter: float = 0.0,
 ) -> ImageTransform | TrainTransform:
-    """The transform that belongs to a model's ``preprocess``: `ImageTransform`, or `TrainTransform` for training.
+    """Create the transform of a model's ``preprocess``: `ImageTransform`, or `TrainTransform` for training.
 
-    The crop is ``preprocess.size`` unless given; the other parameters only matter in training. Raises ValueError when
-    training has no crop size at all.
+    Args:
+        preprocess: Preprocessing of the model.
+        is_training: Create a `TrainTransform`. The other parameters matter only then.
+        crop_size: Size (H, W) of the crop in pixels, by default ``preprocess.size``.
+        ignore_index: Id in the mask beyond the image.
+        scale: Smallest and largest resize factor.
+        flip: Probability of a flip, 0 to 1.
+        jitter: Strength of the colour jitter, 0 to 1.
+
+    Raises:
+        ValueError: Training has no crop size.
     """
     if not is_training:
         return ImageTransform(preprocess)
@@ -118,7 +140,7 @@ def create_transform(
 
 
 class Enlarge(v2.Transform):  # type: ignore[misc]  # torchvision ships no types
-    """Images, but not masks, as large as ``preprocess.min_size`` wants them."""
+    """Enlarge images, but not masks, to the number of pixels of ``preprocess.min_size``."""
 
     def __init__(self, preprocess: Preprocess) -> None:
         super().__init__()
@@ -136,12 +158,12 @@ class Enlarge(v2.Transform):  # type: ignore[misc]  # torchvision ships no types
 
 
 class RandomResizedWindow(v2.Transform):  # type: ignore[misc]  # torchvision ships no types
-    """Resize by a random factor and keep a random window of at most ``size`` (H, W), in the other order.
+    """Resize by a random factor and keep a random window of at most ``size`` (H, W), in the reverse order.
 
     The factor is relative to the image as ``preprocess`` enlarges it.
 
-    Cutting the window out of the source first costs the pixels of the crop instead of those of the resized image. Up to
-    the rounding of the window to whole source pixels, the result is the same. A side shorter than ``size`` stays so.
+    Cutting the window from the source first costs the pixels of the crop instead of those of the resized image. Apart
+    from rounding the window to whole source pixels, the result is the same. A side shorter than ``size`` stays so.
     """
 
     def __init__(self, size: tuple[int, int], scale: tuple[float, float], preprocess: Preprocess) -> None:
@@ -167,7 +189,7 @@ class RandomResizedWindow(v2.Transform):  # type: ignore[misc]  # torchvision sh
 
 
 def _draw_window(side: int, crop: int, factor: float) -> tuple[int, int, int]:
-    """Along one axis: start and length of a random source window, and its length after the resize."""
+    """Draw a random source window along one axis: its start, its length, and its length after the resize."""
     length = min(side, max(1, round(crop / factor)))
     start = int(torch.randint(side - length + 1, ()).item())
     resized = crop if length < side else min(crop, max(1, round(side * factor)))
@@ -175,7 +197,7 @@ def _draw_window(side: int, crop: int, factor: float) -> tuple[int, int, int]:
 
 
 def _resize_bilinear(image: Tensor, size: Sequence[int]) -> Tensor:
-    """uint8 (C, H, W) to uint8 of another ``size``."""
+    """Resize uint8 (C, H, W) to uint8 of another ``size``."""
     # torch's antialiasing of uint8 crashes on some views, and that of float repeats the first row of an image
     # that becomes one pixel wide
     resized: Tensor = v2.functional.resize(image.float(), list(size), antialias=min(size) > 1)
@@ -183,7 +205,7 @@ def _resize_bilinear(image: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _resize_nearest(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """The id under each output pixel's centre.
+    """Select the id under each output pixel's centre.
 
     torchvision's own resize of a mask takes the pixel under the corner, half a pixel off the image's bilinear grid.
     """

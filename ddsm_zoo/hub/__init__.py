@@ -1,1 +1,1 @@
-"""Files of a model: fetch, verify, read and publish weights, config.json and card."""
+"""Files of a model: download, verify, read and publish weights, config.json and card."""

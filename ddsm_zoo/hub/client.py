@@ -1,7 +1,7 @@
-"""From an address to verified local files, and from files to the Hub. Nothing read here is executed.
+"""Download of verified files from a URI, and upload to the Hub. Nothing read here is executed.
 
-The addresses: ``bundled:FILE`` (inside the package), ``hf-hub:org/repo[@revision]``, ``local-dir:FOLDER``,
-``file:PATH`` and ``https://HOST/FILE``.
+The URIs: ``bundled:FILE`` (inside the package), ``hf-hub:org/repo[@revision]``, ``local-dir:FOLDER``, ``file:PATH`` and
+``https://HOST/FILE``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub import constants, errors
 
-# httpx in version 1 of the client and httpx2 in version 2: the base of its errors names the right one
+# The client uses httpx in version 1 and httpx2 in version 2: the base of its errors names the right one
 from huggingface_hub.errors import HTTPError as ClientError  # type: ignore[attr-defined]  # not in its __all__
 from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # nor in this
 
@@ -33,7 +33,7 @@ CARD_FILE = "README.md"
 BUNDLED = Path(__file__).parents[1] / "weights"
 SCHEMES = ("bundled", "hf-hub", "local-dir", "file", "https")
 
-# Seconds for which a server may be silent, or the client ask again for the same thing.
+# Seconds that a server may stall, or that the client may repeat the same request.
 PATIENCE = 20.0
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -49,18 +49,27 @@ logger = logging.getLogger(__name__)
 
 
 class HubError(LookupError):
-    """Files that could not be fetched: names the URI, what went wrong and what to do."""
+    """Failed download or upload. The message names the URI, the cause and the fix."""
 
 
 def fetch(
     uri: str, *names: str, cache_dir: str | os.PathLike[str] | None = None, sha256: str | None = None
 ) -> list[Path]:
-    """Local paths of the files ``names`` at ``uri``; all files of a Hub repository come from one commit.
+    """Download the files ``names`` at ``uri`` and return their local paths.
 
-    ``bundled:``, ``file:`` and ``https:`` are single files, whatever ``names`` has. ``cache_dir`` is the Hub's cache,
-    by default the client's own (HF_HOME); HF_ENDPOINT, HF_HUB_OFFLINE and the client's token are honoured. What comes
-    over ``https:`` is kept under ``sha256``, which it therefore needs. Raises HubError, FileNotFoundError for local
-    files, and ValueError for an address that is none.
+    All files of a Hub repository come from one commit. ``bundled:``, ``file:`` and ``https:`` are single files and
+    ignore ``names``. HF_ENDPOINT, HF_HUB_OFFLINE and the client's token are honoured.
+
+    Args:
+        uri: Location of the files.
+        names: Names of the files.
+        cache_dir: The Hub's cache, by default the client's own (HF_HOME).
+        sha256: Hash of an ``https:`` file, required there. The cache stores the file under it.
+
+    Raises:
+        HubError: The download failed.
+        FileNotFoundError: A local file is missing.
+        ValueError: ``uri`` is not a valid URI.
     """
     scheme, _, rest = uri.partition(":")
     if scheme not in SCHEMES or not rest or "\0" in rest:
@@ -87,11 +96,21 @@ def push(
     create_pr: bool = False,
     token: str | None = None,
 ) -> str:
-    """Commit the files to ``org/name`` on the Hub, created if need be; the ``hf-hub:`` address of that commit.
+    """Commit the files to ``org/name`` on the Hub and return the ``hf-hub:`` URI of that commit.
 
-    ``revision`` is a branch, also created if need be; ``create_pr`` opens a pull request on main instead of changing
-    it. ``private`` says who may see the repository; one that exists must be so already. HF_ENDPOINT and, unless
-    ``token`` is given, the client's token are honoured. Raises HubError, and ValueError for a name that is none.
+    HF_ENDPOINT and, unless ``token`` is given, the client's token are honoured.
+
+    Args:
+        repository: ``org/name``, created if needed.
+        files: Contents by file name.
+        private: Visibility of the repository. An existing one must already have it.
+        revision: Branch, created if needed.
+        create_pr: Open a pull request on main instead of changing it.
+        token: Token of the Hub.
+
+    Raises:
+        HubError: The upload failed.
+        ValueError: A name is invalid.
     """
     where = f"{repository}@{revision}" if revision else repository
     _parse_repository(where)
@@ -104,7 +123,7 @@ def push(
         if token is None:
             _check_token(huggingface_hub.get_token())
         api.create_repo(repository, private=private, exist_ok=True)
-        # the client leaves a repository that exists as it is
+        # the client does not change an existing repository
         if private is not None and api.model_info(repository).private is not private:
             raise HubError(
                 f"hf-hub:{repository} exists and is {'public' if private else 'private'}, got private={private}: "
@@ -126,9 +145,9 @@ def push(
 
 @contextlib.contextmanager
 def client_errors(task: str) -> Iterator[None]:
-    """Turn every failure of the Hub's client inside the block into a HubError: it cannot ``task``, and why.
+    """Turn every failure of the Hub client inside the block into a HubError: it cannot ``task``, and why.
 
-    The client's own error is not shown along with it: its text may repeat headers with a token, and whole addresses.
+    The client's own error is hidden: its text may repeat headers with a token, and whole URLs.
     """
     try:
         yield
@@ -139,12 +158,12 @@ def client_errors(task: str) -> Iterator[None]:
 
 
 def is_uri(name: str) -> bool:
-    """Whether a model name is an address of a whole model, config and weights, rather than a name in the zoo."""
+    """Return True if a model name is the URI of a whole model, config and weights, rather than a name in the zoo."""
     return name.startswith(("hf-hub:", "local-dir:"))
 
 
 def public_uri(uri: str) -> str:
-    """The address without what may be secret in one of the web: user, password, query; little of one that is none."""
+    """Remove the user, password and query of a web URI, which may be secret. Of an invalid URI little remains."""
     if uri.startswith(tuple(f"{scheme}:" for scheme in SCHEMES if scheme != "https")) or not set("@?#") & set(uri):
         return uri
     public = re.split(r"[?#]", re.sub(r"//[^/?#]*@", "//", uri, count=1), maxsplit=1)[0]
@@ -152,7 +171,7 @@ def public_uri(uri: str) -> str:
 
 
 def find_weights(path: str | os.PathLike[str]) -> Path:
-    """The safetensors file that ``path`` means: itself, or the one in a saved model's or a training run's folder.
+    """Find the safetensors file at ``path``: the file itself, or one in the folder of a saved model or training run.
 
     Raises FileNotFoundError.
     """
@@ -167,7 +186,7 @@ def find_weights(path: str | os.PathLike[str]) -> Path:
 
 
 def write_files(folder: str | os.PathLike[str], files: Mapping[str, bytes]) -> None:
-    """Write each file of a model into ``folder``, each of them whole or not at all, in the given order.
+    """Write each file of a model into ``folder``, in the given order, each one atomically.
 
     Raises OutputError.
     """
@@ -195,7 +214,7 @@ def _from_folder(folder: Path, names: tuple[str, ...]) -> list[Path]:
 
 
 def _from_web(url: str, cache_dir: Path | None, sha256: str | None) -> Path:
-    """One file from any server. Its hash is what makes it trustworthy, and its name in the cache."""
+    """Download one file from any server. Its hash makes it trustworthy, and is its name in the cache."""
     where = public_uri(url)
     if not _WEB.fullmatch(where):
         raise ValueError(f"{where[:120]!r} is no address of a file, expected https://HOST/FILE")
@@ -230,7 +249,7 @@ def _from_hub(rest: str, names: tuple[str, ...], cache_dir: Path | None) -> list
 
 
 def _parse_repository(rest: str) -> tuple[str, str]:
-    """``org/name[@revision]`` as the repository and the revision, main unless given. Raises ValueError."""
+    """Parse ``org/name[@revision]`` into repository and revision, main by default. Raises ValueError."""
     repository, _, revision = rest.partition("@")
     revision = revision or "main"
     if not _REPOSITORY.fullmatch(repository) or ".." in repository or "--" in repository:
@@ -241,12 +260,12 @@ def _parse_repository(rest: str) -> tuple[str, str]:
 
 
 def _endpoint() -> str | None:
-    """HF_ENDPOINT as it is now: the client reads it once, when it is imported."""
+    """Return the current HF_ENDPOINT. The client reads it only once, on import."""
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
 
 
 def _download(repository: str, revision: str, name: str, cache_dir: Path | None) -> Path:
-    """One file of a repository, through the client's cache; without a server, the copy that is there has to do."""
+    """Download one file of a repository through the client's cache. Without a server, fall back to the cached copy."""
     where = f"hf-hub:{repository}@{revision}/{name}"
     cached = huggingface_hub.try_to_load_from_cache(repository, name, cache_dir=cache_dir, revision=revision)
     if isinstance(cached, str) and revision == Path(cached).parent.name:
@@ -259,22 +278,22 @@ def _download(repository: str, revision: str, name: str, cache_dir: Path | None)
             gone = isinstance(error, (errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError))
             if gone or not isinstance(cached, str):
                 raise
-            if not isinstance(error, errors.OfflineModeIsEnabled):  # else it is what was asked for
+            if not isinstance(error, errors.OfflineModeIsEnabled):  # offline mode is the user's choice
                 logger.warning("%s: %s; using the copy in the cache", where, _explain(error))
             path = Path(cached)
     return _checked(path, where)
 
 
 def _newest(repository: str, revision: str, name: str, cache_dir: Path | None) -> Path:
-    """The file in the cache, after the server was asked for what ``revision`` is now."""
+    """Ask the server for the current commit of ``revision`` and return the file in the cache."""
     _check_token(huggingface_hub.get_token())
     host = _endpoint()
     url = huggingface_hub.hf_hub_url(repository, name, revision=revision, endpoint=host)
     with _impatience():
-        # asked by itself, this fails at once where the download would try again for 23 s
+        # a separate request fails at once, where the download would retry for 23 s
         found = huggingface_hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT, endpoint=host)
         if not _SHA1.fullmatch(commit := found.commit_hash or ""):
-            # the download would do with what it has of main
+            # the download would accept any cached copy of main
             raise OSError("what answers there is no Hub; check the network, which may want a login, and HF_ENDPOINT")
         path = huggingface_hub.hf_hub_download(repository, name, revision=commit, cache_dir=cache_dir, endpoint=host)
     return Path(path)
@@ -282,10 +301,10 @@ def _newest(repository: str, revision: str, name: str, cache_dir: Path | None) -
 
 @contextlib.contextmanager
 def _impatience() -> Iterator[None]:
-    """Bound what the client waits for and does inside, in this thread; a transfer that gets on may take its time.
+    """Cap how long the Hub client may stall, in this thread. Slow but moving downloads continue.
 
-    By itself it waits for ever for the answer to some requests, for as long as a busy server says, and six times for a
-    transfer that stands still.
+    Without the cap, it waits forever for the answer to some requests, as long as a busy server says, and six times for
+    a stalled download.
     """
     hooks, thread = huggingface_hub.get_session().event_hooks, threading.get_ident()
     asked: dict[tuple[str, str, str | None], float] = {}
@@ -295,9 +314,9 @@ def _impatience() -> Iterator[None]:
             return
         limits = request.extensions.get("timeout", {})
         limits = {kind: limits.get(kind) or PATIENCE for kind in ("connect", "read", "write", "pool")}
-        # the Hub has four addresses, which are tried in turn
+        # the Hub has four IP addresses, which are tried in turn
         request.extensions["timeout"] = {**limits, "connect": min(limits["connect"], PATIENCE / 4)}
-        # the range is what is still missing: with another one, the transfer has got on
+        # the range is the missing part: another range means that the download has progressed
         wish = (request.method, str(request.url), request.headers.get("Range"))
         if time.monotonic() - asked.setdefault(wish, time.monotonic()) > PATIENCE:
             raise TimeoutError("the server stopped in the middle or keeps failing; check the network, then try again")
@@ -305,7 +324,7 @@ def _impatience() -> Iterator[None]:
     def refuse(response: Any) -> None:
         if threading.get_ident() == thread and response.status_code in (408, 429):
             hf_raise_for_status(response)
-        # the client takes them for the name of a file
+        # the client uses them as file names
         if any(_PLACE.match(response.headers.get(name, "")) for name in ("ETag", "X-Linked-ETag")):
             raise OSError("the server means to write outside the cache; do not use it, and check HF_ENDPOINT")
 
@@ -319,7 +338,7 @@ def _impatience() -> Iterator[None]:
 
 
 def _check_token(token: str | None) -> None:
-    """Raise ValueError for a token that cannot be sent, without repeating it; None, for no token, is fine."""
+    """Raise ValueError, without repeating the token, for one that cannot be sent. None means no token."""
     if token is not None and not _TOKEN.fullmatch(token):
         raise ValueError(
             "the token is empty or has characters that no token has, expected one as the Hub shows it: look at "
@@ -328,12 +347,12 @@ def _check_token(token: str | None) -> None:
 
 
 def _note_commit(folder: Path, revision: str) -> None:
-    """Note in the cache, as the client does, which commit a branch or tag was last: for when no server can be asked.
+    """Record in the cache, as the client does, the last commit of a branch or tag, for use without a server.
 
-    A commit of which less is there than of the one before is not noted: the rest may never arrive.
+    A commit with fewer files than the one before is not recorded: the rest may never arrive.
     """
     reference = folder.parents[1] / "refs" / revision
-    with contextlib.suppress(OSError, ValueError):  # a cache that cannot be written can still be read
+    with contextlib.suppress(OSError, ValueError):  # a read-only cache can still be read
         older = folder.parent / (reference.read_text() if reference.is_file() else "none")
         lost = any((older / name).exists() and not (folder / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE))
         if folder.name not in (revision, older.name) and not lost:
@@ -341,7 +360,7 @@ def _note_commit(folder: Path, revision: str) -> None:
 
 
 def _checked(path: Path, where: str) -> Path:
-    """The downloaded file, compared with the hash that the Hub gave for it; a damaged copy leaves the cache."""
+    """Compare the downloaded file with the hash that the Hub gave. A damaged copy is removed from the cache."""
     blob = path.resolve()
     try:
         if _has_its_hash(blob):
@@ -357,7 +376,7 @@ def _checked(path: Path, where: str) -> Path:
 
 
 def _has_its_hash(blob: Path) -> bool:
-    """Whether a file of the cache is what its name says: its SHA-256 for large files, git's hash for small ones."""
+    """Return True if a cached file matches its name: its SHA-256 for large files, git's hash for small ones."""
     if _SHA256.fullmatch(blob.name):
         return sha256_of(blob) == blob.name
     if _SHA1.fullmatch(blob.name):
@@ -369,7 +388,7 @@ def _has_its_hash(blob: Path) -> bool:
 
 
 def _explain(error: Exception) -> str:
-    """One line for a failed request: what happened and what to do. It repeats no address, header or token."""
+    """Describe a failed request in one line: the cause and the fix. It repeats no URL, header or token."""
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
         return _explain(error.__cause__)
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None

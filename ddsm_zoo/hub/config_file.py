@@ -1,4 +1,4 @@
-"""What the ``config.json`` beside a model's weights holds, with timm's keys where timm has them."""
+"""Contents of the ``config.json`` of a saved model, with timm's keys where timm has them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """A model as data: its name, its architecture and where its weights come from.
+    """Description of a model as data: its name, its architecture and the source of its weights.
 
-    Raises ConfigError when the class counts in it disagree, for control characters in its texts, and for numbers that
-    JSON does not have.
+    Raises ConfigError when its class counts disagree, for control characters in its texts, and for numbers that JSON
+    does not have.
     """
 
     architecture: str
@@ -45,8 +45,8 @@ class Manifest:
         if self.label_names != self.pretrained_cfg.labels.names:
             raise ConfigError("label_names and pretrained_cfg.labels.names differ, expected the same names")
         for value in _leaves(to_dict(self)):
-            # they end up in cards and on terminals, which an escape sequence, a line break or a change of direction
-            # can deceive; half a surrogate pair cannot be written at all, and what is no character not read as YAML
+            # they are shown in cards and on terminals, which an escape sequence, a line break or a change of direction
+            # can deceive; half a surrogate pair cannot be written at all, and YAML refuses what is not a character
             if isinstance(value, str) and _UNPRINTABLE.search(value):
                 raise ConfigError(f"{value[:80]!a} has control characters, expected plain text")
             if isinstance(value, float) and not math.isfinite(value):
@@ -54,7 +54,7 @@ class Manifest:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Parse a ``config.json`` strictly. Raises FileNotFoundError, and ConfigError for anything unexpected in it."""
+    """Parse a ``config.json`` strictly. Raises FileNotFoundError, and ConfigError for unexpected content."""
     if not path.is_file():
         raise FileNotFoundError(f"no config.json in {path.parent}: expected a folder written by save_pretrained")
     if path.stat().st_size > MAX_CONFIG_BYTES:
@@ -71,12 +71,12 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def render_manifest(manifest: Manifest) -> str:
-    """The text of ``config.json``; `read_manifest` is its inverse."""
+    """Format the text of ``config.json``. `read_manifest` is its inverse."""
     return to_json({**to_dict(manifest), "pretrained_cfg": flatten(manifest.pretrained_cfg)})
 
 
 def flatten(weights: WeightsSpec) -> dict[str, Any]:
-    """The spec as plain data, with ``mean``, ``std`` and ``size`` at the top as in timm's ``pretrained_cfg``."""
+    """Convert the spec to plain data, with ``mean``, ``std`` and ``size`` at the top as in timm's config."""
     data = to_dict(weights)
     preprocess = data.pop("preprocess")
     return {**data, **preprocess}
@@ -88,10 +88,10 @@ def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _dated(model_args: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The arguments with the reading of DDSM that they were written under: version 0.1.0 wrote none."""
+    """Add to the arguments the DDSM reading they were written under. Version 0.1.0 wrote none."""
     ddsm, fusion = model_args.get("ddsm"), model_args.get("fusion")
     if not isinstance(ddsm, Mapping) or "reading" in ddsm or not str(fusion).startswith("ddsm"):
-        return model_args  # other fusions are what they were
+        return model_args  # other fusions have not changed
     return {**model_args, "ddsm": {**ddsm, "reading": 1}}
 
 
@@ -105,7 +105,7 @@ def _finite(digits: str) -> float:
 
 
 def _leaves(data: object) -> Iterator[object]:
-    """The keys and values that plain data holds, however deep."""
+    """Iterate over all keys and values of nested plain data."""
     if isinstance(data, Mapping):
         yield from _leaves([*data.keys(), *data.values()])
     elif isinstance(data, (list, tuple)):

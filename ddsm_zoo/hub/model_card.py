@@ -1,4 +1,4 @@
-"""The model card: the README.md beside a model's weights."""
+"""Model card: the README.md of a saved model."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _TASK = "image-segmentation"
 
 
 def render_card(manifest: Manifest, uri: str) -> str:
-    """Markdown with the YAML front matter that the Hub reads: licence, task, results, recipe and how to use it.
+    """Render Markdown with the YAML front matter that the Hub reads: licence, task, results, recipe and usage.
 
-    ``uri`` is the model name to load these weights by.
+    ``uri`` is the model name that loads these weights.
     """
     return "\n".join([*_front_matter(manifest), *_body(manifest), *_usage(uri)]) + "\n"
 
@@ -42,14 +42,14 @@ def _front_matter(manifest: Manifest) -> Iterator[str]:
 
 
 def _identifier(dataset: str) -> str:
-    """A data set's name as the Hub takes it: it refuses a card with any other one, such as that of a folder."""
+    """Convert a data set's name to an identifier. The Hub refuses cards with other names, such as that of a folder."""
     if re.fullmatch(r"[\w-]+/[\w.-]+", dataset, re.ASCII):
         return dataset
     return re.sub(r"[^\w.]+", "-", dataset, flags=re.ASCII).strip("-.") or "unknown"
 
 
 def _measured(weights: WeightsSpec) -> Iterator[EvalResult]:
-    """Scores measured on these weights, in the form in which the Hub compares models."""
+    """Convert the scores measured on these weights to the form in which the Hub compares models."""
     for name, value in weights.metrics.items():
         yield EvalResult(
             task_type=_TASK,

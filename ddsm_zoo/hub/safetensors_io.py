@@ -1,4 +1,4 @@
-"""Safetensors files: reading what cannot be trusted, and writing. No pickle is ever opened."""
+"""Safetensors files: reading untrusted ones, and writing. No pickle is ever opened."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises CheckpointError for anything else, pickles above all."""
+    """Read the tensors of a safetensors file. Raises CheckpointError for other files, above all pickles."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist, expected a safetensors file")
     _check_header(path)
@@ -34,12 +34,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
-    """The content of a safetensors file with these tensors, always the same for the same tensors."""
+    """Serialize tensors as a safetensors file. The same tensors always give the same bytes."""
     return safetensors.torch.save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)})
 
 
 def verify(path: Path, expected: str | None) -> str:
-    """The file's SHA-256. Raises CheckpointError when it is not the expected one, where one is expected."""
+    """Return the file's SHA-256. Raises CheckpointError if it differs from ``expected``, unless that is None."""
     found = sha256_of(path)
     if expected is not None and found != expected:
         raise CheckpointError(
@@ -50,13 +50,13 @@ def verify(path: Path, expected: str | None) -> str:
 
 
 def abbreviate(items: list[str]) -> str:
-    """At most three of the items, which may be names from outside, and the number of the others."""
+    """Join at most three of the items, which may be names from outside, and the number of the others."""
     rest = f" and {len(items) - 3} more" if len(items) > 3 else ""
     return ", ".join(map(printable, items[:3])) + rest
 
 
 def _check_header(path: Path) -> None:
-    """Refuse a file that cannot be safetensors before anything is allocated for it."""
+    """Refuse a file that cannot be safetensors before any memory is allocated for it."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(9)

@@ -23,12 +23,13 @@ def load_state_dict(
     dropped: Collection[str] = (),
     in_chans: int | None = None,
 ) -> list[str]:
-    """Copy a state dict into ``model`` if it fits exactly, and return the tensors that stay freshly initialised.
+    """Copy a state dict into ``model`` if it fits exactly, and return the tensors that stay freshly initialized.
 
-    Those are the ones in ``dropped``, which are not read, and the auxiliary head's where the file has none of it; a
-    head in the file that the model does not have is left out. Half precision is converted. Weights known to take
-    ``in_chans`` channels, other than the model's, have their first kernels spread over these. Raises CheckpointError,
-    before anything is changed, for missing, unexpected and wrongly shaped tensors, NaN and infinity.
+    Those are the tensors in ``dropped``, which are not read, and the auxiliary head's if the file has none of it. A
+    head in the file that the model does not have is left out. Half precision is converted. If the weights are known to
+    take ``in_chans`` channels, other than the model's, their first kernels are spread over the model's channels.
+
+    Raises CheckpointError, before any change, for missing, unexpected and wrongly shaped tensors, NaN and infinity.
     """
     given = _matching(model, state_dict, where, dropped, in_chans)
     model.load_state_dict(given, strict=False)
@@ -42,9 +43,9 @@ def check_fit(
     dropped: Collection[str] = (),
     in_chans: int | None = None,
 ) -> None:
-    """Raise CheckpointError unless the tensors fit ``model``, which may lie on the meta device and stays as it is.
+    """Raise CheckpointError unless the tensors fit ``model``, which may be on the meta device and stays unchanged.
 
-    A config from outside may describe a model larger than any memory; tensors of its size must have been sent too.
+    A config from outside may describe a model larger than any memory. This check requires tensors of that size too.
     """
     _matching(model, tensors, where, dropped, in_chans)
 
@@ -56,10 +57,10 @@ def remap_classifier(
     count: int,
     where: str = "the checkpoint",
 ) -> dict[str, Tensor]:
-    """The state dict for the classes of ``model``: class i gets the classifier's row ``rows[i]``, if that names one.
+    """Remap a state dict to the classes of ``model``: class i gets the classifier's row ``rows[i]``, if any.
 
-    The other classes keep the model's own rows. Raises CheckpointError for a classifier without ``count`` rows; that
-    there is one is for `load_state_dict` to check.
+    The other classes keep the model's own rows. Raises CheckpointError if the classifier does not have ``count`` rows.
+    `load_state_dict` checks that the classifier exists.
     """
     moved = dict(state_dict)
     for name in CLASSIFIER:
@@ -82,7 +83,7 @@ def _matching(
     dropped: Collection[str],
     in_chans: int | None,
 ) -> dict[str, Tensor]:
-    """The tensors to copy into the model. Raises CheckpointError."""
+    """Select the tensors to copy into the model. Raises CheckpointError."""
     expected = {name: tensor for name, tensor in model.state_dict().items() if name not in dropped}
     given = {name: tensor for name, tensor in state_dict.items() if name not in dropped}
     if not any(name.startswith(AUXILIARY) for name in given):
@@ -92,7 +93,7 @@ def _matching(
     config = cast(Any, model).config
     if in_chans not in (None, config.in_chans):
         given = {name: _spread(tensor, in_chans, expected.get(name)) for name, tensor in given.items()}
-    if config.norm == "group":  # which takes over weight and bias of batch normalisation alone
+    if config.norm == "group":  # group norm takes over only the weight and bias of batch norm
         given = {name: tensor for name, tensor in given.items() if not name.endswith(_STATISTICS)}
     problems = mismatches(expected, given)
     if problems:
@@ -101,10 +102,10 @@ def _matching(
 
 
 def _spread(tensor: Tensor, in_chans: int | None, expected: Tensor | None) -> Tensor:
-    """A kernel on ``in_chans`` channels for the number that ``expected`` takes, as timm does it; others as they are.
+    """Convert a kernel on ``in_chans`` channels to the channels of ``expected``, as timm does. Others are unchanged.
 
-    One channel gets the sum of them all, so that it means what it means in each of them. More channels get the old
-    ones in turn, scaled so that the results stay as large.
+    One channel gets the sum of all, so that it means the same as in each of them. More channels repeat the old ones in
+    turn, scaled so that the results stay as large.
     """
     if expected is None or tensor.ndim != 4 or expected.ndim != 4 or tensor.shape[1] != in_chans:
         return tensor
@@ -117,7 +118,7 @@ def _spread(tensor: Tensor, in_chans: int | None, expected: Tensor | None) -> Te
 
 
 def mismatches(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """What keeps ``given`` from being ``expected``, one phrase for each kind of fault."""
+    """List the differences between ``given`` and ``expected``, one phrase for each kind."""
     common = [name for name in expected if name in given]
     shapes = [
         f"{name} {tuple(given[name].shape)}, expected {tuple(expected[name].shape)}"

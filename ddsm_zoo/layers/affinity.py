@@ -1,4 +1,4 @@
-"""The two halves of DDSM: affinities over sampled pixels (Eq. 2) and over sampled channels (Eq. 3)."""
+"""Both halves of DDSM: affinities over sampled pixels (Eq. 2) and over sampled channels (Eq. 3)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ddsm_zoo.ops import sampled_attention
 
 
 class PositionalEmbedding(nn.Module):
-    """A learned embedding of every position, the sum of a row and a column table that stretch to any size."""
+    """Learned embedding of every position, the sum of a row and a column table that stretch to any size."""
 
     def __init__(self, channels: int, positions: int) -> None:
         super().__init__()
@@ -23,18 +23,22 @@ class PositionalEmbedding(nn.Module):
         nn.init.normal_(self.columns, std=0.02)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, C, H, W) plus the embeddings of its positions, a map of its own."""
+        """Add the embeddings of the positions to (N, C, H, W). The result is a new map."""
         height, width = features.shape[-2], features.shape[-1]
         rows = stretch(self.rows[None, :, :, None], (height, 1))  # (1, C, H, 1)
         columns = stretch(self.columns[None, :, None, :], (1, width))  # (1, C, 1, W)
-        # in place on the first sum, which nobody else has
+        # in place: nothing else holds the first sum
         return (features + rows).add_(columns)
 
 
 class SpatialAffinity(nn.Module):
     """Spatial-wise dynamic affinity modelling (Eq. 2): each low position gathers N sampled high positions.
 
-    ``channels`` is the width of low and high, ``width`` that of query, key and value.
+    Args:
+        channels: Channels of low and high.
+        samples: N of Eq. 2, the square of an odd number.
+        width: Channels of query, key and value.
+        positions: Length of the tables of positional embeddings.
     """
 
     def __init__(self, channels: int, *, samples: int, width: int, positions: int) -> None:
@@ -49,7 +53,15 @@ class SpatialAffinity(nn.Module):
         self.out = nn.Conv2d(width, channels, 1)
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
-        """low (N, C, H, W), high (N, C, h, w) -> x_Sout (N, C, H, W)."""
+        """Compute x_Sout.
+
+        Args:
+            low: Low-level features (N, C, H, W).
+            high: High-level features (N, C, h, w).
+
+        Returns:
+            x_Sout (N, C, H, W).
+        """
         query, key, value = self.project(low, high)
         offset, modulation = self.sampler(key)
         out = sampled_attention(query, key, value, offset, modulation, kernel_size=self.sampler.kernel_size)
@@ -57,7 +69,7 @@ class SpatialAffinity(nn.Module):
         return projected
 
     def project(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Query x_l^theta, key x_cat^phi and value x_h^g, each (N, width, H, W)."""
+        """Compute the query x_l^theta, key x_cat^phi and value x_h^g, each (N, width, H, W)."""
         size = (low.shape[-2], low.shape[-1])
         from_low = self.low_projection(self.low_position(low))
         # 1 x 1 convolutions commute with the upsampling: high is projected while it is small
@@ -71,13 +83,21 @@ class SpatialAffinity(nn.Module):
 class ChannelAffinity(nn.Module):
     """Channel-wise dynamic affinity modelling (Eq. 3): each low channel gathers N_c sampled high channels.
 
-    The ``width`` = c channels are laid out as a sqrt(c) x sqrt(c) image, whose pixels the dynamic sampler picks;
-    a channel's query and key are its ``pool`` x ``pool`` pooled responses and its value is its map, downsampled to
-    16 x 16. The sampler reads the key; the value is sampled at the same places (Fig. 3b). Offsets stay below
-    ``offset_bound`` cells: each of 8 x 8 channels has at least one of its 9 taps on the grid, whatever was learned, and
-    if all offsets lead outside, 56 % of the taps are left there.
-    Deviation: the logits are divided by ``pool``, the square root of the features' length, since without it the
-    softmax starts almost one-hot and its gradients drown all others (docs/method.md).
+    The ``width`` = c channels form a sqrt(c) x sqrt(c) image, whose pixels the dynamic sampler picks. A channel's query
+    and key are its ``pool`` x ``pool`` pooled responses. Its value is its map, downsampled to 16 x 16. The sampler
+    reads the key, and the value is sampled at the same places (Fig. 3b).
+
+    Offsets stay below ``offset_bound`` cells. Each of 8 x 8 channels then keeps at least one of its 9 taps on the grid,
+    with any weights. If all offsets lead outside, 56 % of the taps still do.
+
+    Deviation from the paper: the logits are divided by ``pool``, the square root of the features' length. Without it
+    the softmax starts almost one-hot and its gradients drown all others (docs/method.md).
+
+    Args:
+        channels: Channels of low and high.
+        samples: N_c of Eq. 3, the square of an odd number.
+        width: c of Eq. 3, a square number.
+        pool: Side a of the pooled responses.
     """
 
     value_size = 16
@@ -94,7 +114,15 @@ class ChannelAffinity(nn.Module):
         self.out = nn.Conv2d(width, channels, 1)
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
-        """low (N, C, H, W), high (N, C, h, w) -> x_Cout (N, C, H, W)."""
+        """Compute x_Cout.
+
+        Args:
+            low: Low-level features (N, C, H, W).
+            high: High-level features (N, C, h, w).
+
+        Returns:
+            x_Cout (N, C, H, W).
+        """
         low_pooled = average(low, self.pool)
         high_pooled = average(high, self.pool)
         query = _swap(self.alpha(low_pooled), self.grid) / self.pool  # (N, a*a, sqrt c, sqrt c)
@@ -107,7 +135,7 @@ class ChannelAffinity(nn.Module):
 
 
 def _swap(features: Tensor, side: int) -> Tensor:
-    """(N, C, s, s) -> (N, s*s, side, side): what were C = side*side channels become the pixels, and vice versa."""
+    """Swap channels and pixels, (N, C, s, s) -> (N, s*s, side, side): the C = side*side channels become the pixels."""
     assert features.shape[1] == side * side
     pixels = features.flatten(2).transpose(1, 2)  # (N, s*s, C)
     return pixels.reshape(features.shape[0], pixels.shape[1], side, side)

@@ -1,4 +1,4 @@
-"""The convolution block, and the one way each to resize, to average and to stretch."""
+"""Convolution block and the shared functions to resize, average and stretch maps."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from ddsm_zoo.ops.traced import is_traced
 
 
 def resize(features: Tensor, size: tuple[int, int]) -> Tensor:
-    """(N, C, h, w) -> (N, C, H, W), bilinear with ``align_corners=False``."""
-    # what is traced is for all sizes, so it must not ask
+    """Resize (N, C, h, w) to (N, C, H, W), bilinear with ``align_corners=False``."""
+    # a traced graph serves all sizes, so it must not compare them
     if not is_traced() and features.shape[-2:] == size:
         return features
     return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
 
 
 def crop(features: Tensor, size: tuple[int, int]) -> Tensor:
-    """The upper left (N, C, H, W) of a map (N, C, h, w), which must be at least as large."""
+    """Crop a map (N, C, h, w) to its upper left (N, C, H, W). It must be at least as large."""
     height, width = size
-    if is_traced():  # slices ask which of the two is larger
+    if is_traced():  # slices compare the two sizes
         rows, columns = (torch.arange(side, device=features.device) for side in size)
         return features.index_select(-2, rows).index_select(-1, columns)
     return features[..., :height, :width]
 
 
 def average(features: Tensor, cells: int) -> Tensor:
-    """(N, C, H, W) -> (N, C, cells, cells), the averages over so many parts a side of the whole image."""
+    """Average the whole image over cells x cells parts, (N, C, H, W) -> (N, C, cells, cells)."""
     if is_traced():  # ONNX has no pooling whose windows depend on the image
         rows, columns = Span.entire(features.shape[-2]), Span.entire(features.shape[-1])
         return tiles.average(features, cells, rows, columns).to(features.dtype)
@@ -40,23 +40,23 @@ def average(features: Tensor, cells: int) -> Tensor:
 
 
 def downsample(features: Tensor, cells: int) -> Tensor:
-    """(N, C, H, W) -> (N, C, cells, cells), the whole image interpolated at so many places a side."""
+    """Interpolate the whole image at cells x cells places, (N, C, H, W) -> (N, C, cells, cells)."""
     known = tile.downsample(features, cells) if (tile := tiles.current()) else None
     return resize(features, (cells, cells)) if known is None else known
 
 
 def stretch(features: Tensor, size: tuple[int, int]) -> Tensor:
-    """A map of the whole image, whatever its size (N, C, h, w), on the grid of a feature map (N, C, H, W)."""
+    """Stretch a map of the whole image, of any size (N, C, h, w), to the grid of a feature map (N, C, H, W)."""
     if tile := tiles.current():
         return tile.stretch(features, size)
     return resize(features, size)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation that, given one value per channel, uses the running statistics.
+    """Batch norm that uses the running statistics if it gets one value per channel.
 
-    One value has no variance: torch raises there, and training with batches of one would be impossible with the pooled
-    branches of PPM and ASPP, and on images so small that the deepest features are 1 x 1.
+    One value has no variance, so torch raises an error. That would rule out training with batches of one, because of
+    the pooled branches of PPM and ASPP. It would also rule out images so small that the deepest features are 1 x 1.
     """
 
     def forward(self, features: Tensor) -> Tensor:
@@ -66,12 +66,12 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 def by_running_statistics(norm: nn.BatchNorm2d, features: Tensor) -> Tensor:
-    """(N, C, H, W) normalised as in evaluation, whatever the mode."""
+    """Normalize (N, C, H, W) by the running statistics, in training mode too."""
     return F.batch_norm(features, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
 
 
 class ConvNormAct(nn.Sequential):
-    """Convolution without bias, batch normalisation and, unless ``act=False``, ReLU; size-preserving.
+    """Convolution without bias, batch norm and, unless ``act=False``, ReLU. It preserves the size.
 
     ``separable`` splits a 3 x 3 convolution into a depthwise 3 x 3 and a 1 x 1.
     """

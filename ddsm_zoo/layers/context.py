@@ -9,7 +9,7 @@ from ddsm_zoo.layers.common import ConvNormAct, average, stretch
 
 
 class PPM(nn.Module):
-    """Pyramid pooling: x beside its averages over 1, 2, 3 and 6 cells a side, fused by a 1 x 1 convolution."""
+    """Pyramid pooling: x and its averages over 1, 2, 3 and 6 cells a side, fused by a 1 x 1 convolution."""
 
     bins = (1, 2, 3, 6)
 
@@ -19,7 +19,7 @@ class PPM(nn.Module):
         self.fuse = ConvNormAct(in_channels + len(self.bins) * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, width, h, w)."""
+        """Add context: (N, C, h, w) -> (N, width, h, w)."""
         size = (x.shape[-2], x.shape[-1])
         pooled = [
             stretch(branch(average(x, bins)), size) for bins, branch in zip(self.bins, self.branches, strict=True)
@@ -39,7 +39,7 @@ class ASPP(nn.Module):
         self.fuse = ConvNormAct((len(rates) + 2) * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, width, h, w)."""
+        """Add context: (N, C, h, w) -> (N, width, h, w)."""
         image = stretch(self.image(average(x, 1)), (x.shape[-2], x.shape[-1]))
         fused: Tensor = self.fuse(torch.cat((*(branch(x) for branch in self.branches), image), dim=1))
         return fused

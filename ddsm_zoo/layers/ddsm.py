@@ -1,4 +1,4 @@
-"""The Dynamic Dual Sampling Module (section 2.2 of the paper)."""
+"""Dynamic Dual Sampling Module (section 2.2 of the paper)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ from ddsm_zoo.layers.affinity import ChannelAffinity, SpatialAffinity
 
 
 class DDSM(nn.Module):
-    """low + S(low, high) + K(low, high); Fig. 3, with either half left out for the ablation of Table 1.
+    """Dynamic Dual Sampling Module: low + S(low, high) + K(low, high), as in Fig. 3.
 
-    ``spatial`` is S and ``channel`` is K, None for a half that is left out.
+    The attribute ``spatial`` is S and ``channel`` is K. A half that is left out is None.
+
+    Args:
+        channels: Channels of low and high.
+        config: Sizes of the module.
+        spatial: Include S. Leave one half out for the ablation of Table 1.
+        channel: Include K.
     """
 
     def __init__(self, channels: int, config: DDSMConfig, *, spatial: bool = True, channel: bool = True) -> None:
@@ -28,11 +34,19 @@ class DDSM(nn.Module):
         )
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
-        """low (N, C, H, W), high (N, C, h, w) -> (N, C, H, W)."""
+        """Fuse two levels of features.
+
+        Args:
+            low: Low-level features (N, C, H, W).
+            high: High-level features (N, C, h, w).
+
+        Returns:
+            Fused features (N, C, H, W).
+        """
         out = low
         for affinity in (self.spatial, self.channel):
             if affinity is not None:
                 term = affinity(low, high)
-                # the second sum in place: the first is nobody else's, where what a module returned may be a hook's
+                # second sum in place: only this function holds the first sum, but a hook may hold a module's output
                 out = low + term if out is low else out.add_(term)
         return out

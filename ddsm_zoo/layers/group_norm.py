@@ -1,17 +1,17 @@
-"""Group normalisation in the place of batch normalisation: it does not depend on the batch."""
+"""Group norm as a replacement for batch norm, independent of the batch."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-# As many groups as Wu and He (ECCV 2018) use, as long as each has so many channels: fewer have no statistics to speak
-# of where the map is a single cell, as in the pooled branches.
+# As many groups as Wu and He (ECCV 2018) use, if each has this many channels. Smaller groups have poor statistics
+# on a map of a single cell, as in the pooled branches.
 _GROUPS = (32, 16, 8, 4, 2, 1)
 _CHANNELS = 8
 
 
 class GroupNorm2d(nn.GroupNorm):
-    """A batch normalisation's weight and bias under group normalisation, and what timm puts behind its own."""
+    """Group norm with the weight and bias of a batch norm, and the layers that timm puts after its own."""
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         channels = norm.num_features
@@ -27,7 +27,7 @@ class GroupNorm2d(nn.GroupNorm):
 
 
 def use_group_norm(model: nn.Module) -> None:
-    """Replace every batch normalisation below ``model`` by group normalisation with the same weight and bias."""
+    """Replace every batch norm below ``model`` by a group norm with the same weight and bias."""
     for name, child in list(model.named_children()):
         if isinstance(child, nn.BatchNorm2d):
             setattr(model, name, GroupNorm2d(child))

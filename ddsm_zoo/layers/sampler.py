@@ -1,4 +1,4 @@
-"""The dynamic sampler F of Eq. 1, and how many of its taps fall on the map."""
+"""Dynamic sampler F of Eq. 1, and statistics of its taps on the map."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ddsm_zoo.ops.grid import sampling_positions
 
 
 class OffsetConv2d(nn.Conv2d):
-    """A convolution that predicts where K = kernel**2 taps read a map: its first 2K channels are their offsets.
+    """Convolution that predicts the sampling offsets of K = kernel**2 taps in its first 2K channels.
 
-    It starts at zero, the plain grid, as in DCN. Optimizers give it a rate of its own, see `training.recipe.Recipe`.
-    ``bound`` keeps offsets below so many pixels, smoothly; None leaves them as they are.
+    It starts at zero, the plain grid, as in DCN. Optimizers give it its own learning rate, see
+    `training.recipe.Recipe`. ``bound`` smoothly limits offsets to this many pixels. None does not limit them.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class OffsetConv2d(nn.Conv2d):
         nn.init.zeros_(self.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, 2K, H, W) offsets in pixels, (dy, dx) per tap, and where modulated K logits more."""
+        """Predict offsets (N, 2K, H, W) in pixels, (dy, dx) per tap, from (N, C, H, W); if modulated, K more logits."""
         out = super().forward(features)
         if self.bound is None:
             return out
@@ -43,13 +43,20 @@ class OffsetConv2d(nn.Conv2d):
 
 
 class DynamicSampler(nn.Module):
-    """Chooses, for each position of a feature map, where ``samples`` taps read it and how strongly (Eq. 1).
+    """Predict, for each position of a feature map, the locations and strengths of ``samples`` taps (Eq. 1).
 
-    A 1 x 1 convolution predicts an offset in pixels and a modulation per tap of the k x k grid. It starts at zero:
-    the plain grid, every tap at modulation 1/2, as in DCNv2. It reads the features over the square root of their
-    number: Adam moves each weight by the learning rate, whatever the gradient, and so an offset by as much as the
-    features add up to. Taps that leave the map read zeros and have no gradient to bring them back (docs/method.md);
-    ``bound``, in pixels, keeps them near on small maps.
+    A 1 x 1 convolution predicts an offset in pixels and a modulation per tap of the k x k grid. It starts at zero: the
+    plain grid, every tap at modulation 1/2, as in DCNv2.
+
+    The convolution reads the features divided by the square root of their number. Adam moves each weight by the
+    learning rate, whatever the gradient, and so an offset by as much as the features add up to.
+
+    Taps that leave the map read zeros and have no gradient to bring them back (docs/method.md).
+
+    Args:
+        channels: Channels of the features.
+        samples: Taps per position, K = k * k.
+        bound: Limit of the offsets in pixels, which keeps taps near on small maps. None for no limit.
     """
 
     def __init__(self, channels: int, samples: int, *, bound: float | None = None) -> None:
@@ -60,18 +67,25 @@ class DynamicSampler(nn.Module):
         self.predict = OffsetConv2d(channels, samples, modulated=True, bound=bound)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, C, H, W) -> offset (N, 2K, H, W), (dy, dx) per tap, and modulation (N, K, H, W) in 0..1."""
+        """Predict offsets and modulations.
+
+        Args:
+            features: Feature map (N, C, H, W).
+
+        Returns:
+            Offsets (N, 2K, H, W) in pixels, (dy, dx) per tap, and modulations (N, K, H, W) from 0 to 1.
+        """
         offset, modulation = self.predict(features * self.scale).split((2 * self.samples, self.samples), dim=1)
         return offset, modulation.sigmoid()
 
 
 @dataclass
 class TapCounts:
-    """Counts over all images that went through one sampler.
+    """Tap counts of one sampler, over all images it has processed.
 
-    ``inside`` of ``taps`` read at least one pixel of the map, ``grid`` is how many of them would without offsets;
-    ``blind`` of ``positions`` have no such tap. ``moved`` adds up |dy| and |dx| of all taps, in pixels: a sampler that
-    never moves a tap, or whose offsets all sit at their bound, keeps its taps on the map and does nothing.
+    ``inside`` of ``taps`` read at least one pixel of the map, ``grid`` would without offsets. ``blind`` of
+    ``positions`` have no tap on the map. ``moved`` adds up |dy| and |dx| of all taps, in pixels. A sampler that never
+    moves a tap, or whose offsets all sit at their bound, keeps its taps on the map and does nothing.
     """
 
     taps: int = 0
@@ -83,7 +97,7 @@ class TapCounts:
 
     @classmethod
     def of(cls, counts: Mapping[str, float]) -> TapCounts:
-        """The inverse of `dataclasses.asdict`, from sums over processes too."""
+        """Build the counts from their `dataclasses.asdict`, which may be summed over processes."""
         whole: dict[str, Any] = {name: int(count) for name, count in counts.items() if name != "moved"}
         return cls(**whole, moved=counts.get("moved", 0.0))
 
@@ -114,15 +128,15 @@ class TapCounts:
 
     @property
     def kept(self) -> float:
-        """Taps on the map over those of the plain grid: below 1 where offsets lead off the map."""
+        """Taps on the map divided by those of the plain grid. Below 1, offsets lead off the map."""
         return self.inside / max(1, self.grid)
 
 
 @contextmanager
 def watch_taps(model: nn.Module) -> Iterator[dict[str, TapCounts]]:
-    """Count the taps of every sampler of ``model`` that runs meanwhile, by the name of the module that has it.
+    """Count the taps of every sampler of ``model`` that runs inside the block, by the name of its owner module.
 
-    A model in which nothing samples gives an empty dict.
+    A model without samplers gives an empty dict.
     """
     counts: dict[str, TapCounts] = {}
 
@@ -138,7 +152,7 @@ def watch_taps(model: nn.Module) -> Iterator[dict[str, TapCounts]]:
 
 
 def _inside(offset: Tensor) -> Tensor:
-    """Whether each tap reads at least one pixel of the map, (N, 2K, H, W) -> (N, K, H, W)."""
+    """Mark taps that read at least one pixel of the map, (N, 2K, H, W) -> (N, K, H, W)."""
     height, width = offset.shape[-2:]
     y, x = sampling_positions(offset.float(), math.isqrt(offset.shape[1] // 2))
     return (y > -1) & (y < height) & (x > -1) & (x < width)

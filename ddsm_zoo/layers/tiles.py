@@ -1,8 +1,8 @@
-"""A network on one tile of a picture, as if it saw the whole picture.
+"""Run a network on one tile of an image with the same result as on the whole image.
 
-A convolution looks at a neighbourhood, as bilinear resizing does, and the margin of a tile gives it that. What is left
-needs the whole: averages over it, and maps that stretch over it. Layers do both through `common`, and `common` asks
-here for the tile that is being worked on.
+Convolutions and bilinear resizing look at a neighbourhood, which the margin of a tile provides. Two kinds of operation
+need the whole image: averages over it, and maps that stretch over it. Layers do both through `common`, and `common`
+asks this module for the current tile.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from ddsm_zoo.ops.traced import is_traced
 
 @dataclass(frozen=True)
 class Span:
-    """What a tile covers of one axis of a map: ``length`` cells from ``start`` on, of ``whole``.
+    """Part of one axis of a map that a tile covers: ``length`` cells from ``start`` on, of ``whole``.
 
-    ``first`` to ``last``, exclusive, are those that no other tile stands for. In pixels all are multiples of the
-    strides.
+    ``first`` to ``last``, exclusive, are the cells that this tile alone accounts for. In pixels, all values are
+    multiples of the strides.
     """
 
     start: int
@@ -34,21 +34,21 @@ class Span:
 
     @staticmethod
     def entire(length: int) -> Span:
-        """All of an axis."""
+        """Return the span of a whole axis."""
         return Span(0, length, length, 0, length)
 
     def at(self, cells: int) -> Span:
-        """The same part of a feature map on which the tile has ``cells`` cells."""
+        """Return the same part of a feature map on which the tile has ``cells`` cells."""
         stride = self.length // cells
         return Span(*(pixels // stride for pixels in (self.start, self.length, self.whole, self.first, self.last)))
 
 
 @dataclass
 class Averages:
-    """Averages over the whole picture, in the order in which the network asks for them.
+    """Averages over the whole image, in the order in which the network asks for them.
 
-    ``known`` are those that a tile gets; where there are none yet it gets its own. ``found`` are what the tiles so far
-    add up to. Once their number ``expected`` is known, a tile that has added to all of them ends with `StopForward`.
+    ``known`` are passed to each tile. Without any, the tile uses its own averages. ``found`` are the sums over the
+    tiles so far. Once their number ``expected`` is known, a tile that has added to all of them ends with `StopForward`.
     """
 
     known: list[Tensor] = field(default_factory=list)
@@ -56,22 +56,22 @@ class Averages:
     expected: int | None = None
 
     def renew(self) -> None:
-        """Make what was found known."""
+        """Move ``found`` to ``known``."""
         self.known, self.found = self.found, []
 
 
 class StopForward(Exception):
-    """A tile has given its share to every average, the rest of the network need not run."""
+    """Signal that a tile has contributed to every average, so the rest of the network need not run."""
 
 
-# What a tile adds to a map of the whole, from (features, cells, rows, columns); the weights of one axis for it
+# Contribution of a tile to a whole map, from (features, cells, rows, columns); its weights along one axis
 AddUp = Callable[[Tensor, int, Span, Span], Tensor]
 Weights = Callable[[Span, int, Tensor], Tensor]
 
 
 @dataclass
 class Tile:
-    """The part of the picture at hand, in pixels, and the averages over the whole."""
+    """Current part of the image, in pixels, and the averages over the whole image."""
 
     rows: Span
     columns: Span
@@ -80,11 +80,11 @@ class Tile:
     calls: int = 0
 
     def average(self, features: Tensor, cells: int) -> Tensor | None:
-        """The average over the whole in each of cells x cells parts (N, C, cells, cells), None while it is unknown."""
+        """Return the averages of the whole image in cells x cells parts (N, C, cells, cells), None while unknown."""
         return self._of_whole(average, features, cells)
 
     def downsample(self, features: Tensor, cells: int) -> Tensor | None:
-        """The whole, interpolated at cells x cells places (N, C, cells, cells), None while it is unknown."""
+        """Return the whole image interpolated at cells x cells places (N, C, cells, cells), None while unknown."""
         return self._of_whole(downsample, features, cells)
 
     def _of_whole(self, add_up: AddUp, features: Tensor, cells: int) -> Tensor | None:
@@ -101,7 +101,7 @@ class Tile:
         return averages.known[call].to(features.dtype) if averages.known else None
 
     def stretch(self, features: Tensor, size: tuple[int, int]) -> Tensor:
-        """This tile's part (N, C, H, W) of a map that stretches over the whole picture (N, C, h, w)."""
+        """Return this tile's part (N, C, H, W) of a map (N, C, h, w) that stretches over the whole image."""
         return _stretch(_stretch(features, -2, self.rows.at(size[0])), -1, self.columns.at(size[1]))
 
 
@@ -109,7 +109,7 @@ _here = threading.local()
 
 
 def current() -> Tile | None:
-    """The tile that this thread works on, None for a whole image; what is traced is always for whole images."""
+    """Return the tile of this thread, None for a whole image. Traced graphs are always for whole images."""
     if is_traced():
         return None
     tile: Tile | None = getattr(_here, "tile", None)
@@ -126,17 +126,17 @@ def working_on(tile: Tile) -> Iterator[None]:
 
 
 def average(features: Tensor, cells: int, rows: Span, columns: Span) -> Tensor:
-    """What a tile adds to the averages of cells x cells parts, (N, C, H, W) -> (N, C, cells, cells), in float32.
+    """Compute a tile's share of the averages of cells x cells parts, (N, C, H, W) -> (N, C, cells, cells), in float32.
 
-    The cells of the map that it alone stands for, over the number of all.
+    It sums the cells of the map that this tile alone accounts for, divided by the number of all cells.
     """
     return _weighted(_averaging, features, cells, rows, columns)
 
 
 def downsample(features: Tensor, cells: int, rows: Span, columns: Span) -> Tensor:
-    """What a tile adds to the map at cells x cells places, (N, C, H, W) -> (N, C, cells, cells), in float32.
+    """Compute a tile's share of the map at cells x cells places, (N, C, H, W) -> (N, C, cells, cells), in float32.
 
-    Bilinear with ``align_corners=False``, of the cells of the map that the tile alone stands for.
+    Bilinear with ``align_corners=False``, over the cells of the map that this tile alone accounts for.
     """
     return _weighted(_interpolating, features, cells, rows, columns)
 
@@ -146,14 +146,14 @@ def _weighted(weights: Weights, features: Tensor, cells: int, rows: Span, column
     rounds = kind != "meta" and torch.is_autocast_enabled(kind)
     with torch.autocast(kind, enabled=False) if rounds else nullcontext():  # rounded weights would not add up to one
         features = features.float()
-        # four dimensions: with two, `matmul` folds the others and tracers conclude that some sizes cannot be
+        # four dimensions: with two, `matmul` folds the others and tracers conclude that some sizes are impossible
         by_rows, by_columns = (weights(span, cells, features)[None, None] for span in (rows, columns))
         return by_rows @ features @ by_columns.mT
 
 
 def _averaging(span: Span, cells: int, like: Tensor) -> Tensor:
-    """(cells, length): the weights of the tile's rows in each adaptive average over the whole."""
-    # in all of a map, cell i has the positions from floor(i whole / cells) up to ceil((i + 1) whole / cells)
+    """Compute the weights (cells, length) of the tile's rows in each adaptive average over the whole."""
+    # on the whole map, cell i has the positions from floor(i whole / cells) up to ceil((i + 1) whole / cells)
     position = cells * torch.arange(span.whole, device=like.device)
     cell = span.whole * torch.arange(cells, device=like.device)[:, None]
     inside = ((position + cells > cell) & (position < cell + span.whole)).to(like.dtype)
@@ -161,14 +161,14 @@ def _averaging(span: Span, cells: int, like: Tensor) -> Tensor:
 
 
 def _interpolating(span: Span, cells: int, like: Tensor) -> Tensor:
-    """(cells, length): the weights of the tile's rows in a linear interpolation of the whole at ``cells`` places."""
+    """Compute the weights (cells, length) of the tile's rows in a linear interpolation at ``cells`` places."""
     place = (torch.arange(cells, device=like.device, dtype=like.dtype) + 0.5) * (span.whole / cells) - 0.5
     distance = torch.arange(span.whole, device=like.device) - place.clamp(0, span.whole - 1)[:, None]
     return _own((1 - distance.abs()).clamp(min=0), span)
 
 
 def _own(weights: Tensor, span: Span) -> Tensor:
-    """Of weights (cells, whole), those of the tile's rows, without the ones that another tile stands for."""
+    """Select the tile's rows from weights (cells, whole), zero for rows that another tile accounts for."""
     if span.length == span.whole:
         return weights
     weights[:, : span.first] = weights[:, span.last :] = 0
@@ -176,9 +176,9 @@ def _own(weights: Tensor, span: Span) -> Tensor:
 
 
 def _stretch(features: Tensor, dim: int, span: Span) -> Tensor:
-    """Linear interpolation of a map of the whole along ``dim`` (``align_corners=False``), the span of it."""
+    """Interpolate a map of the whole linearly along ``dim`` (``align_corners=False``) and return the span of it."""
     cells = features.shape[dim]
-    # in float64, which not every device has: a tile must fall on the whole's grid to a small part of a pixel
+    # in float64, which not every device has: a tile must match the whole's grid to a small part of a pixel
     place = torch.arange(span.length, dtype=torch.float64) + span.start
     place = ((place + 0.5) * (cells / span.whole) - 0.5).clamp(0, cells - 1)
     before = place.long()

@@ -1,4 +1,4 @@
-"""Scores of a segmentation, from counts that add up over images and processes."""
+"""Segmentation metrics, from counts that add up over images and processes."""
 
 from ddsm_zoo.metrics.boundary import BoundaryFScore, BoundaryIoU
 from ddsm_zoo.metrics.confusion import ConfusionMatrix

@@ -1,4 +1,7 @@
-"""How far a score would move with other images of the same kind: the bootstrap over images, sequences or blocks."""
+"""Bootstrap intervals of a score over images, sequences or blocks.
+
+They tell how far the score would move with other images of the same kind.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,10 @@ ENOUGH = 10  # units; the quantiles of fewer are rough
 class Resampling:
     """Units that the bootstrap draws with replacement.
 
-    ``units`` has the unit of each image, from 0 to ``count`` - 1. ``note`` says in one line what the intervals are
-    worth where the images are video frames.
+    Attributes:
+        by: Kind of unit, ``image``, ``sequence`` or ``block:N``.
+        units: Unit of each image, from 0 to ``count`` - 1.
+        note: One line on how far you can trust the intervals if the images are video frames.
     """
 
     by: str
@@ -28,7 +33,7 @@ class Resampling:
 
     @property
     def count(self) -> int:
-        """The number of units."""
+        """Number of units."""
         return max(self.units) + 1
 
     @classmethod
@@ -36,13 +41,13 @@ class Resampling:
         """Split images into the units that are drawn.
 
         Args:
-            by: ``image``, ``sequence``, or ``block:N`` for blocks of N consecutive images of a sequence. Images follow
-                each other by their names, in which numbers count as numbers. A sequence's last block may be shorter.
+            by: ``image``, ``sequence``, or ``block:N`` for blocks of N consecutive images of a sequence. Images are
+                ordered by name, with numbers compared as numbers. A sequence's last block may be shorter.
             names: Name of each image.
-            sequences: Sequence of each image, None where that is unknown.
+            sequences: Sequence of each image, None where it is unknown.
 
         Raises:
-            ValueError: For another ``by``, for ``sequence`` where one is unknown, and if all images are one unit.
+            ValueError: Another ``by``, ``sequence`` with an unknown one, or all images in one unit.
         """
         size = _block_size(by)
         keys: Sequence[Hashable]
@@ -60,26 +65,26 @@ class Resampling:
 
 
 def resample(counts: Tensor, resamples: int, seed: int = 0, units: Sequence[int] | None = None) -> Tensor:
-    """Sums of per-image ``counts`` (n, ...) over ``resamples`` draws with replacement, (resamples, ...) float64.
+    """Sum per-image ``counts`` (n, ...) over ``resamples`` draws with replacement, (resamples, ...) float64.
 
-    A draw takes n images or, with the unit of each image in ``units``, as many units as there are, each with all of its
-    images. One seed draws the same units whatever the counts, so that two models are compared on the same draws.
+    A draw takes n images. With the unit of each image in ``units``, it takes as many units as exist, each with all its
+    images. One seed draws the same units for any counts, so two models are compared on the same draws.
     """
     if units is not None:
         summed = counts.new_zeros(max(units) + 1, *counts.shape[1:])
         counts = summed.index_add(0, torch.tensor(units, device=counts.device), counts)
     drawn = len(counts)
     generator = torch.Generator().manual_seed(seed)
-    # One draw at a time, so that the first of many draws are the draws of few
+    # One draw at a time, so that a run of many draws begins with those of a run of few
     draws = [torch.randint(drawn, (drawn,), generator=generator) for _ in range(resamples)]
     weights = torch.stack([torch.bincount(draw, minlength=drawn) for draw in draws]).double()
     return (weights @ counts.reshape(drawn, -1).double()).reshape(resamples, *counts.shape[1:])
 
 
 def interval(values: Tensor) -> list[list[float]]:
-    """The percentile interval of LEVEL over the first dimension: [low, high] for each entry of ``values`` (B, K).
+    """Compute the percentile interval of LEVEL over the first dimension: [low, high] per entry of ``values`` (B, K).
 
-    Draws that lack the class (nan) are left out; a class that no draw has gets [nan, nan].
+    Draws that lack the class (nan) are left out. A class that occurs in no draw gets [nan, nan].
     """
     tail = (1 - LEVEL) / 2
     bounds = torch.nanquantile(values.double(), torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
@@ -93,7 +98,7 @@ def check_unit(by: str) -> None:
 
 
 def _block_size(by: str) -> int:
-    """N of ``block:N``, 0 for the others."""
+    """Parse N of ``block:N``, 0 for other units."""
     if by in ("image", "sequence"):
         return 0
     match = re.fullmatch(r"block:([1-9][0-9]*)", by, re.ASCII)
@@ -115,7 +120,7 @@ def _known(names: Sequence[str], sequences: Sequence[str | None]) -> list[str]:
 
 
 def _blocks(size: int, names: Sequence[str], sequences: Sequence[str | None]) -> list[Hashable]:
-    """Sequence and number of the block of each image."""
+    """Return the sequence and the block number of each image."""
     keys: list[Hashable] = [None] * len(names)
     seen: Counter[str | None] = Counter()
     for index in sorted(range(len(names)), key=lambda index: _natural(names[index])):
@@ -126,7 +131,7 @@ def _blocks(size: int, names: Sequence[str], sequences: Sequence[str | None]) ->
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that takes numbers as numbers: 9 before 10."""
+    """Sort key that compares numbers as numbers: 9 before 10."""
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"([0-9]+)", name)]
 
 

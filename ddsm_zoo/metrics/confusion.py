@@ -1,4 +1,4 @@
-"""Intersection over union, from exact integer counts."""
+"""Intersection over union, computed from exact integer counts."""
 
 from __future__ import annotations
 
@@ -13,8 +13,15 @@ from ddsm_zoo.metrics.ids import check_num_classes, comparable_ids
 class ConfusionMatrix:
     """Counts of (target class, predicted class) over all pixels whose target is not ``ignore_index``.
 
-    ``matrix`` (num_classes, num_classes) int64 on the CPU: rows are targets, columns predictions. Counts are
-    exact, so the order of updates and merges does not matter.
+    ``matrix`` (num_classes, num_classes) is int64 on the CPU: rows are targets, columns predictions. Counts are exact,
+    so the order of updates and merges does not matter.
+
+    Args:
+        num_classes: Number of classes, at least 1.
+        ignore_index: Class id of target pixels that do not count.
+
+    Raises:
+        ValueError: ``num_classes`` is below 1.
     """
 
     def __init__(self, num_classes: int, ignore_index: int = 255) -> None:
@@ -25,21 +32,26 @@ class ConfusionMatrix:
 
     @property
     def counts(self) -> Tensor:
-        """(3, num_classes): the pixels of each class that are right, that are labelled so, that are predicted so."""
+        """Pixels of each class (3, num_classes): correct ones, labelled ones, predicted ones."""
         return torch.stack([self.matrix.diagonal(), self.matrix.sum(1), self.matrix.sum(0)])
 
     def update(self, pred: Tensor, target: Tensor) -> None:
-        """Count the pixels of integer class ids ``pred`` and ``target``, both (N, H, W) or any one common shape.
+        """Count pixels. Nothing is counted if an error is raised.
 
-        Raises ValueError for different shapes, for tensors that are not integer and for ids outside 0 up to
-        num_classes (where the target is ``ignore_index``, nothing is looked at); nothing is counted then.
+        Args:
+            pred: Predicted class ids, integers (N, H, W) or any other shape. Not checked where the target is
+                ``ignore_index``.
+            target: Labelled class ids, in the same shape.
+
+        Raises:
+            ValueError: The shapes differ, a tensor is not integer, or an id that counts is not 0 to num_classes - 1.
         """
         pred, target, counted = comparable_ids(pred, target, self.num_classes, self.ignore_index)
         pairs = torch.bincount(target[counted] * self.num_classes + pred[counted], minlength=self.num_classes**2)
         self.matrix += pairs.view(self.num_classes, self.num_classes).cpu()
 
     def merge(self, other: ConfusionMatrix) -> None:
-        """Add the counts of ``other``, for example of another process. Raises ValueError for other classes."""
+        """Add the counts of ``other``, for example of another process. Raises ValueError if its classes differ."""
         if (other.num_classes, other.ignore_index) != (self.num_classes, self.ignore_index):
             raise ValueError(
                 f"cannot merge counts of {other.num_classes} classes (ignoring {other.ignore_index}) into "
@@ -51,12 +63,12 @@ class ConfusionMatrix:
         self.matrix.zero_()
 
     def compute(self) -> dict[str, Any]:
-        """The scores as fractions from 0 to 1, in float64.
+        """Compute the scores as fractions from 0 to 1, in float64. Each is nan if there is nothing to count.
 
-        ``iou`` is a list with one value per class, nan where the class occurs neither in targets nor in
-        predictions; ``miou`` is the mean of the others. ``accuracy`` lists the recall of each class, nan where it does
-        not occur in targets, and ``mean_accuracy`` is the mean of the others; ``pixel_accuracy`` is the share of right
-        pixels. Each is nan when there is nothing to count.
+        Returns:
+            ``iou`` by class id, nan for a class in neither targets nor predictions, and ``miou``, the mean of the
+            others. ``accuracy`` by class id, the recall, nan for a class not in the targets, and ``mean_accuracy``,
+            the mean of the others. ``pixel_accuracy``, the share of correct pixels.
         """
         right, targets, _ = counts = self.counts.double()
         iou, accuracy = iou_of(counts), right / targets
@@ -70,6 +82,6 @@ class ConfusionMatrix:
 
 
 def iou_of(counts: Tensor) -> Tensor:
-    """IoU (..., K) from the pixels (..., 3, K) of each class that are right, labelled and predicted, nan for none."""
+    """Compute IoU (..., K) from the correct, labelled and predicted pixels of each class (..., 3, K), nan for none."""
     right, target, predicted = counts.double().unbind(-2)
     return right / (target + predicted - right)  # 0 / 0 is nan: an absent class

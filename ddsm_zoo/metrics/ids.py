@@ -1,4 +1,4 @@
-"""Class ids as every metric takes them: checked once, in one place."""
+"""Checks of class ids, shared by all metrics."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ def check_num_classes(num_classes: int) -> None:
 
 
 def comparable_ids(pred: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Both as int64 on the device of ``pred``, and where they count: everywhere that ``target`` is not ignored.
+    """Return both as int64 on the device of ``pred``, and a mask of the pixels whose target is not ignored.
 
-    Raises ValueError for different shapes, for tensors that are not integer and for ids outside 0 up to num_classes
-    where they count.
+    Raises ValueError for different shapes, tensors that are not integer, and ids outside 0 to num_classes - 1 among the
+    pixels that count.
     """
     if pred.shape != target.shape:
         raise ValueError(
@@ -24,7 +24,7 @@ def comparable_ids(pred: Tensor, target: Tensor, num_classes: int, ignore_index:
     for name, ids in (("pred", pred), ("target", target)):
         if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
             raise ValueError(f"{name} is {ids.dtype}, expected integer class ids; take the argmax of logits first")
-    # int64 first: an ignore_index of -100 would wrap round when compared as uint8
+    # int64 first: an ignore_index of -100 would wrap around when compared as uint8
     pred, target = pred.detach().long(), target.detach().long().to(pred.device)
     counted = target != ignore_index
     for name, ids in (("pred", pred), ("target", target)):

@@ -1,4 +1,4 @@
-"""Instance-level IoU as Cityscapes defines it: every object weighs the same, however many pixels it has."""
+"""Instance-level IoU as Cityscapes defines it: every object has the same weight, whatever its size."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from torch import Tensor
 
 
 class InstanceIoU:
-    """iIoU of groups of classes whose objects are labelled one by one.
+    """Instance-level IoU (iIoU) of groups of classes whose objects are labelled individually.
 
-    A group is a class of its own or a category. An object's pixels count as hit when they are predicted as any class of
-    the group; hits and misses of an object are weighted by the mean size of its class's objects over its own size.
+    A group is a single class or a category. An object's pixels count as hit if they are predicted as any class of the
+    group. Hits and misses of an object are weighted by the mean size of its class's objects divided by its own size.
     False positives are the pixels of a `ConfusionMatrix` that are predicted as the group and labelled otherwise.
 
-    ``counts`` (2, groups) float64 on the CPU: the weighted hits, and the weighted pixels of all objects.
+    ``counts`` (2, groups) is float64 on the CPU: the weighted hits, and the weighted pixels of all objects.
+
+    Args:
+        groups: Class ids of each group, by name.
+        mean_sizes: Mean size in pixels of the objects of each class, by class id.
     """
 
     def __init__(self, groups: Mapping[str, Sequence[int]], mean_sizes: Mapping[int, float]) -> None:
@@ -25,11 +29,17 @@ class InstanceIoU:
         self.counts = torch.zeros(2, len(self.groups), dtype=torch.float64)
 
     def update(self, pred: Tensor, target: Tensor, instances: Tensor) -> None:
-        """Count one image: class ids ``pred`` and ``target`` and objects ``instances``, (H, W) each; 0 is no object."""
+        """Count one image.
+
+        Args:
+            pred: Predicted class ids (H, W).
+            target: Labelled class ids (H, W).
+            instances: Object ids (H, W), 0 for no object.
+        """
         pred, target, instances = (ids.detach().long().cpu().flatten() for ids in (pred, target, instances))
         objects = instances > 0
         names, index, sizes = torch.unique(instances[objects], return_inverse=True, return_counts=True)
-        # All pixels of an object have its class
+        # All pixels of an object have the same class
         classes = torch.zeros_like(names).scatter_(0, index, target[objects])
         for column, members in enumerate(self.groups.values()):
             hit = torch.isin(pred[objects], torch.tensor(members))
@@ -40,7 +50,7 @@ class InstanceIoU:
                 self.counts[1, column] += self.mean_sizes[member] * int(own.sum())
 
     def merge(self, other: InstanceIoU) -> None:
-        """Add the counts of ``other``. Raises ValueError for other groups."""
+        """Add the counts of ``other``. Raises ValueError if its groups or mean sizes differ."""
         if (other.groups, other.mean_sizes) != (self.groups, self.mean_sizes):
             raise ValueError(f"cannot merge objects of {list(other.groups)} into {list(self.groups)}")
         self.counts += other.counts
@@ -49,7 +59,14 @@ class InstanceIoU:
         self.counts.zero_()
 
     def compute(self, matrix: Tensor) -> dict[str, Any]:
-        """iIoU by group, given the confusion ``matrix`` (K, K) of the same images; nan for a group without pixels."""
+        """Compute iIoU as fractions from 0 to 1.
+
+        Args:
+            matrix: Confusion matrix (K, K) of the same images.
+
+        Returns:
+            iIoU by group, nan for a group without pixels.
+        """
         hits, pixels = self.counts
         return {
             name: (hits[column] / (pixels[column] + _false_positives(matrix, members))).item()
@@ -58,7 +75,7 @@ class InstanceIoU:
 
 
 def category_iou(matrix: Tensor, groups: Mapping[str, Sequence[int]]) -> dict[str, float]:
-    """IoU of each group when its classes are one, from a confusion ``matrix`` (K, K); nan for one that never occurs."""
+    """Compute the IoU of each group, its classes merged, from a confusion ``matrix`` (K, K). Absent groups are nan."""
     scores = {}
     for name, members in groups.items():
         rows = matrix[list(members)].double()

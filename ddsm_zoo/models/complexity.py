@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of an architecture, counted without building it in memory."""
+"""Parameters and multiply-adds of an architecture, counted without allocating it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from ddsm_zoo.models.segmenter import Segmenter
 
 
 class Complexity(NamedTuple):
-    """``params`` and, for one image, ``multiply_adds``."""
+    """Number of parameters ``params`` and, for one image, of multiply-adds ``multiply_adds``."""
 
     params: int
     multiply_adds: int
 
 
 def complexity(config: ModelConfig, size: tuple[int, int] = (1024, 1024)) -> Complexity:
-    """Count on the meta device what ``torch.utils.flop_counter`` counts, for an (H, W) image at inference.
+    """Count parameters and multiply-adds for an (H, W) image at inference, by ``torch.utils.flop_counter``.
 
-    Convolutions and matrix products count, the products of the sampled attention among them; normalisation,
-    activations and interpolation (the bilinear sampling too) do not. The auxiliary head is left out.
+    The count runs on the meta device. It includes convolutions and matrix products, among them those of the sampled
+    attention. It excludes normalization, activations and interpolation (the bilinear sampling too), and the auxiliary
+    head.
     """
     with torch.device("meta"):
         model = Segmenter(dataclasses.replace(config, auxiliary=False))
@@ -33,7 +34,7 @@ def complexity(config: ModelConfig, size: tuple[int, int] = (1024, 1024)) -> Com
 
 
 def count(model: nn.Module, shape: tuple[int, int, int]) -> Complexity:
-    """The same for any network on the meta device and an image of ``shape`` (C, H, W)."""
+    """Count the same for any network on the meta device and an image of ``shape`` (C, H, W)."""
     counter = FlopCounterMode(
         display=False,
         custom_mapping={torch.ops.torchvision.deform_conv2d: _deform_conv2d_flops},
@@ -47,5 +48,5 @@ def count(model: nn.Module, shape: tuple[int, int, int]) -> Complexity:
 def _deform_conv2d_flops(
     _: tuple[int, ...], weight_shape: tuple[int, ...], *__: Any, out_shape: tuple[int, ...], **___: Any
 ) -> int:
-    """As for an ordinary convolution: 2 * kernel elements for each output element."""
+    """Count as for an ordinary convolution: 2 * kernel elements for each output element."""
     return 2 * math.prod(out_shape) * math.prod(weight_shape[1:])

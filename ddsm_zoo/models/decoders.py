@@ -1,4 +1,4 @@
-"""The decoders by name, ones of your own among them."""
+"""Registry of decoders, including your own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ddsm_zoo.utils.registry import DECODERS
 
 
 class DecoderType(Protocol):
-    """A class of modules from x2 .. x5, (N, C_s, H_s, W_s) each, to (N, config.width, H_2, W_2).
+    """Module class that maps x2 .. x5, (N, C_s, H_s, W_s) each, to (N, config.width, H_2, W_2).
 
     It is built from the widths C_s and the model's config. ``output_stride`` is the deepest stride that it asks of the
     backbone: 32, or 16 for dilated features.
@@ -27,15 +27,15 @@ class DecoderType(Protocol):
 
 
 def register_decoder(name: str, decoder: DecoderType) -> None:
-    """Make ``decoder`` a decoder that configs and model names can name, such as ``{name}_ddsm_r50``.
+    """Register ``decoder`` as a decoder for configs and model names, such as ``{name}_ddsm_r50``.
 
     Args:
-        name: lower-case letters, digits and underscores.
-        decoder: a module class ``decoder(channels, config)`` with the attribute ``output_stride``, see `DecoderType`.
+        name: Lower-case letters, digits and underscores.
+        decoder: Module class ``decoder(channels, config)`` with the attribute ``output_stride``, see `DecoderType`.
 
     Raises:
-        ValueError: the name is taken or malformed.
-        TypeError: ``decoder`` cannot be called or has no ``output_stride``.
+        ValueError: The name is taken or malformed.
+        TypeError: ``decoder`` is not callable or has no ``output_stride``.
     """
     if not callable(decoder) or not hasattr(decoder, "output_stride"):
         raise TypeError(f"got {decoder!r} for the decoder {name!r}, expected a class with the attribute output_stride")
@@ -47,6 +47,6 @@ register_decoder("deeplabv3plus", DeepLabV3Plus)
 
 
 def find_decoder(name: str) -> DecoderType:
-    """The decoder of that name. Raises UnregisteredError."""
+    """Return the decoder of that name. Raises UnregisteredError."""
     found: DecoderType = DECODERS.find(name)
     return found

@@ -1,4 +1,4 @@
-"""DeepLabV3+: ASPP on x5, brought to x2 by concatenation or by a fusion module."""
+"""DeepLabV3+: ASPP on x5, merged with x2 by concatenation or by a fusion module."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ LOW_WIDTH = 48
 
 
 class DeepLabV3Plus(nn.Module):
-    """x2 .. x5 -> one map at stride 4.
+    """DeepLabV3+ decoder, x2 .. x5 -> one map at stride 4.
 
-    Plain, as published: x2 reduced to 48 channels beside the upsampled ASPP(x5), then two 3 x 3 convolutions.
-    With a fusion module: x~2 = fusion(x2, ASPP(x5)), both of the decoder's width, takes the place of the pair.
+    Without a fusion module, as published: x2 reduced to 48 channels and concatenated with the upsampled ASPP(x5), then
+    two 3 x 3 convolutions. With a fusion module, x~2 = fusion(x2, ASPP(x5)), both of the decoder's width, replaces the
+    concatenation.
     """
 
     output_stride = 16
@@ -35,7 +36,7 @@ class DeepLabV3Plus(nn.Module):
         )
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """x2 .. x5, each (N, C_s, H_s, W_s) -> (N, width, H_2, W_2)."""
+        """Decode x2 .. x5, each (N, C_s, H_s, W_s), to (N, width, H_2, W_2)."""
         low, high = self.lateral(features[0]), self.context(features[-1])
         if self.fusion is None:
             fused = torch.cat((low, resize(high, (low.shape[-2], low.shape[-1]))), dim=1)

@@ -1,4 +1,4 @@
-"""Batch normalisation folded into the convolutions before it, for inference."""
+"""Batch norm folded into the preceding convolutions, for inference."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _CONVOLUTIONS = (nn.Conv2d, DeformConv2d)
 
 @torch.no_grad()
 def fold_norms(model: nn.Module, example: Tensor) -> None:
-    """Fold every normalisation that takes the output of one convolution into that convolution, in place.
+    """Fold every batch norm that takes the output of one convolution into that convolution, in place.
 
-    Which follows which is seen by running ``example`` (N, C, H, W) once, so that it holds for any backbone. The
-    normalisation is replaced by what it did besides: nothing, or an activation. The model must be in evaluation mode.
+    One run on ``example`` (N, C, H, W) finds the pairs, so it works for any backbone. Each batch norm is replaced by
+    the rest of its work: nothing, or an activation. The model must be in evaluation mode.
     """
     for convolution, norm in _pairs(model, example):
         _fold(convolution, norm)
@@ -28,9 +28,9 @@ def fold_norms(model: nn.Module, example: Tensor) -> None:
 
 
 def _pairs(model: nn.Module, example: Tensor) -> list[tuple[Any, Any]]:
-    """Each convolution with the normalisation that alone takes its output."""
+    """Pair each convolution with the batch norm that alone takes its output."""
     reads = _Reads()
-    outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # by identity; the tensor is held so that none is reused
+    outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # by identity; the tensors are held so that no identity is reused
     pairs: dict[nn.Module, tuple[nn.Module, Tensor]] = {}
     calls: dict[nn.Module, int] = {}
 
@@ -50,8 +50,8 @@ def _pairs(model: nn.Module, example: Tensor) -> list[tuple[Any, Any]]:
     finally:
         for handle in handles:
             handle.remove()
-    # a module that runs twice would serve two places with one pair of weights, and so would an output that is read
-    # twice: by a shortcut around the normalisation, or by an activation in place before it
+    # skip a module that runs twice, which would serve two places with one pair of weights, and an output read twice: by
+    # a shortcut around the batch norm, or by an in-place activation before it
     return [
         (conv, norm)
         for norm, (conv, output) in pairs.items()
@@ -60,7 +60,7 @@ def _pairs(model: nn.Module, example: Tensor) -> list[tuple[Any, Any]]:
 
 
 class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
-    """Counts the operations that take each tensor, by its identity."""
+    """Mode that counts the operations that take each tensor, by its identity."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch

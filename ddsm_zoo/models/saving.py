@@ -1,4 +1,4 @@
-"""A segmenter to files and back: what `Segmenter.save_pretrained`, `push_to_hub` and `from_pretrained` do."""
+"""Saving and loading of segmenters, behind `Segmenter.save_pretrained`, `push_to_hub` and `from_pretrained`."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ if TYPE_CHECKING:
 ModelT = TypeVar("ModelT", bound=nn.Module)
 SegmenterT = TypeVar("SegmenterT", bound="Segmenter")
 
-# Of a model that is described from outside and comes without weights: 2 GB in memory.
+# Limit for a model without weights whose config comes from outside: 2 GB in memory.
 MAX_PARAMETERS = 500_000_000
 
 
 def family(config: ModelConfig) -> str:
-    """The name that a decoder and a fusion have together: ``uper``, ``uper_ddsm``, ..."""
+    """Return the joint name of a decoder and a fusion: ``uper``, ``uper_ddsm``, ..."""
     return config.decoder if config.fusion == "none" else f"{config.decoder}_{config.fusion}"
 
 
 def architecture_name(config: ModelConfig, name: str | None = None) -> str:
-    """``name`` where it is one for this architecture, as ``uper_ddsm_r50`` is; else the decoder's and the fusion's."""
+    """Return ``name`` if it fits this architecture, as ``uper_ddsm_r50`` does, else the decoder's and fusion's name."""
     own = family(config)
     return name if name is not None and (name == own or name.startswith(f"{own}_")) else own
 
 
 def as_uri(source: str | os.PathLike[str], revision: str | None = None) -> str:
-    """A folder, ``org/name`` or an address as the address of a saved model; other names stay as they are.
+    """Convert a folder, ``org/name`` or a URI to the URI of a saved model. Other names stay unchanged.
 
     Raises ValueError for a revision of anything but a repository without one.
     """
@@ -60,7 +60,7 @@ def as_uri(source: str | os.PathLike[str], revision: str | None = None) -> str:
 
 
 def read_saved(path: Path) -> Manifest:
-    """The ``config.json`` of a saved model. Raises what `read_manifest` does, and ConfigError for another name."""
+    """Read the ``config.json`` of a saved model. Raises as `read_manifest` does, and ConfigError for another name."""
     manifest = read_manifest(path)
     if manifest.architecture != architecture_name(manifest.model_args, manifest.architecture):
         raise ConfigError(
@@ -73,9 +73,9 @@ def read_saved(path: Path) -> Manifest:
 def load(
     build: Callable[[ModelConfig], SegmenterT], uri: str, cache_dir: str | os.PathLike[str] | None = None
 ) -> SegmenterT:
-    """The model saved at an address, as it was saved, in evaluation mode.
+    """Load the model saved at a URI, as it was saved, in evaluation mode.
 
-    Raises HubError, FileNotFoundError, ConfigError and CheckpointError, and ValueError for a name that is no address.
+    Raises HubError, FileNotFoundError, ConfigError and CheckpointError, and ValueError for a name that is not a URI.
     """
     if not client.is_uri(uri):
         raise ValueError(
@@ -101,7 +101,7 @@ def load(
 
 
 def on_meta(build: Callable[[ModelConfig], ModelT], config: ModelConfig) -> ModelT:
-    """The model without memory for its tensors."""
+    """Build the model without memory for its tensors."""
     with torch.device("meta"):
         return build(config)
 
@@ -117,15 +117,15 @@ def check_size(model: nn.Module, where: str) -> None:
 
 
 def pack(model: Segmenter, *, half: bool = False, uri: str = "local-dir:PATH") -> dict[str, bytes]:
-    """The content of a saved model's files by name, ``config.json`` last: it holds the hash of the weights.
+    """Build the contents of a saved model's files by name, ``config.json`` last: it holds the hash of the weights.
 
-    ``uri`` is where the card tells its reader to find them.
+    ``uri`` is the address that the card gives its readers.
     """
     if model.fused:
         raise CheckpointError("the model was fused for inference and cannot be saved; save it before fuse()")
     tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(AUXILIARY)}
     if half:
-        # not what has one value per channel: it is small, and a variance may lie outside the range of 16 bits
+        # except tensors with one value per channel: they are small, and a variance may exceed the range of 16 bits
         tensors = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}
     config = dataclasses.replace(model.config, num_classes=model.num_classes, auxiliary=False)
     check_fit(on_meta(type(model), config), tensors, "what is to be saved")
@@ -146,7 +146,7 @@ def pack(model: Segmenter, *, half: bool = False, uri: str = "local-dir:PATH") -
 
 
 def _weights_of(model: Segmenter) -> WeightsSpec:
-    """What is known of the model's weights, with what must be there filled in."""
+    """Return the record of the model's weights, with required fields filled in."""
     known = model.provenance
     labels, uri = known.labels, f"file:{client.WEIGHTS_FILE}"
     if labels is None or len(labels) != model.num_classes:
@@ -160,5 +160,5 @@ def _weights_of(model: Segmenter) -> WeightsSpec:
 
 
 def numbered_labels(count: int) -> LabelSpace:
-    """Labels for classes that nobody named."""
+    """Build labels for unnamed classes."""
     return LabelSpace.from_names([f"class {index}" for index in range(count)], ignore_index=max(255, count))

@@ -1,4 +1,4 @@
-"""The whole segmentation model, composed from its parts, with the methods that users of timm know."""
+"""Segmentation model, composed from its parts, with the methods that timm's models have."""
 
 from __future__ import annotations
 
@@ -27,18 +27,21 @@ if TYPE_CHECKING:
 
 
 class Segmenter(nn.Module):
-    """Backbone, decoder and classifier, as ``config`` describes them.
+    """Segmentation model: backbone, decoder and classifier.
 
-    ``provenance`` is what is known of the weights, ``num_classes`` the number of logits per pixel. ``auxiliary`` is the
-    training-time head on x4, or None. ``fused`` says whether `fuse` was called.
+    Attributes:
+        provenance: Record of the weights.
+        num_classes: Number of logits per pixel.
+        auxiliary: Training-time head on x4, or None.
+        fused: True after a call of `fuse`.
 
     Args:
-        config: the architecture.
-        backbone_weights: a state dict of the whole timm model; without one, all starts from random numbers.
+        config: Architecture.
+        backbone_weights: State dict of the whole timm model. Without it, all weights are random.
 
     Raises:
-        UnregisteredError: a decoder or fusion that nobody registered.
-        BackboneError: a backbone that cannot serve.
+        UnregisteredError: The decoder or fusion is not registered.
+        BackboneError: The backbone is unknown or unsuitable.
     """
 
     def __init__(self, config: ModelConfig, *, backbone_weights: Mapping[str, Tensor] | None = None) -> None:
@@ -71,16 +74,16 @@ class Segmenter(nn.Module):
     ) -> Self:
         """Load a saved model from a folder or from ``org/name`` on the Hub, in evaluation mode.
 
-        `ddsm_zoo.from_pretrained` knows the zoo's names too, and other classes, channels and settings.
+        `ddsm_zoo.from_pretrained` also takes names of the zoo, and other classes, channels and settings.
 
         Args:
-            source: a folder that `save_pretrained` wrote, ``org/name``, or an ``hf-hub:`` or ``local-dir:`` address.
-            revision: a branch, tag or commit of the repository.
-            cache_dir: the Hub's cache, by default the client's own.
+            source: Folder written by `save_pretrained`, ``org/name``, or an ``hf-hub:`` or ``local-dir:`` URI.
+            revision: Branch, tag or commit of the repository.
+            cache_dir: The Hub's cache, by default the Hub client's own.
 
         Raises:
-            HubError, FileNotFoundError: the files cannot be had.
-            ConfigError, CheckpointError: they are not a model's, or do not fit one another.
+            HubError, FileNotFoundError: The files are unavailable.
+            ConfigError, CheckpointError: They are not a model's, or do not match one another.
         """
         return saving.load(cls, saving.as_uri(source, revision), cache_dir)
 
@@ -98,23 +101,37 @@ class Segmenter(nn.Module):
         token: str | None = None,
         half: bool = False,
     ) -> str:
-        """Publish the model, see `ddsm_zoo.push_to_hub`. Returns the address that gives these weights again."""
+        """Publish the model, see `ddsm_zoo.push_to_hub`. Returns the URI that loads these weights again."""
         files = saving.pack(self, half=half, uri=f"hf-hub:{repo_id}")
         return client.push(repo_id, files, private=private, revision=revision, create_pr=create_pr, token=token)
 
     @property
     def pretrained_cfg(self) -> Mapping[str, Any]:
-        """``provenance`` as read-only data with timm's keys."""
+        """View of ``provenance`` as read-only data with timm's keys."""
         return MappingProxyType(self.provenance.to_cfg())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_chans, H, W), any H, W >= 1 -> logits (N, num_classes, H, W)."""
+        """Compute logits.
+
+        Args:
+            x: Preprocessed images (N, in_chans, H, W), any H, W >= 1.
+
+        Returns:
+            Logits (N, num_classes, H, W).
+        """
         return self._to_input(self.forward_head(self.forward_features(x)), x)
 
     def forward_auxiliary(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, in_chans, H, W) -> logits and the auxiliary head's logits, both (N, num_classes, H, W).
+        """Compute logits and the auxiliary head's logits.
 
-        Raises ValueError for a model built without ``auxiliary=True``.
+        Args:
+            x: Preprocessed images (N, in_chans, H, W).
+
+        Returns:
+            Both logits, (N, num_classes, H, W) each.
+
+        Raises:
+            ValueError: The model was built without ``auxiliary=True``.
         """
         if self.auxiliary is None:
             raise ValueError("this model has no auxiliary head; build it with auxiliary=True")
@@ -123,23 +140,35 @@ class Segmenter(nn.Module):
         return self._to_input(logits, x), self._to_input(self.auxiliary(features[2]), x)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """(N, in_chans, H, W) -> the decoder's features (N, width, H/4, W/4) of the image padded to whole strides."""
+        """Compute the decoder's features.
+
+        Args:
+            x: Preprocessed images (N, in_chans, H, W), padded to whole strides here.
+
+        Returns:
+            Features (N, width, H/4, W/4) of the padded image.
+        """
         features: Tensor = self.decoder(self.backbone(self._pad(x)))
         return features
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Features (N, width, h, w) -> logits (N, num_classes, h, w), or what the classifier sees of them."""
+        """Classify features (N, width, h, w) to logits (N, num_classes, h, w).
+
+        Args:
+            features: Features from `forward_features`.
+            pre_logits: Return the input of the classifier instead of logits.
+        """
         features = self.dropout(features)
         return features if pre_logits else self.classifier(features)
 
     def get_classifier(self) -> nn.Module:
-        """The final 1 x 1 convolution."""
+        """Return the final 1 x 1 convolution."""
         return self.classifier
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the final convolutions by freshly initialised ones for ``num_classes`` classes.
+        """Replace the final convolutions by freshly initialized ones for ``num_classes`` classes.
 
-        ``provenance`` then has neither labels nor scores: nobody said what the new classes mean.
+        ``provenance`` then has neither labels nor scores, because the meaning of the new classes is unknown.
         """
         self.config = dataclasses.replace(self.config, num_classes=num_classes)
         self.num_classes = num_classes
@@ -154,14 +183,17 @@ class Segmenter(nn.Module):
         self.backbone.set_grad_checkpointing(enable)
 
     def sync_batch_norm(self) -> None:
-        """Count batch statistics over the images of all GPUs from now on, for distributed training."""
+        """Compute batch statistics over the images of all GPUs from now on, for distributed training."""
         sync_batch_norm(self)
 
     def fuse(self) -> Segmenter:
-        """Fold batch normalisation into the convolutions before it, in place, and leave out the auxiliary head.
+        """Fold batch norm into the preceding convolutions, in place, and drop the auxiliary head.
 
-        For inference: the logits change by rounding alone (below 1e-4), there are fewer passes over memory, and the
-        model can neither be trained nor saved afterwards. Returns the model itself, in evaluation mode.
+        Use it for inference. The logits change only by rounding (below 1e-4), and memory is read and written fewer
+        times. You can neither train nor save the model afterwards.
+
+        Returns:
+            The model itself, in evaluation mode.
         """
         self.eval()
         self.auxiliary = None
@@ -171,9 +203,9 @@ class Segmenter(nn.Module):
         return self
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Regular expressions that sort parameters into layers from input to output, in timm's form."""
+        """Return regular expressions that sort parameters into layers from input to output, in timm's form."""
         stage = r"^backbone\.body\.(?:layer|stages[._]|blocks\.|layers[._])(\d+)"
-        # what a stage has beside its blocks, such as a downsampling layer, comes before them
+        # layers outside a stage's blocks, such as a downsampling layer, come before them
         blocks = [] if coarse else [(stage + r"\.(?:blocks\.)?(\d+)", None)]
         heads = [(r"^(?:decoder|auxiliary)\.", (99998,)), (r"^classifier\.", (99999,))]
         return {
@@ -182,12 +214,12 @@ class Segmenter(nn.Module):
         }
 
     def layer_groups(self) -> list[list[str]]:
-        """Names of the parameters from input to output: the stem, each stage of the backbone, and all that follows."""
+        """Return the names of the parameters from input to output: the stem, each backbone stage, and the rest."""
         return group_parameters(self, self.group_matcher(coarse=True))
 
     @property
     def default_cfg(self) -> Mapping[str, Any]:
-        """timm's older name of ``pretrained_cfg``."""
+        """Old timm name of ``pretrained_cfg``."""
         return self.pretrained_cfg
 
     @property
@@ -198,28 +230,28 @@ class Segmenter(nn.Module):
     def _pad(self, x: Tensor) -> Tensor:
         """Extend the bottom and right edges to multiples of the deepest stride.
 
-        Else a level rounds up where the one below it does not, and resizes between the two shift the picture: crops of
-        whole strides, as one trains on, never showed that to the network (docs/method.md has what it costs).
+        Otherwise one level rounds up and the one below it does not, and resizing between them shifts the image.
+        Training crops are whole strides, so the network has never seen such a shift (docs/method.md has its cost).
         """
         height, width = self._padded(x)
         return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
 
     def _padded(self, x: Tensor) -> tuple[int, int]:
-        """The size (H, W) to which ``x`` is extended."""
+        """Return the size (H, W) to which ``x`` is extended."""
         multiple = self.backbone.multiple
         # written as a multiple, so that a tracer for any size sees that it is one
         return (x.shape[-2] + multiple - 1) // multiple * multiple, (x.shape[-1] + multiple - 1) // multiple * multiple
 
     def _to_input(self, logits: Tensor, x: Tensor) -> Tensor:
-        """Logits of the padded input, brought to its size and cut to the input's own."""
+        """Resize logits to the padded input and crop them to the input."""
         return crop(resize(logits, self._padded(x)), (x.shape[-2], x.shape[-1]))
 
 
 def _classifier(width: int, num_classes: int) -> nn.Conv2d:
-    """A 1 x 1 convolution whose logits start at unit size.
+    """Build a 1 x 1 convolution whose logits start at unit size.
 
-    From logits near zero, as FCN starts, the rows of the rarer classes first learn the same thing, that they are
-    rare, and stay parallel for hundreds of steps (docs/method.md).
+    With logits near zero, FCN's initialization, the rows of the rarer classes first all learn that they are rare. They
+    then stay parallel for hundreds of steps (docs/method.md).
     """
     classifier = nn.Conv2d(width, num_classes, 1)
     nn.init.kaiming_normal_(classifier.weight)
@@ -229,7 +261,7 @@ def _classifier(width: int, num_classes: int) -> nn.Conv2d:
 
 
 def _auxiliary(backbone: Backbone, config: ModelConfig) -> nn.Module:
-    """The FCN head on x4 that PSPNet and UPerNet train with."""
+    """Build the FCN head on x4 that PSPNet and UPerNet train with."""
     head = nn.Sequential(
         ConvNormAct(backbone.channels[2], config.width, 3, separable=config.separable),
         nn.Dropout2d(config.dropout),

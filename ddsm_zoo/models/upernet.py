@@ -1,4 +1,4 @@
-"""UPerNet: a feature pyramid under a pyramid pooling module, with any fusion module on its way down."""
+"""UPerNet: a feature pyramid under a pyramid pooling module, with any fusion module in the top-down path."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ TOP_DOWN = (4, 3, 2)
 
 
 class UPerNet(nn.Module):
-    """x2 .. x5 -> one map at stride 4 (section 2.2, "Plugin into Two Architectures").
+    """UPerNet decoder, x2 .. x5 -> one map at stride 4 (section 2.2, "Plugin into Two Architectures").
 
-    At the stages in ``config.fused_stages`` the fusion module takes the place of the upsampling and, unless
-    ``config.smoothing`` says otherwise, of the 3 x 3 smoothing convolution after it: that is what the published
-    complexity tells (docs/method.md).
+    At the stages in ``config.fused_stages`` the fusion module replaces the upsampling. It also replaces the 3 x 3
+    smoothing convolution after it, unless ``config.smoothing`` keeps that. The published complexity implies this
+    (docs/method.md).
     """
 
     output_stride = 32
@@ -39,7 +39,7 @@ class UPerNet(nn.Module):
         self.fuse = ConvNormAct(4 * width, width, 3, separable=config.separable)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """x2 .. x5, each (N, C_s, H_s, W_s) -> (N, width, H_2, W_2)."""
+        """Decode x2 .. x5, each (N, C_s, H_s, W_s), to (N, width, H_2, W_2)."""
         top = self.context(features[-1])
         outputs = [top]
         for stage, lateral, fusion, smoothing in zip(

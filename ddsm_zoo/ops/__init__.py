@@ -1,4 +1,4 @@
-"""Sampled attention: the one operation that both affinities of DDSM rest on."""
+"""Sampled attention: the operation behind both affinities of DDSM."""
 
 from __future__ import annotations
 
@@ -36,33 +36,33 @@ def sampled_attention(
 
         out[p] = sum_n softmax_n(query[p] . m_n[p] key(p + p_n + d_n)) * m_n[p] value(p + p_n + d_n)
 
-    p_n runs over the k x k grid around p row by row, d_n[p] is the offset and m_n[p] the modulation of tap n.
-    Sampling is bilinear between pixel centres and zero outside the map, as in ``torchvision.ops.deform_conv2d``: of the
-    four pixels around a sample those inside the map take part even with a weight of 0, so that infinity and NaN show.
+    p_n runs over the k x k grid around p row by row, d_n[p] is the offset and m_n[p] the modulation of tap n. Sampling
+    is bilinear between pixel centres and zero outside the map, as in ``torchvision.ops.deform_conv2d``. Of the four
+    pixels around a sample, those inside the map take part even with a weight of 0, so infinity and NaN propagate.
 
     Args:
-        query: (N, Ck, H, W).
-        key: (N, Ck, H, W).
-        value: (N, Cv, H, W).
-        offset: (N, 2K, H, W), in pixels, (dy, dx) for each tap in turn.
-        modulation: (N, K, H, W).
-        kernel_size: the odd side k of the grid.
-        backend: "reference" is the definition in plain torch: any dtype and device, differentiable twice. "cpu"
-            gathers rows and "triton" is one fused kernel for CUDA; both take float32, bfloat16 and float16, compute
-            in float32 and never build a (N, C, K, H, W) tensor, unless their gradients are to be differentiated again
-            (``create_graph=True``, transforms of torch.func), which the reference then gives. "auto" takes "cpu" on
-            the CPU, "triton" on a GPU where Triton is installed, and the reference otherwise. Where a call is
-            compiled, traced or exported and does not take "triton", it takes few operators, all of which ONNX has.
+        query: Queries (N, Ck, H, W).
+        key: Keys (N, Ck, H, W).
+        value: Values (N, Cv, H, W).
+        offset: Offsets (N, 2K, H, W) in pixels, (dy, dx) for each tap in turn.
+        modulation: Modulations (N, K, H, W), one factor for each tap.
+        kernel_size: Odd side k of the grid.
+        backend: "reference" is the definition in plain torch, for any dtype and device, differentiable twice. "cpu"
+            gathers rows and "triton" is one fused kernel for CUDA. Both take float32, bfloat16 and float16, compute in
+            float32 and never build a (N, C, K, H, W) tensor. If you differentiate their gradients again
+            (``create_graph=True``, transforms of torch.func), the reference computes them. "auto" takes "cpu" on the
+            CPU, "triton" on a GPU where Triton is installed, and the reference otherwise. A call that is compiled,
+            traced or exported, and does not take "triton", uses a few operators that ONNX has.
 
     Returns:
-        (N, Cv, H, W), in the dtype of ``value``.
+        Attended values (N, Cv, H, W), in the dtype of ``value``.
 
     Raises:
-        ValueError: shapes, dtypes or devices that do not fit together, a kernel size that is no odd number, or a
-            backend that cannot run these tensors.
+        ValueError: Shapes, dtypes or devices do not match, the kernel size is not odd, or the backend cannot run these
+            tensors.
     """
     _check(query, key, value, offset, modulation, kernel_size, backend)
-    if not is_traced() and len(value) == 0:  # a batch of no images, which the kernels do not take
+    if not is_traced() and len(value) == 0:  # an empty batch, which the kernels do not take
         return reference.sampled_attention(query, key, value, offset, modulation, kernel_size)
     chosen = _fastest(value) if backend == "auto" else backend
     if chosen == "cpu":
@@ -86,7 +86,7 @@ def _fastest(value: Tensor) -> str:
 
 
 def _transformed() -> bool:
-    """Whether a transform of torch.func is under way, to which torch does not bring registered operations."""
+    """Return True inside a transform of torch.func, which does not support registered operations."""
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
@@ -95,7 +95,7 @@ _triton: list[bool] = []
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch gives it no type
 def _has_triton() -> bool:
-    """Whether the Triton path can be loaded; a line in the log, once, where it cannot."""
+    """Return True if the Triton path can be loaded. If not, log one line, once."""
     if not _triton:
         try:
             from ddsm_zoo.ops import triton  # noqa: F401 - registers the operation
@@ -141,7 +141,7 @@ def _check_backend(value: Tensor, backend: str) -> None:
         raise ValueError(f"backend is {backend!r}, expected one of {expected}")
     if backend not in ("cpu", "triton"):
         return
-    # Triton's interpreter, with which the kernel is tested, takes tensors on the CPU
+    # Triton's interpreter, which the kernel's tests use, takes tensors on the CPU
     device = "cuda" if backend == "triton" and os.environ.get("TRITON_INTERPRET", "0") == "0" else "cpu"
     if value.device.type != device or value.dtype not in _FAST_DTYPES:
         dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in _FAST_DTYPES)

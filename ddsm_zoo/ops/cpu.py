@@ -1,14 +1,14 @@
-"""Sampled attention on the CPU without ever holding the sampled features.
+"""Sampled attention on the CPU, without storing the sampled features.
 
-Channels-last, every pixel is one contiguous row. A sampled value is then a weighted sum of rows, which is what
-``embedding_bag`` computes in one pass, and a sampled logit is a weighted sum of dot products between the query's row
-and four rows of the key, which is what ``embedding_bag``'s derivative by its weights computes.
+In channels-last memory every pixel is one contiguous row. A sampled value is then a weighted sum of rows, which
+``embedding_bag`` computes in one pass. A sampled logit is a weighted sum of dot products between the query's row and
+four rows of the key, which the derivative of ``embedding_bag`` by its weights computes.
 
-The positions are worked on a few thousand at a time: indices and weights of their 4K corners stay in the cache, and
-the memory they take does not grow with the map. Half precision is computed in float32 and rounded at the end.
+Positions are processed a few thousand at a time. Indices and weights of their 4K corners stay in the cache, and their
+memory does not grow with the map. Half precision is computed in float32 and rounded at the end.
 
-Two cases are left to the reference: gradients that are to be differentiated again, and infinity or NaN among the
-features, since a corner outside the map is one inside with the weight 0, and 0 times these is NaN.
+Two cases fall back to the reference. One is gradients that are differentiated again. The other is infinity or NaN among
+the features: a corner outside the map is read as one inside with the weight 0, and 0 times these is NaN.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ddsm_zoo.ops import reference
 from ddsm_zoo.ops.grid import bilinear_corners, bounded, tap_grid
 from ddsm_zoo.ops.rows import map_shape, to_map, to_rows
 
-# Corners of one chunk: half a MiB for each of its tensors, which a core can keep beside the rows it reads
+# Corners of one chunk: 512 KiB for each of its tensors, which fit a core's cache together with the rows it reads
 CHUNK = 2**17
 
 
@@ -62,7 +62,7 @@ class _SampledAttention(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
-        """A batch of batches is one longer batch."""
+        """Run a batch of batches as one longer batch."""
         maps = [
             tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
             for tensor, dim in zip(inputs[:-1], dims[:-1], strict=True)
@@ -72,7 +72,7 @@ class _SampledAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if not torch.is_grad_enabled():  # they are where somebody asked for gradients of gradients
+        if not torch.is_grad_enabled():  # enabled if the caller wants gradients of gradients
             grads = _gradients(grad, ctx.saved_tensors, ctx.kernel_size)
             if _finite(*grads):
                 return (*grads, None)
@@ -105,18 +105,18 @@ def _gradients(grad: Tensor, tensors: Sequence[Tensor], kernel_size: int) -> lis
 
 
 def _finite(*tensors: Tensor) -> bool:
-    """Whether the sum of each is, which costs next to nothing beside the operation."""
+    """Return True if the sum of each tensor is finite. The check costs almost nothing compared with the operation."""
     return all(bool(tensor.sum(dtype=torch.float32).isfinite()) for tensor in tensors)
 
 
 def _full_rows(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """`to_rows` in float32, or in float64 if they come so."""
+    """Convert to rows (`to_rows`) in float32, or in float64 if they come so."""
     return [to_rows(tensor).to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
 
 
 @dataclass(frozen=True)
 class _Chunk:
-    """The corners around the K taps of m neighbouring positions.
+    """Corners around the K taps of m neighbouring positions.
 
     Each tensor is (m, 4, K), so that a position's corners are one bag. ``index`` holds row numbers of the whole batch.
     """
@@ -128,26 +128,26 @@ class _Chunk:
     weight_dx: Tensor
 
     def gather(self, dots: Tensor) -> Tensor:
-        """Numbers of the corners (m, 4, K) -> their bilinear mean at each tap (m, K)."""
+        """Average numbers of the corners (m, 4, K) bilinearly at each tap (m, K)."""
         return (dots * self.weight).sum(1)
 
     def spread(self, taps: Tensor) -> Tensor:
-        """Numbers of the taps (m, K) -> the same times the weights of their corners (m, 4, K)."""
+        """Multiply numbers of the taps (m, K) by the weights of their corners (m, 4, K)."""
         return taps[:, None] * self.weight
 
     def affinity(self, key_dots: Tensor, taps: Tensor) -> Tensor:
-        """The softmax of Eq. 2 from the dot products of queries and corners: (m, 4, K) -> (m, K)."""
+        """Compute the softmax of Eq. 2 from the dot products of queries and corners: (m, 4, K) -> (m, K)."""
         return (self.gather(key_dots) * taps).softmax(dim=1)
 
     def grad_offset(self, key_taps: Tensor, key_dots: Tensor, value_taps: Tensor, value_dots: Tensor) -> Tensor:
-        """The gradient of the offsets (m, 2K), from what a unit of each corner's weight changes."""
+        """Compute the gradient of the offsets (m, 2K) from the gradient of each corner's weight."""
         grad_weight = key_taps[:, None] * key_dots + value_taps[:, None] * value_dots
         slopes = (self.weight_dy, self.weight_dx)
         return torch.stack([(grad_weight * slope).sum(1) for slope in slopes], dim=-1).flatten(1)
 
 
 def _chunks(offset_rows: Tensor, kernel_size: int, shape: tuple[int, int, int]) -> Iterator[_Chunk]:
-    """The positions in their order, as many at a time as have ``CHUNK`` corners."""
+    """Split the positions, in order, into chunks of at most ``CHUNK`` corners."""
     step = max(1, CHUNK // (4 * kernel_size**2))
     for start in range(0, len(offset_rows), step):
         yield _chunk(slice(start, min(start + step, len(offset_rows))), offset_rows, kernel_size, shape)
@@ -155,7 +155,7 @@ def _chunks(offset_rows: Tensor, kernel_size: int, shape: tuple[int, int, int]) 
 
 def _chunk(positions: slice, offset_rows: Tensor, kernel_size: int, shape: tuple[int, int, int]) -> _Chunk:
     _, height, width = shape
-    # half the memory to read, as long as it can count the rows
+    # half the memory to read, if it can count the rows
     index_dtype = torch.int32 if len(offset_rows) < 2**31 else torch.int64
     tap_row, tap_column = tap_grid(kernel_size, offset_rows.device, offset_rows.dtype)
     pixel = torch.arange(positions.start, positions.stop, dtype=index_dtype, device=offset_rows.device)
@@ -169,7 +169,7 @@ def _chunk(positions: slice, offset_rows: Tensor, kernel_size: int, shape: tuple
 
 
 class _Scatter:
-    """The transpose of gathering rows by a chunk's ``index``: sorted by the row they touch, it is a gather again."""
+    """Transpose of gathering rows by a chunk's ``index``. Sorted by the target row, it becomes a gather."""
 
     def __init__(self, index: Tensor) -> None:
         touched, self.order = index.flatten().sort()
@@ -179,20 +179,20 @@ class _Scatter:
         self.starts = torch.searchsorted(touched, between).int()
 
     def add(self, target: Tensor, rows: Tensor, weight: Tensor) -> None:
-        """target[index[m, j]] += weight[m, j] * rows[m], the bags of ``weight`` like those of ``index``."""
+        """Add in place: target[index[m, j]] += weight[m, j] * rows[m]. ``weight`` has the bags of ``index``."""
         sums = _weighted_rows(rows, self.source, weight.flatten()[self.order], self.starts)
         target[self.first : self.last + 1] += sums
 
 
 def _weighted_rows(rows: Tensor, index: Tensor, weight: Tensor, offsets: Tensor | None = None) -> Tensor:
-    """Sum of ``weight`` times rows[index] over each bag: of shape (m, ...), or flat with bag ``offsets``."""
+    """Sum ``weight`` times rows[index] over each bag: of shape (m, ...), or flat with bag ``offsets``."""
     if offsets is None:
         index, weight = index.flatten(1), weight.flatten(1)
     return F.embedding_bag(index, rows, offsets, mode="sum", per_sample_weights=weight)
 
 
 def _row_dots(left: Tensor, rows: Tensor, index: Tensor) -> Tensor:
-    """left[m] . rows[index[m, ...]], in the shape of ``index``."""
+    """Compute left[m] . rows[index[m, ...]], in the shape of ``index``."""
     samples = index[0].numel()
     bags = torch.arange(len(index), dtype=index.dtype, device=index.device)
     dots: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(

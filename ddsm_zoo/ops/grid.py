@@ -1,4 +1,4 @@
-"""Where the taps fall: sampling positions and their four bilinear neighbours."""
+"""Sampling positions of the taps and their four bilinear neighbours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def sampling_positions(offset: Tensor, kernel_size: int) -> tuple[Tensor, Tensor]:
-    """Row and column coordinates p + p_n + d_n of every tap, each (N, K, H, W), in pixels.
+    """Compute the row and column coordinates p + p_n + d_n of every tap, each (N, K, H, W), in pixels.
 
     ``offset`` is (N, 2K, H, W), (dy, dx) for each tap. Non-finite offsets fall outside the map.
     """
@@ -22,27 +22,27 @@ def sampling_positions(offset: Tensor, kernel_size: int) -> tuple[Tensor, Tensor
 
 
 def tap_grid(kernel_size: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Row and column of each tap p_n of the k x k grid around its centre, each (K,), row by row."""
+    """Return the row and column of each tap p_n of the k x k grid around its centre, each (K,), row by row."""
     tap = torch.arange(kernel_size**2, device=device)
     radius = kernel_size // 2
     return (tap // kernel_size - radius).to(dtype), (tap % kernel_size - radius).to(dtype)
 
 
 def bounded(coordinate: Tensor, side: int) -> Tensor:
-    """Coordinates brought to at most two pixels outside the map, NaN to before it.
+    """Clamp coordinates to at most two pixels outside the map. NaN goes before its start.
 
-    A position two pixels outside has four neighbours outside, so this changes no sample, and keeps the integer
-    conversion that follows defined for huge and infinite offsets.
+    A position two pixels outside has four neighbours outside, so this changes no sample. It keeps the following
+    conversion to integers defined for huge and infinite offsets.
     """
     return torch.nan_to_num(coordinate, nan=-2.0).clamp(-2.0, side + 1.0)
 
 
 class Corners(NamedTuple):
-    """The four pixels around each sampling position: top left, top right, bottom left, bottom right; each (4, ...).
+    """Four pixels around each sampling position: top left, top right, bottom left, bottom right; each (4, ...).
 
-    ``pixel`` is the flat pixel index row * width + column, ``weight`` the bilinear weight, ``weight_dy`` and
-    ``weight_dx`` its derivatives by the position's y and x. A pixel outside the map has the weight 0 and the index
-    of one inside or, where the map has a margin, of the nearest one there.
+    ``pixel`` is the flat pixel index row * width + column. ``weight`` is the bilinear weight, ``weight_dy`` and
+    ``weight_dx`` are its derivatives by the position's y and x. A pixel outside the map has the weight 0 and the index
+    of a pixel inside or, if the map has a margin, of the nearest pixel of the margin.
     """
 
     pixel: Tensor
@@ -54,7 +54,7 @@ class Corners(NamedTuple):
 def bilinear_corners(
     y: Tensor, x: Tensor, size: tuple[int, int], index_dtype: torch.dtype = torch.int64, margin: int = 0
 ) -> Corners:
-    """What is needed to read, to weigh and to differentiate a map of ``size`` (H, W) at bounded coordinates (...).
+    """Compute the corners that sample a map of ``size`` (H, W) at bounded coordinates (...).
 
     The pixels are counted in the map with ``margin`` pixels added on each side.
     """
@@ -70,7 +70,7 @@ def bilinear_corners(
 
 
 def _neighbors(coordinate: Tensor, side: int, index_dtype: torch.dtype, margin: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Along one axis: the pixels before and after each coordinate, their weights and the slopes of these, (2, ...)."""
+    """Find, along one axis, the pixels before and after each coordinate, their weights and slopes, each (2, ...)."""
     before = coordinate.floor()
     fraction = coordinate - before
     pixels = torch.stack((before, before + 1))

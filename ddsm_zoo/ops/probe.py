@@ -1,4 +1,4 @@
-"""Sampled attention seen from one position: what it reads there, where, and how much of it it takes."""
+"""Inspect sampled attention at one position: tap locations, modulations and attention weights."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ddsm_zoo.ops.rows import to_rows
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """The K taps of one position: ``places`` (K, 2) as row and column in pixels of the map, ``modulations`` and
-    ``affinities`` (K,); affinities add up to one.
+    """Taps of one position.
 
-    A place that lies far outside the map, where there is nothing to read, is given as two pixels outside.
+    ``places`` (K, 2) are row and column in pixels of the map. ``modulations`` and ``affinities`` are (K,), and
+    affinities add up to one. A place far outside the map, where nothing can be read, is given as two pixels outside.
     """
 
     places: Tensor
@@ -27,9 +27,9 @@ class Probe:
 def probe(
     query: Tensor, key: Tensor, offset: Tensor, modulation: Tensor, position: tuple[int, int], *, kernel_size: int
 ) -> Probe:
-    """The taps of the ``position`` (row, column) of the first image, for tensors as `sampled_attention` takes them.
+    """Inspect the taps at ``position`` (row, column) of the first image, for tensors as `sampled_attention` takes them.
 
-    sum_n affinities[n] * modulations[n] * value(places[n]) is what `sampled_attention` gives there.
+    At this position, `sampled_attention` returns sum_n affinities[n] * modulations[n] * value(places[n]).
     """
     row, column = position
     full = torch.promote_types(offset.dtype, torch.float32)

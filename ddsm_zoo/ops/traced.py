@@ -1,4 +1,4 @@
-"""Sampled attention as compilers and exporters see it: few operations, all of which ONNX has, for any size."""
+"""Sampled attention for compilers and exporters: few operations, all in ONNX, for any size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ddsm_zoo.ops.grid import sampling_positions
 
 
 def is_traced() -> bool:
-    """Whether a compiler or an exporter records the call, for images of all sizes: no size may then decide anything."""
+    """Return True if a compiler or exporter records the call. The code must then not depend on any size."""
     if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
         return True
     traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # torch gives it no type
@@ -20,7 +20,7 @@ def is_traced() -> bool:
 def sampled_attention(
     query: Tensor, key: Tensor, value: Tensor, offset: Tensor, modulation: Tensor, kernel_size: int
 ) -> Tensor:
-    """See `ddsm_zoo.ops.sampled_attention`; materialises the sampled keys and values, and takes them in one pass."""
+    """Compute `ddsm_zoo.ops.sampled_attention` in one pass, by materializing the sampled keys and values."""
     sampled = sample(torch.cat((key, value), dim=1), offset, kernel_size) * modulation[:, None]
     sampled_key, sampled_value = sampled[:, : key.shape[1]], sampled[:, key.shape[1] :]
     logits = (query[:, :, None] * sampled_key).sum(dim=1)  # (N, K, H, W)
@@ -31,13 +31,13 @@ def sampled_attention(
 
 
 def sample(features: Tensor, offset: Tensor, kernel_size: int) -> Tensor:
-    """What the taps read, x(p + p_n + d_n): (N, C, H, W) and (N, 2K, H, W) -> (N, C, K, H, W)."""
+    """Sample x(p + p_n + d_n) at every tap: (N, C, H, W) and (N, 2K, H, W) -> (N, C, K, H, W)."""
     height, width = features.shape[-2:]
-    # coordinates in half precision would miss whole pixels
+    # coordinates in half precision would be off by whole pixels
     full = torch.promote_types(offset.dtype, torch.float32)
     y, x = sampling_positions(offset.to(full), kernel_size)  # (N, K, H, W)
     # `grid_sample` counts from -1 at the first pixel's outer edge to 1 at the last one's
     taps = torch.stack(((2 * x + 1) / width - 1, (2 * y + 1) / height - 1), dim=-1).unbind(1)
-    # not `flatten`, from which a tracer would conclude that some sizes cannot be
+    # not `flatten`, from which a tracer would conclude that some sizes are impossible
     samples = F.grid_sample(features.to(full), torch.cat(taps, dim=1), align_corners=False)  # (N, C, K*H, W)
     return torch.unflatten(samples.to(features.dtype), 2, (kernel_size**2, height))

@@ -1,9 +1,9 @@
-"""Sampled attention on a GPU: one fused Triton kernel forward, one backward.
+"""Sampled attention on a GPU: one fused Triton kernel for the forward pass, one for the backward pass.
 
-A program works on a block of positions. Forward it reads, tap after tap, the four neighbours of the key, forms the
-logit, and adds the four neighbours of the value under an online softmax; nothing of size K leaves the chip. Backward it
-repeats this with the logarithm of the softmax's denominator known, and adds to the gradients of key and value
-atomically, in float32. All arithmetic is in float32 whatever the tensors' type.
+A program works on a block of positions. Forward, it reads the four neighbours of the key for each tap in turn, forms
+the logit, and adds the four neighbours of the value under an online softmax. Nothing of size K leaves the chip.
+Backward, it repeats this with the known logarithm of the softmax's denominator, and adds to the gradients of key and
+value atomically. All arithmetic is in float32 for any type of the tensors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BLOCK = 1024
 
 @triton.jit
 def _coordinate(pixel, tap_shift, offset, side):
-    """Where a tap falls along one axis, at most two pixels outside the map, and whether the offset moves it there.
+    """Compute a tap's coordinate on one axis, clamped to two pixels outside the map, and if the offset still moves it.
 
     NaN falls outside.
     """
@@ -36,7 +36,7 @@ def _coordinate(pixel, tap_shift, offset, side):
 
 @triton.jit
 def _neighbor(y, x, corner: tl.constexpr, image, live, height, width):
-    """A corner's row number, whether it is on the map, its bilinear weight, and that weight's slopes by y and x."""
+    """Compute a corner's row number, if it is on the map, its bilinear weight, and that weight's slopes by y and x."""
     lower: tl.constexpr = corner // 2
     right: tl.constexpr = corner % 2
     top, left = tl.floor(y), tl.floor(x)
@@ -53,14 +53,14 @@ def _neighbor(y, x, corner: tl.constexpr, image, live, height, width):
 
 @triton.jit
 def _read(rows, index, live, columns, channels):
-    """The rows ``index`` of a matrix with ``channels`` columns, as float32; zero where not live."""
+    """Read the rows ``index`` of a matrix with ``channels`` columns, as float32; zero where not live."""
     mask = live[:, None] & (columns < channels)[None, :]
     return tl.load(rows + index[:, None] * channels + columns[None, :], mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def _tap(offset, modulation, position, live, tap, row, column, height, width, kernel_size: tl.constexpr):
-    """Coordinates and modulation of a tap, and whether its offset moves it along each axis."""
+    """Compute the coordinates and modulation of a tap, and if its offset moves it along each axis."""
     taps: tl.constexpr = kernel_size * kernel_size
     shift = offset + position * (2 * taps) + 2 * tap
     dy = tl.load(shift, mask=live, other=0.0)
@@ -169,7 +169,7 @@ def _backward_kernel(
 def sampled_attention(
     query: Tensor, key: Tensor, value: Tensor, offset: Tensor, modulation: Tensor, kernel_size: int
 ) -> tuple[Tensor, Tensor]:
-    """See `ddsm_zoo.ops.sampled_attention`; also the log of the softmax's denominator, (N, H, W) in float32."""
+    """Compute `ddsm_zoo.ops.sampled_attention` and the log of the softmax's denominator, (N, H, W) in float32."""
     rows = [to_rows(tensor) for tensor in (query, key, value, offset, modulation)]
     out = torch.empty_like(rows[2])
     log_sum = out.new_empty(len(out), dtype=torch.float32)
@@ -238,7 +238,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     *tensors, out, log_sum = ctx.saved_tensors
-    # gradients are enabled here when somebody asked for gradients of gradients: the kernel's are not differentiable
+    # gradients are enabled here if the caller wants gradients of gradients, which the kernel cannot give
     if torch.is_grad_enabled():
         return (*reference.gradients(grad, *tensors, kernel_size=ctx.kernel_size), None)
     return (*_backward(*tensors, out, log_sum, grad, ctx.kernel_size), None)
@@ -248,7 +248,7 @@ sampled_attention.register_autograd(_differentiate, setup_context=_save)
 
 
 def channel_block(channels: int) -> int:
-    """The width of the tile that holds so many channels: a power of 2, and 4 at least, since Triton 3.6 fails at 1."""
+    """Return the width of the tile that holds the channels: a power of 2, at least 4, since Triton 3.6 fails at 1."""
     block: int = triton.next_power_of_2(max(channels, 4))
     return block
 

@@ -1,4 +1,4 @@
-"""Files, PNG, prefetching, signals, memory, torch.distributed, registries, pictures of masks: one module for each."""
+"""Files, PNG, prefetching, signals, memory, torch.distributed, registries and visualization, one module for each."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The processes that work together, as `accelerate launch` or `torchrun` starts them; one alone otherwise."""
+"""torch.distributed helpers for processes that `accelerate launch` or `torchrun` started, or a single process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import distributed as dist
 
 @contextlib.contextmanager
 def init_distributed() -> Iterator[bool]:
-    """Join the processes that this one was launched with, if any, and say whether it is the one to report."""
+    """Join the process group of this launch, if any. Yield True in the process that reports."""
     leave = init_process_group()
     try:
         yield rank() == 0
@@ -23,7 +23,7 @@ def init_distributed() -> Iterator[bool]:
 
 
 def init_process_group() -> bool:
-    """Join the processes that this one was launched with; False where there are none or it has done so before."""
+    """Join the process group of this launch. Return False if there is none or it was joined before."""
     if _together() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return False
     if torch.cuda.is_available():
@@ -41,17 +41,17 @@ def world_size() -> int:
 
 
 def shard(total: int) -> range:
-    """The indices below ``total`` that fall to this process; every index falls to exactly one."""
+    """Return the indices below ``total`` for this process. Every index belongs to exactly one process."""
     return range(rank(), total, world_size())
 
 
 def all_reduce_sum(tensor: Tensor) -> Tensor:
-    """The sum over all processes, on the CPU."""
+    """Return the sum over all processes, on the CPU."""
     return _reduced(tensor, dist.ReduceOp.SUM) if _together() else tensor
 
 
 def all_reduce_min(number: int) -> int:
-    """The smallest of the numbers that the processes have."""
+    """Return the smallest number over all processes."""
     return int(_reduced(torch.tensor(number), dist.ReduceOp.MIN)) if _together() else number
 
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written under a temporary name beside the target, then renamed."""
+"""Atomic file writes: a temporary file next to the target, then a rename, so files are complete or absent."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-# Seconds after which a change of a file shows in its time of change on any file system
+# Seconds after which a change of a file changes its modification time on any file system
 _SETTLED = 3.0
 
 
 class OutputError(OSError):
-    """A file that could not be written; its text is one line with the path and the reason, ``errno`` is kept."""
+    """Failed write of a file. The text is one line with the path and the reason, and ``errno`` is kept."""
 
     def __str__(self) -> str:
         return f"cannot write {self.filename}: {self.strerror}"
 
 
 class CheckpointError(ValueError):
-    """Weights or a training state that cannot be used: one line with the file and what is wrong with it."""
+    """Unusable weights or training state. The text is one line with the file and the problem."""
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place when the block ends without an exception.
+    """Yield a temporary path next to ``path`` that replaces it if the block ends without an exception.
 
-    The temporary name keeps the suffix, for writers that choose a format by it. Missing parent folders are
-    created. Whatever ends the block early, the old file stays and the temporary one is removed. Raises OutputError
-    for a read-only folder, a full disk and the like; an OSError about some other file passes unchanged.
+    The temporary name keeps the suffix, for writers that choose a format by it. Missing parent folders are created. If
+    the block fails, the old file stays and the temporary one is removed.
+
+    Raises OutputError for a read-only folder, a full disk and the like. An OSError about another file passes unchanged.
     """
     path = Path(path)
     temporary = path.parent / f".{uuid.uuid4().hex}{path.suffix}"
@@ -64,17 +65,17 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], data: object) -> None:
-    """Write `to_json` of ``data`` atomically. Raises TypeError, before touching a file, for data JSON cannot hold."""
+    """Write `to_json` of ``data`` atomically. Raises TypeError, before any write, for data that JSON cannot hold."""
     write_text(path, to_json(data))
 
 
 def to_json(data: object) -> str:
-    """Indented JSON with a final newline. NaN and the infinities, which JSON lacks, become null."""
+    """Format as indented JSON with a final newline. NaN and the infinities, which JSON lacks, become null."""
     return json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal. A file that stays as it is is read once in a process."""
+    """Compute the SHA-256 of a file, in hexadecimal. A process reads an unchanged file only once."""
     status = path.stat()
     digest = _sha256 if time.time() - status.st_mtime > _SETTLED else _sha256.__wrapped__
     return digest(path.resolve(), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
@@ -90,7 +91,7 @@ def _sha256(path: Path, *_identity: int) -> str:
 
 
 def _concerns(error: OSError, path: Path, temporary: Path) -> bool:
-    """Whether the error is about writing ``path``: about no named file, the file itself or a folder above it."""
+    """Return True if the error is about writing ``path``: no named file, the file itself or a folder above it."""
     named = Path(str(error.filename))
     return error.filename is None or named in (path, temporary) or named in path.parents
 

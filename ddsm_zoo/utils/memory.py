@@ -1,4 +1,4 @@
-"""How much memory a network works in, and what to say where there is less."""
+"""Peak working memory of a network, and the error for too little of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 
 def working_memory(call: Callable[[], object]) -> int:
-    """The bytes of all tensors that ``call`` has made and not yet let go, at the worst moment."""
+    """Measure the peak bytes of all tensors that ``call`` has made and not yet released."""
     with _Living() as living:
         call()
     peak: int = living.peak
@@ -23,18 +23,18 @@ def working_memory(call: Callable[[], object]) -> int:
 
 @contextmanager
 def enough_memory(work: str, advice: str) -> Iterator[None]:
-    """Raise a ValueError that names the ``work`` and ends with the ``advice`` where memory does not suffice for it."""
+    """Raise a ValueError that names the ``work`` and ends with the ``advice`` if it runs out of memory."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        # torch has a class of its own for this on GPUs alone
+        # torch has an out-of-memory class on GPUs only
         if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "DefaultCPUAllocator" not in str(error):
             raise
         raise ValueError(f"{work} takes more memory than there is; {advice}") from error
 
 
 class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
-    """Adds up the storages that operations make, until each is gone."""
+    """Mode that adds up the storages that operations make, until each is released."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch

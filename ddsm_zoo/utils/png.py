@@ -1,4 +1,4 @@
-"""PNG files written from top to bottom, for pictures that are never in memory as a whole."""
+"""PNG files written from top to bottom, for images that are never in memory as a whole."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LEVEL = 2  # of compression: a third of the time of the usual 6, for photos a t
 
 
 def write_png(path: Path, bands: Iterable[Rows]) -> None:
-    """Write a picture from bands of its rows, all (h, W) for grey or all (h, W, 3) for RGB; at least one."""
+    """Write an image from bands of its rows, all (h, W) for grey or all (h, W, 3) for RGB; at least one."""
     packer = zlib.compressobj(_LEVEL)
     above: Rows | None = None
     height = 0

@@ -1,4 +1,4 @@
-"""Work on one item while others are read and written."""
+"""Ordered prefetch with a thread pool: work on one item while others are read and written."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ Result = TypeVar("Result")
 
 
 def prefetch(function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int) -> Iterator[Result]:
-    """``map(function, items)`` in its order, by threads that are at most ``ahead`` items further than what was taken.
+    """Map ``function`` over ``items`` in order, in threads that run at most ``ahead`` items ahead of the consumer.
 
-    ``items`` is read by the caller's thread. Nested, the inner call reads ahead and the outer one writes behind:
-    ``prefetch(write, (work(image) for image in prefetch(read, paths, 2, 4)), 2, 4)``. With ``ahead`` 0 it is `map`.
+    ``items`` is read by the caller's thread. You can nest calls: the inner one reads ahead and the outer one writes
+    behind, as in ``prefetch(write, (work(image) for image in prefetch(read, paths, 2, 4)), 2, 4)``. With ``ahead`` 0 it
+    is `map`.
     """
     if not ahead:
         yield from map(function, items)
@@ -29,15 +30,15 @@ def prefetch(function: Callable[[Item], Result], items: Iterable[Item], workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        finally:  # the caller may have had enough
+        finally:  # the caller may stop early
             for future in waiting:
                 future.cancel()
 
 
 def passing_errors(function: Callable[[Any, Any], Any]) -> Callable[[tuple[Any, Any]], tuple[Any, Any]]:
-    """``function(item, value)`` as a stage from (item, value) to (item, new value), for `prefetch`.
+    """Wrap ``function(item, value)`` as a `prefetch` stage from (item, value) to (item, new value).
 
-    A ValueError or OSError takes the place of the value, and later stages leave it there: one bad item stops no others.
+    A ValueError or OSError replaces the value, and later stages pass it on: one bad item does not stop the others.
     """
 
     def stage(pair: tuple[Any, Any]) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Tables of named things that users can add to."""
+"""Registries of named things that you can add to."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ ValueT = TypeVar("ValueT")
 
 
 class UnregisteredError(LookupError):
-    """A name that nobody registered; the message says what to import."""
+    """Unknown name in a registry. The message says what to import."""
 
 
 class Registry(Mapping[str, ValueT]):
-    """Names and what they stand for, in the order of registration. ``kind`` is the word for one of them."""
+    """Mapping of names to values, in the order of registration. ``kind`` is the word for one of them."""
 
     def __init__(self, kind: str, known: Mapping[str, ValueT] | None = None) -> None:
         self.kind = kind
         self._known = dict(known or {})
 
     def register(self, name: str, value: ValueT) -> None:
-        """Add a name. Raises ValueError for one that is taken or is not lower-case letters, digits and underscores."""
+        """Add a name. Raises ValueError if it is taken or is not lower-case letters, digits and underscores."""
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise ValueError(
                 f"{name[:80]!r} is not a name for a {self.kind}, expected lower-case letters, digits and underscores"
@@ -41,7 +41,7 @@ class Registry(Mapping[str, ValueT]):
         return len(self._known)
 
     def find(self, name: str) -> ValueT:
-        """What the name stands for. Raises UnregisteredError."""
+        """Return the value of a name. Raises UnregisteredError."""
         if name in self._known:
             return self._known[name]
         nearest = difflib.get_close_matches(name[:80], self._known, n=1)
@@ -52,7 +52,7 @@ class Registry(Mapping[str, ValueT]):
         )
 
 
-# Here, and not beside what they hold, because models are listed without loading torch. `layers.fusion` and
+# They stand here, and not with their values, because listing models must not load torch. `layers.fusion` and
 # `models.decoders` fill them and give them their types.
 DECODERS: Registry[Any] = Registry("decoder")
 FUSIONS: Registry[Any] = Registry("fusion")

@@ -1,4 +1,4 @@
-"""Ctrl-C, and the notice that a cluster gives before it kills, let the step in hand finish."""
+"""Signal handling: Ctrl-C, or a cluster's notice before it kills, lets the current step finish."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """An event that SIGINT and SIGTERM set. A second SIGINT is taken by the handler that was there before.
+    """Yield an event that SIGINT and SIGTERM set. The previous handler takes a second SIGINT.
 
-    A second SIGTERM changes nothing: a scheduler sends one to every process and `accelerate launch` passes on its own.
-    Whoever sends it kills in the end. All handlers that were there before return afterwards.
+    A second SIGTERM changes nothing, because a scheduler sends one to every process and `accelerate launch` passes on
+    its own. The sender of SIGTERM kills in the end. All previous handlers are restored afterwards.
     """
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
@@ -39,6 +39,6 @@ def interruptible() -> Iterator[threading.Event]:
 
 
 def ignore_interrupt(_worker: int) -> None:
-    """For loading processes, which these signals may reach too: the step in hand still needs their images."""
+    """Ignore these signals in a data-loading process. The current step still needs its images."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Masks made visible: colours, overlays with a legend, maps of errors, the confusion between classes."""
+"""Visualization of masks: colours, overlays with a legend, error maps, confusion matrices."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from ddsm_zoo.labels import LabelSpace
 Mask = npt.NDArray[np.integer]
 
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
-BAND = 2**22  # pixels that are drawn at a time: a picture may be hundreds of times larger
+BAND = 2**22  # pixels that are drawn at a time: an image may be hundreds of times larger
 
 
 def colorize(mask: Mask, labels: LabelSpace) -> Image.Image:
-    """The mask (H, W) of class ids in the colours of ``labels``, ignored pixels black.
+    """Draw the mask (H, W) of class ids in the colours of ``labels``, ignored pixels black.
 
-    Raises ValueError for another shape, a dtype that is not whole numbers and an id that ``labels`` does not know.
+    Raises ValueError for another shape, a dtype that is not integer and an id that ``labels`` does not know.
     """
     palette = np.array([*labels.palette, BLACK], np.uint8)
     return Image.fromarray(palette[_class_index(mask, labels, "mask")])
 
 
 def shares(mask: Mask, labels: LabelSpace) -> dict[str, float]:
-    """The fraction of the labelled pixels that each class takes, by name in the order of ``labels``.
+    """Compute the fraction of the labelled pixels that each class takes, by name in the order of ``labels``.
 
-    All are 0 where every pixel is ignored. Raises ValueError as `colorize` does.
+    All are 0 if every pixel is ignored. Raises ValueError as `colorize` does.
     """
     counts = sum(
         np.bincount(_class_index(mask[rows], labels, "mask").ravel(), minlength=len(labels) + 1) for rows in bands(mask)
@@ -45,10 +45,11 @@ def overlay(
     alpha: float = 0.5,
     legend: bool = True,
 ) -> Image.Image:
-    """The image under its coloured mask; ``alpha`` is the weight of the colours, ignored pixels stay as they are.
+    """Blend the image with its coloured mask. ``alpha`` is the weight of the colours. Ignored pixels stay unchanged.
 
-    The legend names the classes present, the largest first: beside the picture, or below one too low for it. Raises
-    ValueError as `colorize` does, for an image that is no RGB picture of the mask's size and for an alpha not in 0..1.
+    The legend names the classes present, the largest first. It stands to the right of the image, or below an image too
+    low for it. Raises ValueError as `colorize` does, for an image that is not RGB of the mask's size and for an alpha
+    outside 0..1.
     """
     parts = list(overlay_bands(image, mask, labels, alpha, legend))
     return Image.fromarray(np.concatenate(parts) if len(parts) > 1 else parts[0])
@@ -61,7 +62,7 @@ def overlay_bands(
     alpha: float = 0.5,
     legend: bool = True,
 ) -> Iterator[npt.NDArray[np.uint8]]:
-    """What `overlay` draws as bands (h, W, 3) from top to bottom."""
+    """Draw an `overlay` as bands (h, W, 3) from top to bottom."""
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha is {alpha}, expected 0 (the image alone) to 1 (the colours alone)")
     parts = bands(mask)
@@ -88,7 +89,7 @@ def overlay_bands(
 
 
 def bands(mask: Mask) -> list[slice]:
-    """The rows of a mask (H, W) in parts of at most `BAND` pixels, or of one row. Raises ValueError for no mask."""
+    """Split the rows of a mask (H, W) into parts of at most `BAND` pixels or one row. Raises ValueError for no mask."""
     _check_shape(mask, "mask")
     height, width = mask.shape
     step = max(1, BAND // width)
@@ -96,10 +97,10 @@ def bands(mask: Mask) -> list[slice]:
 
 
 def error_map(prediction: Mask, target: Mask, labels: LabelSpace) -> Image.Image:
-    """Where a prediction errs, as in Fig. 1 e and f of the paper.
+    """Draw the errors of a prediction, as in Fig. 1 e and f of the paper.
 
-    A wrong pixel shines in a light tone of its true class's colour; a right one shows that colour at a quarter of its
-    strength; a pixel that ``target`` ignores is black. Raises ValueError as `colorize` does, for either mask, and for
+    A wrong pixel has a light tone of its true class's colour. A correct one has that colour at a quarter of its
+    strength. A pixel that ``target`` ignores is black. Raises ValueError as `colorize` does, for either mask, and for
     masks of different sizes.
     """
     predicted = _class_index(prediction, labels, "prediction")
@@ -119,7 +120,7 @@ def error_map(prediction: Mask, target: Mask, labels: LabelSpace) -> Image.Image
 def error_sheet(
     image: Image.Image | npt.NDArray[np.uint8], prediction: Mask, target: Mask, labels: LabelSpace
 ) -> Image.Image:
-    """Four pictures in one: the image and its label above, the prediction and its `error_map` below.
+    """Draw four panels: the image and its label above, the prediction and its `error_map` below.
 
     The legend has the IoU of each class in this image, the largest class first. Raises ValueError as `error_map` does,
     and for an image of another size.
@@ -149,9 +150,9 @@ def error_sheet(
 
 
 def draw_confusion(matrix: npt.NDArray[np.integer], labels: LabelSpace) -> Image.Image:
-    """A confusion matrix (K, K), rows the true classes: in each cell the percentage of its row, the darker the more.
+    """Draw a confusion matrix (K, K), rows the true classes. Each cell has its percentage of the row, darker for more.
 
-    The row of a class that has no labelled pixel stays empty. Raises ValueError for another shape.
+    The row of a class without labelled pixels stays empty. Raises ValueError for another shape.
     """
     if matrix.shape != (len(labels), len(labels)):
         raise ValueError(f"the matrix is {matrix.shape}, expected {len(labels)} rows and columns, one for each class")
@@ -164,7 +165,7 @@ def draw_confusion(matrix: npt.NDArray[np.integer], labels: LabelSpace) -> Image
     picture = Image.new("RGB", (width + size, title + side + size), WHITE)
     pen = ImageDraw.Draw(picture)
     pen.text((size // 2, size // 2), text, fill=BLACK, font=font)
-    # The names of columns are written from top to bottom on a strip, which is then turned to the left
+    # Column names are written from top to bottom on a strip, which is then rotated to the left
     strip = Image.new("RGB", (margin, cell * len(labels)), WHITE)
     names = ImageDraw.Draw(strip)
     for place, name in enumerate(labels.names):
@@ -185,7 +186,7 @@ def draw_confusion(matrix: npt.NDArray[np.integer], labels: LabelSpace) -> Image
 
 
 def _class_index(mask: Mask, labels: LabelSpace, name: str) -> npt.NDArray[np.int64]:
-    """The checked mask with the ignored pixels as one more class after the last."""
+    """Check the mask and map ignored pixels to one more class after the last."""
     _check_shape(mask, name)
     known = (mask >= 0) & (mask < len(labels))
     strange = mask[~known & (mask != labels.ignore_index)]
@@ -214,7 +215,7 @@ def _rgb(image: Image.Image | npt.NDArray[np.uint8]) -> Image.Image:
 
 
 def _iou_texts(prediction: Mask, target: Mask, labels: LabelSpace) -> dict[str, str]:
-    """Of each class where ``target`` ignores nothing, by name: name and IoU, the largest class first."""
+    """Format name and IoU of each class on the pixels that ``target`` does not ignore, by name, the largest first."""
     predicted, true = _class_index(prediction, labels, "prediction"), _class_index(target, labels, "target")
     counted, size = true < len(labels), len(labels) + 1
     right = np.bincount(true[counted & (predicted == true)], minlength=size)
@@ -224,19 +225,19 @@ def _iou_texts(prediction: Mask, target: Mask, labels: LabelSpace) -> dict[str, 
 
 
 def _line_height(size: tuple[int, int]) -> int:
-    """The size of a text that can be read on a picture of ``size``, in pixels."""
+    """Return the text size in pixels that is readable on an image of ``size``."""
     return max(12, min(32, min(size) // 30))
 
 
 def _share_texts(mask: Mask, labels: LabelSpace) -> dict[str, str]:
-    """Of each class present, by name: name and share of the mask, the largest first."""
+    """Format name and share of the mask of each class present, by name, the largest first."""
     share = shares(mask, labels)
     present = sorted((name for name in share if share[name] > 0), key=lambda name: -share[name])
     return {name: f"{name} {share[name]:.1%}" for name in present}
 
 
 def _add_legend(picture: Image.Image, texts: dict[str, str], labels: LabelSpace) -> Image.Image:
-    """The picture with its `_legend`."""
+    """Add the `_legend` to an image."""
     legend = _legend(picture.size, texts, labels)
     if legend is None:
         return picture
@@ -249,9 +250,10 @@ def _add_legend(picture: Image.Image, texts: dict[str, str], labels: LabelSpace)
 
 
 def _legend(size: tuple[int, int], texts: dict[str, str], labels: LabelSpace) -> Image.Image | None:
-    """Swatches and texts of the classes named, for a picture of ``size`` (W, H); None where there are none.
+    """Draw swatches and texts of the given classes, for an image of ``size`` (W, H). None without any.
 
-    To stand beside the picture, as high as it, or below one too low for that, and then at least as wide.
+    The legend stands to the right of the image and has its height. If the image is too low, it stands below and is at
+    least as wide.
     """
     if not texts:
         return None

@@ -1,4 +1,4 @@
-"""What the masks of a split store, and what is wrong with it once all of them have been seen."""
+"""Values stored in the masks of a split, and the problems they show once all masks have been read."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ddsm_zoo.data.masks import CAMVID_OBJECTS, CITYSCAPES_LABEL_IDS, CITYSCAPES
 from ddsm_zoo.data.problems import SHOWN, Problem
 from ddsm_zoo.labels import CITYSCAPES, Color, voc_color
 
-# More colours than any palette: a photograph, or what lossy compression made of a mask.
+# More colours than any palette: a photograph, or the result of lossy compression of a mask.
 MOST_COLORS = 65536
 LISTED_COLORS = 32
-# So many values beside the classes', on less than half of the pixels, come from compression or interpolation: a wrong
-# numbering has fewer, another kind of image has them everywhere.
+# This many values outside the classes, on less than half of the pixels, come from compression or interpolation. A
+# wrong numbering has fewer. Another kind of image has them everywhere.
 SMEARED = 16
 
 _VOC_NAMES = (
@@ -46,7 +46,7 @@ Counts = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, kw_only=True)
 class _Mask:
-    """One mask: how many different values it stores, which of them stand for no class, and on how many pixels."""
+    """One mask: the number of different values, those that stand for no class, and on how many pixels."""
 
     file: str
     form: Literal["ids", "colors"]
@@ -73,9 +73,9 @@ class _Mask:
 
 
 class MaskCheck:
-    """The masks of one split, added one by one.
+    """Check of the masks of one split, added one by one.
 
-    ``ignored`` are the pixels of no class in all of them.
+    ``ignored`` is the number of pixels without a class in all of them.
     """
 
     def __init__(self, layout: Layout, split: str, decode: MaskDecoder) -> None:
@@ -89,11 +89,11 @@ class MaskCheck:
 
     @property
     def counts(self) -> Counts:
-        """The pixels of each class id (masks, K) in each mask that could be read, in their order."""
+        """Pixels of each class id (masks, K) in each readable mask, in their order."""
         return np.array(self._counts, np.int32).reshape(-1, len(self.layout.labels))
 
     def add(self, file: str, stored: Stored, lossy: bool, palette: Mapping[int, Color] | None = None) -> None:
-        """Count the values (H, W) or colours (H, W, 3) in the mask ``file``; a ``palette`` shows values as colours."""
+        """Count the values (H, W) or colours (H, W, 3) in the mask ``file``. A ``palette`` shows values as colours."""
         if stored.ndim == 2:
             counts = _count_ids(stored)
             self._add_values(file, "ids", counts, self.decode.ids, stored.size, lossy)
@@ -102,7 +102,7 @@ class MaskCheck:
         colors, channel = _count_colors(stored), stored[..., 0]
         self._add_values(file, "colors", colors, self.decode.colors, channel.size, lossy)
         if not self.decode.colors:
-            if len(self._colors) < MOST_COLORS:  # enough to tell that they are no palette's
+            if len(self._colors) < MOST_COLORS:  # enough to tell that they are not from a palette
                 self._colors.update(colors)
             if _is_gray(colors):  # ids stored three times
                 self._add_values(file, "ids", _count_ids(channel), self.decode.ids, channel.size, lossy)
@@ -116,7 +116,7 @@ class MaskCheck:
         size: int,
         lossy: bool,
     ) -> None:
-        """``counts`` are the values with their pixels, of ``size`` in all; ``classes`` has those that are known."""
+        """Add the values of a mask: their pixels in ``counts``, ``size`` in all, and the known ones in ``classes``."""
         ignored = 0
         pixels = np.zeros(len(self.layout.labels), np.int32)
         for value, count in counts.items():
@@ -146,7 +146,7 @@ class MaskCheck:
         )
 
     def _compare(self, file: str, values: Iterable[int], palette: Mapping[int, Color]) -> None:
-        """Tools that make RGB masks smaller number the colours as they like: such numbers are no ids."""
+        """Compare palettes. Tools that shrink RGB masks number the colours arbitrarily, so such numbers are not ids."""
         for value in values:
             shown = self.decode.colors.get(palette.get(value, (-1, -1, -1)))
             if shown is not None and self.decode.ids and shown != self.decode.ids.get(value):
@@ -154,7 +154,7 @@ class MaskCheck:
                 return
 
     def problems(self) -> list[Problem]:
-        """What is wrong with the masks, each of them counted once for what it stores."""
+        """List the problems of the masks. Each mask counts once for its values."""
         problems = [self._rgb(), self._no_colors(), self._smeared()]
         if self.decode.ids:
             problems += [self._binary(), self._unknown_ids(), self._train_ids()]
@@ -181,7 +181,7 @@ class MaskCheck:
         return self._problem("smeared-mask", "smeared values in", files, advice)
 
     def _binary(self) -> Problem:
-        """Where 255 is ignored, a mask of 0 and 255 can be read: all of its objects would be."""
+        """Detect masks of 0 and 255 if 255 is ignored: they are readable, but all objects would be ignored."""
         files = [mask.file for mask in self._masks if mask.binary and not mask.lossy]
         ignored = 255 in self.decode.ids
         certain = not ignored or self._values <= {0, 255}
@@ -207,9 +207,9 @@ class MaskCheck:
         return self._problem(kind, what, [mask.describe_unknown() for mask in masks], advice)
 
     def _train_ids(self) -> Problem:
-        """Train ids can all be read as label ids, as other classes; street scenes have label ids above 18."""
+        """Detect train ids, which are readable as label ids of other classes. Street scenes have label ids above 18."""
         files = [mask.file for mask in self._masks]
-        # what is published of the test split is void throughout, with label ids up to 3
+        # the published test split is ignored throughout, with label ids up to 3
         suspicious = self.decode is CITYSCAPES_LABEL_IDS and max(self._values, default=99) < len(CITYSCAPES)
         suspicious &= bool(self.counts.any())
         advice = "where label ids reach 33; if these are train ids, call the files NAME_gtFine_labelTrainIds.png"
@@ -280,7 +280,7 @@ class MaskCheck:
 
 
 def describe_colors(counts: Mapping[Color, int], names: Iterable[str]) -> str:
-    """What the colours of masks are: the known palette that they are from, ready to be copied, or the colours."""
+    """Describe the colours of masks: the known palette they come from, ready to be copied, or the colours."""
     if not counts:
         return f"more than {MOST_COLORS} colours"
     if _is_gray(counts):
@@ -300,13 +300,13 @@ def describe_colors(counts: Mapping[Color, int], names: Iterable[str]) -> str:
 
 
 def _count_ids(stored: Stored) -> dict[int, int]:
-    # of bytes Pillow counts three times as fast
+    # Pillow counts bytes three times as fast
     counts = np.array(Image.fromarray(stored).histogram()) if stored.dtype == np.uint8 else np.bincount(stored.ravel())
     return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
 
 
 def _count_colors(stored: Stored) -> dict[Color, int]:
-    """The pixels of each colour; nothing where there are more colours than any palette has."""
+    """Count the pixels of each colour. Empty for more colours than any palette has."""
     counted: Any = Image.fromarray(stored.astype(np.uint8)).getcolors(MOST_COLORS)
     return {color: count for count, color in counted or ()}
 

@@ -1,4 +1,4 @@
-"""The label doctor: everything that is wrong with a data set, found before a model is trained on it."""
+"""Label doctor: find the problems of a data set before a model is trained on it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,11 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SplitSummary:
-    """What a split holds: by class id its ``pixels`` and the masks in which it ``occurs``; pixels without a class.
+    """Class histogram of a split.
 
-    ``counts`` (masks, K) has the pixels of each class in each mask, in the order of the names.
+    ``pixels`` and ``occurs`` have, by class id, the number of pixels and of masks with the class. ``ignored`` is the
+    number of pixels without a class. ``counts`` (masks, K) has the pixels of each class in each mask, in the order of
+    the names.
     """
 
     images: int
@@ -41,13 +43,13 @@ class SplitSummary:
     counts: Counts = field(compare=False, repr=False)
 
     def shares(self) -> list[float]:
-        """The fraction of all labelled pixels that each class has; 0 where there are none."""
+        """Return the fraction of all labelled pixels that each class has, 0 if no pixel is labelled."""
         return [count / max(1, sum(self.pixels)) for count in self.pixels]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What `check_data` found: the histogram of each split, and the problems, errors first."""
+    """Findings of `check_data`: the histogram of each split, and the problems, errors first."""
 
     data: str
     labels: LabelSpace
@@ -63,13 +65,13 @@ class Report:
         return [problem for problem in self.problems if problem.severity == "warning"]
 
     def verdict(self) -> str:
-        """How many errors and warnings there are, in one line."""
+        """Summarize the numbers of errors and warnings in one line."""
         counts = ((len(self.errors), "error"), (len(self.warnings), "warning"))
         found = [f"{count} {word}{'s' * (count > 1)}" for count, word in counts if count]
         return f"{self.data} has {' and '.join(found) or 'no problems'}"
 
     def to_plain(self) -> dict[str, Any]:
-        """The report as JSON has it."""
+        """Convert the report to JSON-ready data."""
         splits = {}
         for name, summary in self.splits.items():
             rows = zip(self.labels.names, summary.pixels, summary.shares(), summary.occurs, strict=True)
@@ -83,12 +85,21 @@ class Report:
 def check_data(
     spec: str, splits: Sequence[str] | None = None, *, quick: bool = False, progress: Progress | None = None
 ) -> Report:
-    """Everything that is wrong with a data set on disk: ``camvid:ROOT``, ``folder:ROOT``, ...
+    """Find the problems of a data set on disk: ``camvid:ROOT``, ``folder:ROOT``, ...
 
-    ``splits`` are all that it has unless given. Every file is decoded and every picture compared with those of the
-    other splits. ``quick`` decodes the masks alone: of an image it looks at the header and the end, and it compares
-    files of equal length. ``progress(done, total)`` is called after each image. Raises DatasetError for a data set or a
-    split that is not there at all, and for generated data, which has no files.
+    Every file is decoded and every image compared with those of the other splits.
+
+    Args:
+        spec: Data set, as ``NAME:ROOT``.
+        splits: Names of the splits to check, by default all.
+        quick: Decode the masks only. Of an image, read the header and the end. Compare files of equal length.
+        progress: Function called as ``progress(done, total)`` after each image.
+
+    Returns:
+        Histograms and problems.
+
+    Raises:
+        DatasetError: The data set or a split does not exist, or the data are generated and have no files.
     """
     layout = open_layout(spec)
     names = layout.splits() if splits is None else list(splits)
@@ -116,10 +127,10 @@ def check_data(
 
 
 def require_sound(spec: str, splits: Sequence[str], progress: Progress | None = None) -> Report | None:
-    """The report of a quick check, which refuses data that a model cannot learn from; warnings are logged.
+    """Run a quick check and refuse data that a model cannot learn from. Warnings are logged.
 
-    Generated data, such as rendered scenes, has no files and no report. Raises DatasetError with the first error in the
-    words of `check_data`.
+    Generated data, such as rendered scenes, have no files and no report. Raises DatasetError with the first error in
+    the words of `check_data`.
     """
     if not isinstance(open_source(spec), Layout):
         return None
@@ -133,7 +144,7 @@ def require_sound(spec: str, splits: Sequence[str], progress: Progress | None = 
 
 
 class _SplitCheck:
-    """The files of one split, read one after another."""
+    """Check of the files of one split, one after another."""
 
     def __init__(self, layout: Layout, split: str, files: SplitFiles, *, quick: bool) -> None:
         self.layout, self.split, self.files, self.quick = layout, split, files, quick
@@ -172,7 +183,7 @@ class _SplitCheck:
         )
 
     def _read_image(self, path: Path, *, quick: bool) -> tuple[int, int] | None:
-        """Height and width; None for an image that cannot be read."""
+        """Return height and width, None for an unreadable image."""
         try:
             if quick:
                 return image_size(path)
@@ -192,7 +203,7 @@ class _SplitCheck:
             self._damaged_masks.append(self._describe(path, error))
             return
         if self.quick and size is not None and stored.shape[:2] != size:
-            size = self._read_image(image, quick=False)  # metadata that turns it may stand behind the pixels
+            size = self._read_image(image, quick=False)  # metadata that rotates it may follow the pixels
         if size is not None and stored.shape[:2] != size:
             actual = f"{stored.shape[1]} x {stored.shape[0]}, its image {size[1]} x {size[0]}"
             self._misfits.append(f"{self._name(path)} ({actual})")
@@ -217,7 +228,7 @@ class _SplitCheck:
 
 
 def _leaks(layout: Layout, checks: Mapping[str, _SplitCheck], *, quick: bool) -> list[Problem]:
-    """Pictures that several splits have: the score of the later one says nothing about new pictures."""
+    """Find images that several splits share. They make the later split's score meaningless for new images."""
     prints = _prints_of_files(checks) if quick else {split: check.prints for split, check in checks.items()}
     problems: list[Problem] = []
     splits = list(checks)
@@ -233,7 +244,7 @@ def _leaks(layout: Layout, checks: Mapping[str, _SplitCheck], *, quick: bool) ->
                 problems.append(
                     Problem(
                         kind="leak",
-                        # trainval has the pictures of train and of val, as its name says
+                        # trainval has the images of train and of val, as its name says
                         severity="warning" if earlier in later else "error",
                         split=later,
                         what=f"the same picture as in {earlier} for",
@@ -248,7 +259,7 @@ def _leaks(layout: Layout, checks: Mapping[str, _SplitCheck], *, quick: bool) ->
 
 
 def _prints_of_files(checks: Mapping[str, _SplitCheck]) -> dict[str, dict[str, list[Path]]]:
-    """Images by the hash of the file, of those alone that share their length with one of another split."""
+    """Hash image files, but only those that have the length of a file in another split."""
     lengths = {
         split: {path: path.stat().st_size for path in check.files.images.values() if path.is_file()}
         for split, check in checks.items()

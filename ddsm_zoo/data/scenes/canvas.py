@@ -1,4 +1,4 @@
-"""The surface that rendered scenes are painted on: a camera in a street, its light, its picture and its labels."""
+"""Canvas of rendered scenes: a camera in a street, its light, its image and its labels."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLI
 IGNORE = CAMVID.ignore_index
 
 EYE = 1.5  # metres from the road up to the camera
-# Both are drawn at twice the size; in the end the picture is averaged, against jagged edges, the labels subsampled.
+# Image and labels are drawn at twice the size. At the end the image is averaged (antialiasing), labels subsampled.
 SUPERSAMPLE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weather:
-    """The colour of the sky overhead, at the horizon and of its clouds, and the light that falls on the street."""
+    """Colours of the sky overhead, at the horizon and of its clouds, and the light on the street."""
 
     zenith: Color
     horizon: Color
@@ -49,14 +49,14 @@ WEATHERS = (
 
 
 class Canvas:
-    """The picture and its labels. World points are (x right, y up from the road, z ahead) in metres."""
+    """Image and labels of a scene. World points are (x right, y up from the road, z ahead) in metres."""
 
     def __init__(self, rng: np.random.Generator, size: tuple[int, int]) -> None:
         height, width = (side * SUPERSAMPLE for side in size)
         self.rng = rng
         self.weather = WEATHERS[rng.integers(len(WEATHERS))]
         self.light = self.weather.light * rng.uniform(0.85, 1.15)
-        self.sunlit = int(rng.choice((-1, 1)))  # the side whose buildings the sun reaches
+        self.sunlit = int(rng.choice((-1, 1)))  # the side with sunlit buildings
         self.focal = rng.uniform(1.05, 1.25) * max(height, 0.75 * width)
         self.center = width * rng.uniform(0.42, 0.58)
         self.horizon = height * rng.uniform(0.49, 0.55)
@@ -71,7 +71,7 @@ class Canvas:
         return self.focal * length / z
 
     def lit(self, color: Color, z: float) -> Color:
-        """The colour under this light, paled by the haze of ``z`` metres of air."""
+        """Return the colour under this light, paled by the haze of ``z`` metres of air."""
         haze = min(0.5, z / 260)
         light, (red, green, blue), air = self.light * (1 - haze), self.weather.tint, self.weather.horizon
         return (
@@ -81,7 +81,7 @@ class Canvas:
         )
 
     def face(self, corners: Sequence[Point], color: Color | None, label: int | None = None) -> None:
-        """A flat polygon. Without a colour only labels change; without a label only the picture does."""
+        """Draw a flat polygon. Without a colour only labels change. Without a label only the image does."""
         points = [self.project(*corner) for corner in corners]
         if color is not None:
             self._pens[0].polygon(points, fill=self.lit(color, corners[0][2]))
@@ -89,7 +89,7 @@ class Canvas:
             self._pens[1].polygon(points, fill=label)
 
     def box(self, low: Point, high: Point, color: Color, label: int | None = None) -> None:
-        """An upright rectangle facing the camera at depth ``low[2]``."""
+        """Draw an upright rectangle facing the camera at depth ``low[2]``."""
         (x0, y0, z), (x1, y1, _) = low, high
         self.face([(x0, y0, z), (x1, y0, z), (x1, y1, z), (x0, y1, z)], color, label)
 
@@ -110,14 +110,14 @@ class Canvas:
             self._pens[1].line(line, fill=label, width=width)
 
     def darken(self, corners: Sequence[Point], factor: float) -> None:
-        """Lay a shadow over what is painted so far."""
+        """Draw a shadow over everything painted so far."""
         stencil = Image.new("L", self.image.size)
         ImageDraw.Draw(stencil).polygon([self.project(*corner) for corner in corners], fill=255)
         self.image.paste(self.image.point([int(value * factor) for value in range(256)] * 3), mask=stencil)
 
 
 def jitter(rng: np.random.Generator, color: Color, amount: float = 0.15) -> Color:
-    """The colour, a little lighter or darker by chance."""
+    """Return the colour, randomly a little lighter or darker."""
     return shaded(color, rng.uniform(1 - amount, 1 + amount))
 
 

@@ -17,7 +17,7 @@ MOST = 1_000_000_000
 
 
 class SceneDataset(SegmentationDataset):
-    """Rendered street scenes with CamVid's classes; ``load`` renders, the paths of ``pairs`` only name the scenes."""
+    """Rendered street scenes with CamVid's classes. ``load`` renders. The paths of ``pairs`` only name the scenes."""
 
     # seeds count up from here, so that splits of any size share no scene
     SPLITS: Mapping[str, int] = {"train": 0, "val": MOST}
@@ -35,12 +35,12 @@ class SceneDataset(SegmentationDataset):
 
 
 class Scenes:
-    """``count`` rendered scenes in each split."""
+    """Data set of ``count`` rendered scenes in each split."""
 
     labels: LabelSpace = CAMVID
 
     def __init__(self, count: str) -> None:
-        """Raises DatasetError for a ``count`` that is no whole number from 1 to `MOST`."""
+        """Raise DatasetError unless ``count`` is a whole number from 1 to `MOST`."""
         if not (count.isascii() and count.isdigit() and 1 <= int(count) <= MOST):
             raise DatasetError(
                 f"data set {f'scenes:{count}'!r} has {count!r} scenes, expected scenes:N with N from 1 to {MOST}"
@@ -51,5 +51,5 @@ class Scenes:
         return list(SceneDataset.SPLITS)
 
     def open(self, split: str, transform: Transform | None = None, seed: int = 0) -> SceneDataset:
-        """The scenes of a split. Raises DatasetError for a split that is neither train nor val."""
+        """Open the scenes of a split. Raises DatasetError for a split that is neither train nor val."""
         return SceneDataset(self.count, split, transform, seed)

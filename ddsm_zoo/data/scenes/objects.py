@@ -1,4 +1,4 @@
-"""What stands and moves in a rendered street: one function per kind of object, and the table of what goes where."""
+"""Objects of a rendered street: one function per kind of object, and the table of their placements."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SKIN = ((196, 150, 124), (150, 108, 84), (96, 68, 54))
 METAL = ((70, 72, 74), (104, 106, 106), (44, 48, 46), (128, 130, 126))
 DARK = (22, 22, 24)
 
-# The near half of a hatchback's outline, seen from its rear or its front: metres along the car, metres up.
+# Near half of a hatchback's outline, seen from its rear or its front: metres along the car, metres up.
 REAR = ((0.0, 0.3), (0.0, 0.9), (0.5, 1.42), (2.4, 1.42))
 FRONT = ((0.0, 0.3), (0.0, 0.72), (1.1, 0.95), (1.9, 1.42))
 
@@ -43,7 +43,7 @@ Draw = Callable[[Canvas, float, float], None]
 
 
 def tree(canvas: Canvas, x: float, z: float) -> None:
-    """A trunk under a crown of leaves, or in winter of twigs."""
+    """Draw a trunk under a crown of leaves, or in winter of twigs."""
     rng = canvas.rng
     height, radius = rng.uniform(5, 10), rng.uniform(1.6, 3.0)
     bark = pick(rng, ((62, 54, 46), (50, 48, 44)))
@@ -72,12 +72,12 @@ def twigs(canvas: Canvas, center: tuple[float, float, float], reach: tuple[float
 
 
 def detail(z: float, most: int) -> int:
-    """How many strokes an object ``z`` metres away is worth."""
+    """Return the number of strokes for an object ``z`` metres away."""
     return max(most // 8, min(most, round(most * 14 / z)))
 
 
 def in_disc(rng: np.random.Generator, count: int) -> list[list[float]]:
-    """About three quarters of ``count`` points spread evenly over the unit disc."""
+    """Draw points evenly over the unit disc, about three quarters of ``count``."""
     return [[u, v] for u, v in rng.uniform(-1, 1, (count, 2)).tolist() if u * u + v * v < 1]
 
 
@@ -108,7 +108,7 @@ def traffic_light(canvas: Canvas, x: float, z: float) -> None:
 
 
 def traffic_sign(canvas: Canvas, x: float, z: float) -> None:
-    """A round, a triangular or a written sign on a post."""
+    """Draw a round, a triangular or a written sign on a post."""
     rng = canvas.rng
     canvas.box((x - 0.04, 0, z), (x + 0.04, 2.3, z), pick(rng, METAL), POLE)
     red, white, blue = (170, 34, 38), (214, 214, 210), (34, 72, 150)
@@ -132,7 +132,7 @@ def traffic_sign(canvas: Canvas, x: float, z: float) -> None:
 
 
 def railing(canvas: Canvas, x: float, z: float) -> None:
-    """Posts and bars along the kerb, from ``z`` towards the camera; the label covers the gaps."""
+    """Draw posts and bars along the kerb, from ``z`` towards the camera. The label covers the gaps."""
     near, color = max(4.0, z - canvas.rng.uniform(6, 12)), pick(canvas.rng, METAL)
     canvas.face([(x, 0, near), (x, 0, z), (x, 1.05, z), (x, 1.05, near)], None, FENCE)
     for bar in np.arange(near, z, 0.16).tolist():
@@ -142,7 +142,7 @@ def railing(canvas: Canvas, x: float, z: float) -> None:
 
 
 def litter_bin(canvas: Canvas, x: float, z: float) -> None:
-    """A litter bin: none of the eleven classes."""
+    """Draw a litter bin, which is none of the eleven classes."""
     canvas.box((x - 0.3, 0, z), (x + 0.3, 1.1, z), pick(canvas.rng, (DARK, (40, 60, 48), (60, 60, 62))), IGNORE)
     canvas.box((x - 0.2, 0.78, z), (x + 0.2, 0.94, z), (10, 10, 10))
 
@@ -160,7 +160,7 @@ def parked_car(canvas: Canvas, x: float, z: float) -> None:
 
 
 def car(canvas: Canvas, x: float, z: float, near_end: Outline, lamp: Color, plate: Color) -> None:
-    """A car whose near end faces the camera: first the flank that can be seen, then body, window and roof."""
+    """Draw a car whose near end faces the camera: first the visible flank, then body, window and roof."""
     rng = canvas.rng
     van = rng.random() < 0.12
     length, tall = (5.4, rng.uniform(1.3, 1.7)) if van else (4.2, rng.uniform(0.96, 1.12))
@@ -204,14 +204,14 @@ def car_end(
 
 
 def wheel(canvas: Canvas, x: float, z: float) -> None:
-    """A wheel on a plane along the street."""
+    """Draw a wheel on a plane along the street."""
     for radius, color in ((0.33, DARK), (0.18, (120, 122, 124))):
         rim = [(x, 0.33 + radius * v, z + radius * u) for u, v in CIRCLE]
         canvas.face(rim, color, CAR)
 
 
 def pedestrian(canvas: Canvas, x: float, z: float) -> None:
-    """Somebody walking, seen from any side."""
+    """Draw a walking person, seen from any side."""
     rng = canvas.rng
     size, stride, width = rng.uniform(0.88, 1.06), rng.uniform(0.02, 0.3), rng.uniform(0.16, 0.23)
     coat, trousers = pick(rng, CLOTHES), pick(rng, CLOTHES)
@@ -231,7 +231,7 @@ def pedestrian(canvas: Canvas, x: float, z: float) -> None:
 
 
 def cyclist(canvas: Canvas, x: float, z: float) -> None:
-    """A rider on a bicycle, from behind (``turn`` near 0) to the side."""
+    """Draw a rider on a bicycle, from behind (``turn`` near 0) to the side."""
     rng = canvas.rng
     turn = rng.choice((-1, 1)) * rng.uniform(0.12, 0.9)
     coat, trousers = pick(rng, (*CLOTHES, (170, 180, 50))), pick(rng, CLOTHES)
@@ -262,7 +262,7 @@ def cyclist(canvas: Canvas, x: float, z: float) -> None:
 
 @dataclass(frozen=True)
 class Placement:
-    """How many of an object there are, and where: metres ahead, and metres from the kerb away from the road."""
+    """Number and place of an object: metres ahead, and metres from the kerb away from the road."""
 
     draw: Draw
     count: tuple[int, int]
@@ -288,7 +288,7 @@ PLACEMENTS = (
 
 
 def placed(rng: np.random.Generator, kerb: dict[int, float]) -> list[tuple[float, float, Draw]]:
-    """Depth, x and kind of every object, the farthest first. Objects of one kind keep their distance."""
+    """Place all objects, the farthest first: depth, x and kind. Objects of one kind keep their distance."""
     objects = []
     for placement in PLACEMENTS:
         for side in placement.sides:
@@ -296,7 +296,7 @@ def placed(rng: np.random.Generator, kerb: dict[int, float]) -> list[tuple[float
             near, far = placement.depth
             for index in range(count):
                 share = (index + rng.uniform(0.1, 0.7)) / count
-                z = near + (far - near) * share * share  # denser near the camera, where there is something to see
+                z = near + (far - near) * share * share  # denser near the camera, where details are visible
                 x = kerb[side] + side * rng.uniform(*placement.offset)
                 objects.append((z, x, placement.draw))
     return sorted(objects, key=lambda item: -item[0])

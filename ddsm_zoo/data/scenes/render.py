@@ -1,8 +1,8 @@
 """Rendered street scenes with exact labels: endless, licence-free data in the classes of CamVid.
 
-A scene is a street seen by a camera behind a windscreen, painted from far to near. Each shape goes to the picture
-and to the label map in one call, so the two cannot disagree. As in CamVid, the label of an object covers the holes
-in it: the gaps of a railing, the air between twigs.
+A scene is a street seen by a camera behind a windscreen, painted from far to near. Each shape is drawn into the image
+and the label map in one call, so the two cannot disagree. As in CamVid, the label of an object covers its holes: the
+gaps of a railing, the air between twigs.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ Array = npt.NDArray[np.uint8]
 
 SAMPLE_SEED = 21  # a sunny street that shows every class
 
-NEAR, FAR = 2.5, 110.0  # metres; the lower edge of the picture lies beyond NEAR
-SKY_PIXEL = 4  # the sky is smooth: a coarse picture of it, enlarged, is as good and cheap
-# How much grain the surface of each class shows, in grey levels.
+NEAR, FAR = 2.5, 110.0  # metres; the lower edge of the image lies beyond NEAR
+SKY_PIXEL = 4  # the sky is smooth: enlarging a coarse image of it is as good, and cheap
+# Grain of the surface of each class, in grey levels.
 GRAIN = (2, 12, 8, 14, 13, 34, 6, 16, 8, 14, 14)
 CONTRAST = [min(255, max(0, round(1.2 * (value - 80) + 76))) for value in range(256)]
 BRIGHTS = ((150, 36, 38), (30, 70, 130), (26, 86, 60), (40, 40, 46), (190, 170, 60), (190, 190, 186))
@@ -54,7 +54,7 @@ GLASS = ((44, 50, 58), (62, 70, 78), (34, 36, 40), (128, 140, 150))
 
 @dataclass(frozen=True, kw_only=True)
 class Street:
-    """What the street measures across: x in metres of the kerbs and building fronts by side (-1 left, 1 right)."""
+    """Geometry across the street: x in metres of the kerbs and building fronts by side (-1 left, 1 right)."""
 
     kerb: dict[int, float]
     front: dict[int, float]
@@ -62,10 +62,19 @@ class Street:
 
 
 def render_scene(seed: int, size: tuple[int, int] = (360, 480)) -> tuple[Array, Array]:
-    """The street scene number ``seed``: an RGB image (H, W, 3) and its mask (H, W) of CAMVID ids, 255 for void.
+    """Render a street scene with its exact mask.
 
-    The same seed and size give the same scene on every machine with the same releases of NumPy and Pillow. Raises
-    ValueError for a size below 1 x 1 and a negative seed.
+    The same seed and size give the same scene on every machine with the same releases of NumPy and Pillow.
+
+    Args:
+        seed: Number of the scene, 0 or more.
+        size: Height and width in pixels, at least 1 x 1.
+
+    Returns:
+        RGB image (H, W, 3) and mask (H, W) of CAMVID ids, 255 for ignored pixels.
+
+    Raises:
+        ValueError: The size is below 1 x 1 or the seed is negative.
     """
     if min(size) < 1:
         raise ValueError(f"a scene of size {size[0]} x {size[1]} was asked for, expected at least 1 x 1 pixels")
@@ -85,7 +94,7 @@ def render_scene(seed: int, size: tuple[int, int] = (360, 480)) -> tuple[Array, 
 
 
 def develop(canvas: Canvas, size: tuple[int, int]) -> tuple[Array, Array]:
-    """Reduce to the final size and add what a lens and a sensor add: grain by surface, uneven light, softness."""
+    """Reduce to the final size and add the effects of a lens and a sensor: grain by surface, uneven light, softness."""
     mask = np.asarray(canvas.labels)[::SUPERSAMPLE, ::SUPERSAMPLE].copy()
     image = np.asarray(canvas.image.reduce(SUPERSAMPLE).point(CONTRAST * 3), np.int16)
     strength = np.full(256, 6, np.float32)
@@ -98,7 +107,7 @@ def develop(canvas: Canvas, size: tuple[int, int]) -> tuple[Array, Array]:
 
 
 def cloud_field(rng: np.random.Generator, size: tuple[int, int], cells: int) -> npt.NDArray[np.float32]:
-    """Smooth noise (H, W) in 0..1 with about ``cells`` bumps along the longer side."""
+    """Generate smooth noise (H, W) in 0..1 with about ``cells`` bumps along the longer side."""
     height, width = size
     grid = [max(2, round(cells * side / max(size))) for side in size]
     coarse = Image.fromarray(rng.integers(0, 256, grid, np.uint8))
@@ -117,7 +126,7 @@ def paint_sky(canvas: Canvas) -> None:
 
 
 def paint_skyline(canvas: Canvas) -> None:
-    """What closes the street in the distance: roofs and treetops."""
+    """Paint the far end of the street: roofs and treetops."""
     rng = canvas.rng
     x = -120.0
     while x < 120:
@@ -132,7 +141,7 @@ def paint_skyline(canvas: Canvas) -> None:
 
 
 def paint_row(canvas: Canvas, side: int, front: float) -> None:
-    """Buildings and gardens along one side, from the end of the street to beside the camera."""
+    """Paint buildings and gardens along one side, from the end of the street to the camera."""
     rng = canvas.rng
     z, last_garden = FAR, False
     while z > NEAR:
@@ -144,7 +153,7 @@ def paint_row(canvas: Canvas, side: int, front: float) -> None:
 
 
 def garden(canvas: Canvas, side: int, front: float, near: float, far: float) -> None:
-    """Grass and trees behind a fence of boards or a wall."""
+    """Paint grass and trees behind a fence of boards or a wall."""
     rng = canvas.rng
     strip(canvas, (front, front + side * 40), (near, far), (88, 100, 58), TREE)
     canvas.box((front + side * 12, 0, far), (front + side * 40, rng.uniform(5, 9), far), pick(rng, WALLS), BUILDING)
@@ -159,7 +168,7 @@ def garden(canvas: Canvas, side: int, front: float, near: float, far: float) -> 
 
 
 def building(canvas: Canvas, side: int, front: float, near: float, far: float) -> None:
-    """A house front along the street with its gable towards the camera, roof, windows, and a shop or a door below."""
+    """Paint a house front with its gable towards the camera, roof, windows, and a shop or a door below."""
     rng = canvas.rng
     storeys = int(rng.integers(2, 5))
     storey = rng.uniform(2.8, 3.3)
@@ -191,7 +200,7 @@ def building(canvas: Canvas, side: int, front: float, near: float, far: float) -
 def windows(
     canvas: Canvas, front: float, near: float, far: float, sill: float, frame: Color, *, has_door: bool
 ) -> None:
-    """One storey of windows whose lower edge is at ``sill`` metres."""
+    """Paint one storey of windows whose lower edge is at ``sill`` metres."""
     rng = canvas.rng
     bays = max(1, int((far - near) / 2.4))
     if abs(canvas.pixels(front, near) - canvas.pixels(front, far)) < 4 * bays * SUPERSAMPLE:
@@ -208,7 +217,7 @@ def windows(
 
 
 def pane(canvas: Canvas, x: float, depth: tuple[float, float], rise: tuple[float, float], color: Color) -> None:
-    """A rectangle on a wall along the street."""
+    """Draw a rectangle on a wall along the street."""
     (z0, z1), (y0, y1) = depth, rise
     canvas.face([(x, y0, z0), (x, y0, z1), (x, y1, z1), (x, y1, z0)], color)
 
@@ -255,7 +264,7 @@ def paint_ground(canvas: Canvas, street: Street) -> None:
 def strip(
     canvas: Canvas, span: tuple[float, float], depth: tuple[float, float], color: Color, label: int | None = None
 ) -> None:
-    """A rectangle on the ground."""
+    """Draw a rectangle on the ground."""
     (x0, x1), (z0, z1) = span, depth
     canvas.face([(x0, 0, z0), (x1, 0, z0), (x1, 0, z1), (x0, 0, z1)], color, label)
 
