@@ -78,7 +78,10 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what a public name needs when it is first used: torch takes seconds, listing models needs none of it."""
+    """Import a public name on first use.
+
+    Importing torch takes seconds, and listing models does not need it.
+    """
     for module, names in _MODULES.items():
         if name in names:
             return getattr(importlib.import_module(module), name)

@@ -1,7 +1,7 @@
-"""The shell command ``ddsm-zoo``: parse, call, print. What a command knows how to do lives in the library.
+"""Shell command ``ddsm-zoo``: parse arguments, call the library, print results.
 
-One module for each group of commands; the order of their imports is the order in the help. torch takes seconds to
-import: each command imports what it needs, so that help comes at once.
+There is one module for each group of commands. The order of their imports is the order in the help. Importing torch
+takes seconds, so each command imports it only when it runs, and help appears at once.
 """
 
 from ddsm_zoo.cli import models, predict, explain, demo, evaluate, check_data, train, recipes, weights, export  # isort: skip

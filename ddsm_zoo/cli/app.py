@@ -1,4 +1,4 @@
-"""The command line itself: its errors, its version, and the options that several commands have."""
+"""Command line application: error handling, version, and options shared by several commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ddsm_zoo.cli.console import print_error, print_lines, stderr
 
 
 class OneLineErrors(TyperGroup):
-    """Errors that a user can cause end the command with one line on stderr and status 2."""
+    """End the command with one line on stderr and status 2 for errors that a user can cause."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -24,13 +24,13 @@ class OneLineErrors(TyperGroup):
         except KeyboardInterrupt:
             stderr.print("interrupted")
             raise typer.Exit(130) from None
-        except BrokenPipeError:  # the reader left, as `head` does: typer ends quietly
+        except BrokenPipeError:  # the reader closed the pipe, as `head` does: typer ends quietly
             raise
         except (ValueError, LookupError, OSError) as error:
             if type(error) in (
                 KeyError,
                 IndexError,
-            ):  # ours are subclasses: a bare one is a bug that needs its traceback
+            ):  # our errors are subclasses: a bare one is a bug that needs its traceback
                 raise
             print_error(error)
             raise typer.Exit(2) from error
@@ -49,7 +49,7 @@ ModelOption = Annotated[
     str,
     typer.Option("--model", "-m", help="A name of `ddsm-zoo list`, hf-hub:ORG/REPO or local-dir:PATH.", metavar="NAME"),
 ]
-# The kinds of data sets that the package registers: help is written before plugins are loaded, and without torch
+# Data set kinds of the package, listed here because help is written before plugins are loaded and without torch
 DATA_KINDS = "camvid:ROOT, cityscapes:ROOT, folder:ROOT, scenes:N or a kind of yours (--plugin)"
 DataOption = Annotated[str, typer.Option("--data", "-d", help=f"{DATA_KINDS}.", metavar="SPEC")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; unless given, a GPU where there is one.")]
@@ -59,19 +59,19 @@ JsonOption = Annotated[
 
 
 def main() -> None:
-    """The entry point of the shell command."""
+    """Run the shell command."""
     app()
 
 
 def load_plugin(name: str) -> None:
-    """Import a user's module, from the current folder too.
+    """Import a user's module, also from the current folder.
 
-    Raises LookupError for one that is not there, and ValueError for a path and for what the module raises so itself.
+    Raises LookupError for a missing module, and ValueError for a path and for a ValueError of the module itself.
     """
     if not name or name.startswith(".") or name.endswith(".py") or {"/", "\\"} & set(name):
         raise ValueError(f"--plugin is {name!r}, expected the name of a module, such as mine for the file mine.py")
     if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # for good: loading processes import it too
+        sys.path.append(str(Path.cwd()))  # permanently, because data loading processes import it too
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:

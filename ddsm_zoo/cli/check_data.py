@@ -1,4 +1,4 @@
-"""``check-data``: what is wrong with a data set."""
+"""Command ``check-data``: find problems in a data set."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def check_data(
 
 
 def print_histogram(found: Report) -> None:
-    """The share of each class in the labelled pixels of each split, and the number of images it occurs in."""
+    """Print the share of each class in the labelled pixels of each split, and the number of images it occurs in."""
     parts = [
         [(percent(share), str(images)) for share, images in zip(part.shares(), part.occurs, strict=True)]
         for part in found.splits.values()

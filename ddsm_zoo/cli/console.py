@@ -1,4 +1,4 @@
-"""What the shell command shows: lines, tables and progress on the terminal, figures as JSON."""
+"""Terminal output: lines, tables, progress bars and JSON."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ stderr = Console(stderr=True)
 
 
 def check_folder(folder: Path) -> None:
-    """Raise OutputError unless files can be written in ``folder`` or, where it does not exist yet, above it."""
+    """Raise OutputError unless files can be written in ``folder`` or, if it does not exist yet, in a parent of it."""
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=existing):
@@ -38,7 +38,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_output(json: str | None) -> None:
-    """Raise OutputError, before anything is computed, when the figures cannot be written."""
+    """Raise OutputError, before anything is computed, if the JSON output cannot be written."""
     if json is None or json == "-":
         return
     if Path(json).is_dir():
@@ -67,7 +67,7 @@ def print_lines(lines: Iterable[str]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
-    """The first column as it is, the others to the right."""
+    """Print a table with the first column left-aligned and the others right-aligned."""
     print_lines([title])
     table = Table(show_header=any(columns))
     for index, column in enumerate(columns):
@@ -78,7 +78,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str 
 
 
 def print_shares(shares: Sequence[Mapping[str, float]], labels: LabelSpace) -> None:
-    """Each class with its mean share of the images and the number of images it occurs in, largest share first."""
+    """Print each class with its mean share and the number of images it occurs in, the largest share first."""
     rows = []
     for name, (red, green, blue) in zip(labels.names, labels.palette, strict=True):
         values = [image[name] for image in shares]
@@ -94,7 +94,7 @@ def percent(fraction: float) -> str:
 
 
 def progress_bar() -> Progress:
-    """On stderr, and only where somebody watches."""
+    """Create a progress bar on stderr. It is shown only on a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     return Progress(*columns, *times, console=stderr, transient=True, disable=not stderr.is_terminal)
@@ -102,7 +102,7 @@ def progress_bar() -> Progress:
 
 @contextlib.contextmanager
 def training_bar() -> Iterator[Callable[[ProgressEvent], None]]:
-    """A bar over the steps of the run, and below it one over the images that are checked or validated."""
+    """Show a bar over the steps of the run, and below it one over the images that are checked or validated."""
     over_images = {"check": "checking the data", "validate": "validating"}
     with progress_bar() as progress:
         steps = progress.add_task("starting", total=None)

@@ -1,4 +1,4 @@
-"""``demo``: a page to try models on."""
+"""Command ``demo``: serve a page to try models on."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def demo(
     from ddsm_zoo.demo import page
     from ddsm_zoo.inference.predictor import Predictor
 
-    # What cannot be is told before a model is loaded, and a model that cannot be to who starts the page
+    # Invalid options fail before a model is loaded, and a bad model fails here rather than on the page
     with page.listen(host, port) as listener, tempfile.TemporaryDirectory(prefix="ddsm-zoo-demo-") as folder:
         given = model or []
         names = page.offered(given)

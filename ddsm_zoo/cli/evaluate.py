@@ -1,4 +1,4 @@
-"""``evaluate``: the scores of a model, of two models, or of a folder of predictions."""
+"""Command ``evaluate``: score a model, two models or a folder of predictions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ddsm_zoo.evaluation.evaluate import Evaluation
 
 COMPARISON_DRAWS = 1000
-# The means that have an interval, by their keys
+# Keys of the means that have an interval
 COMPARED = {
     "miou": "mIoU",
     "boundary_f": "boundary F mean",
@@ -153,7 +153,7 @@ def evaluate(
 
 
 def _radii(given: str | None) -> tuple[int, ...] | None:
-    """Whole numbers with commas between them."""
+    """Parse whole numbers separated by commas."""
     if given is None:
         return None
     words = [word.strip() for word in given.split(",")]
@@ -224,13 +224,13 @@ def _print_scores(title: str, figures: Mapping[str, Any], extra: Mapping[str, An
 
 
 def _score_name(key: str) -> str:
-    """``mean_category_iou`` as it is read: mean category IoU."""
+    """Format a key for reading: ``mean_category_iou`` becomes mean category IoU."""
     words = {"iou": "IoU", "iiou": "iIoU", "miou": "mIoU"}
     return " ".join(words.get(word, word) for word in key.split("_"))
 
 
 def _boundary_means(figures: Mapping[str, Any]) -> list[tuple[str, str, float]]:
-    """Title, key of the interval, where there is one, and value of each mean boundary F-score."""
+    """Return title, key of the interval (if there is one) and value of each mean boundary F-score."""
     if "boundary_f" not in figures:
         return []
     variants = {"boundary F": figures["boundary_f"], "boundary F, present only": figures["boundary_f"]["present_only"]}
@@ -243,7 +243,7 @@ def _boundary_means(figures: Mapping[str, Any]) -> list[tuple[str, str, float]]:
 
 
 def _radius(measure: float, pixels: Sequence[int]) -> str:
-    """Radius in pixels, from the smallest image's to the largest one's, and the share of the diagonal if it is one."""
+    """Format a radius in pixels, from the smallest to the largest image, and the share of the diagonal if it is one."""
     span = " to ".join(str(radius) for radius in sorted({pixels[0], pixels[-1]}))
     return f"{span} px" if isinstance(measure, int) else f"{span} px ({measure:g} diag.)"
 
@@ -268,7 +268,7 @@ def _report_gain(title: str, first: Evaluation, second: Evaluation, draws: int, 
 
 
 def _means(figures: Mapping[str, Any]) -> dict[str, float]:
-    """The scores that COMPARED names."""
+    """Return the scores that COMPARED names."""
     boundary_f = figures.get("boundary_f", {})
     nested = {"boundary_f": boundary_f, "boundary_f_present_only": boundary_f.get("present_only", {})}
     return {**figures, **{key: scores["mean"] for key, scores in nested.items() if scores}}

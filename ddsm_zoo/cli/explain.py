@@ -1,4 +1,4 @@
-"""``explain``: what DDSM does at a pixel, and where two models err."""
+"""Command ``explain``: sampled attention at a pixel, or the errors of two models."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def explain(
 
 
 def parse_pixel(text: str) -> tuple[int, int]:
-    """``312,180`` as (x, y). Raises ValueError."""
+    """Parse ``312,180`` as (x, y). Raises ValueError."""
     match = re.fullmatch(r"(\d{1,9}),\s?(\d{1,9})", text, flags=re.ASCII)
     if match is None:
         raise ValueError(f"--at is {text!r}, expected the pixel's column and row such as 312,180")

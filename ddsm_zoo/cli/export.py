@@ -1,4 +1,4 @@
-"""``export``: a model as a file that runs without this package."""
+"""Command ``export``: write a model to a file that runs without this package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``list`` and ``info``: what there is."""
+"""Commands ``list`` and ``info``: list models and describe one."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def describe_weights(entry: Entry) -> str:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """``1024`` or ``1024x2048`` as (H, W). Raises ValueError."""
+    """Parse ``1024`` or ``1024x2048`` as (H, W). Raises ValueError."""
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.isascii() and side.isdigit() and 0 < int(side) <= 65536 for side in sides):
         raise ValueError(f"size is {text!r}, expected pixels such as 1024, or height x width such as 1024x2048")

@@ -1,4 +1,4 @@
-"""``predict``: from images, videos and cameras to masks and pictures."""
+"""Command ``predict``: label images, videos and cameras."""
 
 from __future__ import annotations
 
@@ -80,8 +80,8 @@ def predict(
         from ddsm_zoo.inference.video import find_av
 
         if inputs.videos or camera is not None:
-            find_av()  # before a model is loaded
-        # the predictor refuses a precision that it does not know
+            find_av()  # fail before a model is loaded
+        # the predictor rejects an unknown precision
         predictor = Predictor(model, device, precision=cast("Precision", precision), tile=side, memory=limit)
         with bars() as show:
             files = (*inputs.images, *inputs.videos)
@@ -97,7 +97,7 @@ def predict(
 
 
 def by_kind(results: Iterable[FileResult]) -> dict[str, list[dict[str, Any]]]:
-    """The results as plain data: images, videos, failures."""
+    """Group the results as plain data: images, videos, failures."""
     kinds: dict[str, list[dict[str, Any]]] = {"images": [], "videos": [], "failures": []}
     for result in results:
         kind = "failures" if result.error is not None else "images" if result.clip is None else "videos"
@@ -106,7 +106,7 @@ def by_kind(results: Iterable[FileResult]) -> dict[str, list[dict[str, Any]]]:
 
 
 def parse_tile(text: str | None) -> int | Literal["auto"] | None:
-    """``auto`` or a number of pixels. Raises ValueError."""
+    """Parse ``auto`` or a number of pixels. Raises ValueError."""
     if text is None:
         return None
     if text == "auto":
@@ -117,7 +117,7 @@ def parse_tile(text: str | None) -> int | Literal["auto"] | None:
 
 
 def parse_memory(text: str) -> int:
-    """``4GiB``, ``2500 MB`` or a number of bytes as bytes. Raises ValueError."""
+    """Parse ``4GiB``, ``2500 MB`` or a number of bytes, as bytes. Raises ValueError."""
     match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([kmg]i?b)?", text, flags=re.ASCII | re.IGNORECASE)
     amount = Fraction(match[1]) * UNITS[(match[2] or "").lower()] if match else 0
     if amount < 1:
@@ -127,7 +127,7 @@ def parse_memory(text: str) -> int:
 
 @contextlib.contextmanager
 def bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar for each task, shown while there is something to do; a total of 0 is unknown."""
+    """Show a progress bar for each unfinished task. A total of 0 is unknown."""
     with progress_bar() as progress:
         tasks: dict[str, TaskID] = {}
 

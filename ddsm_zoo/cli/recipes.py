@@ -1,4 +1,4 @@
-"""``recipes``: list those of the package, and copy one to edit."""
+"""Command ``recipes``: list the recipes of the package, and copy one to edit."""
 
 from __future__ import annotations
 

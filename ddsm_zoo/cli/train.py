@@ -1,4 +1,4 @@
-"""``train``: from a recipe and data to a model."""
+"""Command ``train``: train a model from a recipe and data."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def train(
     from ddsm_zoo.utils.distributed import init_distributed
 
     with init_distributed() as reporting, training_bar() if reporting else contextlib.nullcontext() as show:
-        if not reporting:  # what there is to say of the run, the first process says
+        if not reporting:  # the first process alone reports on the run
             logging.getLogger("ddsm_zoo").setLevel(logging.ERROR)
         summary = train(
             chosen,

@@ -1,4 +1,4 @@
-"""``save``, ``push`` and ``import``: weights to where they are needed, and from where others have them."""
+"""Commands ``save``, ``push`` and ``import``: save and publish weights, and import those of other libraries."""
 
 from __future__ import annotations
 

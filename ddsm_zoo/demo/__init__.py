@@ -1,1 +1,1 @@
-"""The page to try models on."""
+"""Web page to try models on."""

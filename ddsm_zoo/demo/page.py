@@ -1,4 +1,4 @@
-"""A page to try models on: a picture goes in, its classes come out, and what DDSM samples for the pixel one clicks."""
+"""Web page to try models on: upload a picture, see its classes, click a pixel to see the positions DDSM samples."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ Pixel = tuple[int, int]
 Send = Callable[[Any], Awaitable[None]]
 
 SAMPLE = Path(__file__).parents[1] / "data" / "sample" / "street.png"
-SIDE = 1600  # pixels: a larger picture is reduced to it, no screen shows more and the answer must come soon
-SHOWN = 960  # a smaller one is shown enlarged to this or more, because gradio takes clicks for those of no larger size
-UPLOAD = "64mb"  # the largest file that is taken
+SIDE = 1600  # pixels: larger pictures are reduced, because no screen shows more and the answer must come soon
+SHOWN = 960  # pixels: smaller pictures are enlarged to it or more, as gradio misreads clicks if the page enlarges them
+UPLOAD = "64mb"  # maximum file size
 
-PANEL = (640, 400)  # of the picture of a module's samples, twice as large as it is shown
-MARGIN = 1.25  # how much further than the farthest sample it reaches
+PANEL = (640, 400)  # size of the picture of a module's samples, twice its displayed size
+MARGIN = 1.25  # extent of that picture relative to the farthest sample
 RED, BLUE, GRAY = (214, 30, 40), (20, 60, 230), (225, 225, 225)
 
-# What a browser may fetch for the page: only what this server has, whatever gradio would like
+# A browser may fetch only from this server, even if gradio asks for other addresses
 POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
 CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 HINT = "Click a pixel of the picture to see which positions DDSM samples for it."
@@ -47,10 +47,15 @@ EMPTY = "Drop a picture on the left, or take one of the rendered streets."
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What the page shows of one picture, a file with that ``name`` and ``size`` (W, H).
+    """Content of the page for one picture.
 
-    ``at`` (x, y) is the pixel of the picture as it was labelled that was clicked, if any. It has an ``explanation``, or
-    a ``note`` says why not.
+    Attributes:
+        name: File name of the picture.
+        size: Size (W, H) of the file in pixels.
+        result: Prediction for the picture, which may have been reduced.
+        at: Clicked pixel (x, y) of the labelled picture, None before a click.
+        explanation: Explanation of the pixel, None if there is none.
+        note: Reason why there is no explanation.
     """
 
     name: str
@@ -62,11 +67,11 @@ class View:
 
     @property
     def factor(self) -> int:
-        """How many pixels a side the page shows for one that was labelled."""
+        """Number of displayed pixels per labelled pixel and side."""
         return -(-SHOWN // max(self.result.image.size))
 
     def picture(self) -> Image.Image:
-        """The overlay, enlarged by `factor`, with a cross on the pixel ``at``."""
+        """Return the overlay, enlarged by `factor`, with a cross on the pixel ``at``."""
         overlay, factor = self.result.overlay(legend=False), self.factor
         overlay = overlay.resize((factor * overlay.width, factor * overlay.height), Image.Resampling.NEAREST)
         if self.at is not None:
@@ -75,13 +80,13 @@ class View:
         return overlay
 
     def caption(self) -> str:
-        """One line of HTML."""
+        """Return one line of HTML."""
         sizes = [self.size, self.result.image.size]
         texts = [f"{width} x {height} pixels" for width, height in dict.fromkeys(sizes)]
         return f"<p>{escape(self.name)}: {', labelled at '.join(texts)}</p>"
 
     def classes(self) -> str:
-        """The legend as HTML: colour, name and share of each class present, the largest first."""
+        """Return the legend as HTML: colour, name and share of each class present, the largest first."""
         colors = dict(zip(self.result.labels.names, self.result.labels.palette, strict=True))
         shares = sorted(self.result.shares().items(), key=lambda item: -item[1])
         largest = shares[0][1]
@@ -94,7 +99,7 @@ class View:
         return f'<table class="classes">{"".join(rows)}</table>'
 
     def samples(self) -> str:
-        """What each module samples for the pixel, as HTML with a picture for each, or the note."""
+        """Return the sampled positions of each module as HTML with a picture each, or the note."""
         if self.explanation is None:
             return f"<p>{escape(self.note)}</p>"
         x, y = self.explanation.at
@@ -107,9 +112,10 @@ class View:
 
 
 def look(predictor: Predictor, path: Path, at: Pixel | None = None) -> View:
-    """Label the picture in a file, reduced to sides of at most `SIDE`, and explain the pixel ``at`` (x, y) of that.
+    """Label a picture file, reduced to sides of at most `SIDE`, and explain one pixel.
 
-    Raises FileNotFoundError, ImageError, which names the file without its folder, and what the predictor raises.
+    ``at`` (x, y) is a pixel of the reduced picture. Raises FileNotFoundError, ImageError, which names the file without
+    its folder, and the errors of the predictor.
     """
     try:
         picture = read_image(path)
@@ -121,22 +127,22 @@ def look(predictor: Predictor, path: Path, at: Pixel | None = None) -> View:
         return View(name=path.name, size=size, result=predictor(picture))
     try:
         explanation = explain(predictor, picture, at)
-    except ValueError as error:  # a model that samples nothing has classes all the same
+    except ValueError as error:  # a model without sampling still predicts classes
         return View(name=path.name, size=size, result=predictor(picture), at=at, note=str(error))
     return View(name=path.name, size=size, result=explanation.result, at=at, explanation=explanation)
 
 
 def draw_samples(image: Image.Image, level: Level) -> Image.Image:
-    """Where a module reads: a cross at each position in a disc whose area is its affinity, around the pixel's cell.
+    """Draw the taps of a module around the pixel's cell: a cross in a disc whose area is the tap's affinity.
 
-    The largest affinities are written beside. The picture has the size `PANEL` and shows all positions; what lies
-    beyond the image is grey.
+    The largest affinities are written next to their taps. The picture has the size `PANEL` and shows all positions. The
+    area beyond the image is grey.
     """
     width, height = PANEL
     center = np.asarray(level.center)
     half_width, half_height = np.maximum(MARGIN * np.abs(level.positions - center).max(0), 3 * level.pitch)
     scale = min(width / half_width, height / half_height) / 2
-    left, top = center + 0.5 - np.asarray(PANEL) / scale / 2  # of the window, from the corner of the image
+    left, top = center + 0.5 - np.asarray(PANEL) / scale / 2  # of the window, relative to the corner of the image
     window = (left, top, left + width / scale, top + height / scale)
     panel = image.transform(PANEL, Image.Transform.EXTENT, window, Image.Resampling.BILINEAR, fillcolor=GRAY)
     panel = Image.blend(panel, Image.new("RGB", PANEL, WHITE), 0.25)
@@ -161,31 +167,31 @@ def draw_samples(image: Image.Image, level: Level) -> Image.Image:
 
 
 def offered(given: Sequence[str]) -> list[str]:
-    """The models to choose from: those given and all whose weights are published, first what needs no network.
+    """Return the models to choose from: the given ones and all published ones, those that need no network first.
 
-    Raises UnknownModelError for a name that is given.
+    Raises UnknownModelError for a given name that is unknown.
     """
     return sorted(dict.fromkeys((*given, *list_pretrained())), key=lambda name: not _is_here(name))
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that takes connections, at any free port for 0. Raises OSError of one line."""
+    """Open a listening socket. Port 0 takes any free port. Raises OSError with one line."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        reason = str(error.strerror).partition(" (while")[0]  # Python adds the address once more
+        reason = str(error.strerror).partition(" (while")[0]  # Python repeats the address there
         raise OSError(f"cannot listen on {host}:{port}: {reason}; choose others with --host and --port") from error
 
 
 def address(listener: socket.socket) -> str:
-    """Where a browser finds what listens there."""
+    """Return the URL of the listening socket for a browser."""
     host, port, *_ = listener.getsockname()
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def find_gradio() -> Any:
-    """The package gradio. Raises LookupError where it is not installed."""
+    """Return the package gradio. Raises LookupError if it is not installed."""
     try:
         import gradio
     except ModuleNotFoundError as error:
@@ -194,11 +200,12 @@ def find_gradio() -> Any:
 
 
 def build_page(names: Sequence[str], chosen: str, load: Callable[[str], Predictor], folder: Path) -> Any:
-    """The page as gradio's Blocks: ``load`` gives the predictor of each of the names, pictures are kept in ``folder``.
+    """Build the page as gradio's Blocks.
 
-    One prediction is made at a time; others wait for their turn. Raises LookupError without the package gradio.
+    ``load`` returns the predictor of a name, and pictures are stored in ``folder``. Predictions run one at a time, and
+    others wait. Raises LookupError if gradio is not installed.
     """
-    os.environ["GRADIO_TEMP_DIR"] = str(folder)  # where gradio looks for it, and nowhere else
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)  # gradio reads it only from the environment
     gr = find_gradio()
 
     def show(path: str | None, name: str, at: Pixel | None) -> tuple[Any, ...]:
@@ -219,7 +226,7 @@ def build_page(names: Sequence[str], chosen: str, load: Callable[[str], Predicto
         x, y = (place // factor for place in event.index)
         return (x, y), *show(path, name, (x, y))
 
-    explain_at.__annotations__["event"] = gr.SelectData  # by which gradio knows what to hand over
+    explain_at.__annotations__["event"] = gr.SelectData  # gradio decides by the annotation which event to pass
 
     def render() -> str:
         seed = random.randrange(10**6)
@@ -262,7 +269,7 @@ def build_page(names: Sequence[str], chosen: str, load: Callable[[str], Predicto
 
 
 def serve(page: Any, listener: socket.socket) -> None:
-    """Show a page to whoever connects to ``listener``, until Ctrl-C or SIGTERM. No other server is asked anything."""
+    """Serve a page on ``listener`` until Ctrl-C or SIGTERM. No other server is contacted."""
     import uvicorn
     from fastapi import FastAPI
 
@@ -282,12 +289,12 @@ def serve(page: Any, listener: socket.socket) -> None:
         css=CSS,
     )
     config = uvicorn.Config(_with_policy(app), log_level="warning", timeout_graceful_shutdown=1)
-    with interruptible():  # uvicorn stops at a signal and then sends it once more
+    with interruptible():  # uvicorn stops at a signal and then raises it again
         uvicorn.Server(config).run(sockets=[listener])
 
 
 def _with_policy(app: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    """An ASGI application whose answers carry `POLICY`."""
+    """Wrap an ASGI application so that its responses carry `POLICY`."""
 
     async def answer(scope: Any, receive: Any, send: Send) -> None:
         async def send_with_policy(message: Any) -> None:
@@ -301,7 +308,7 @@ def _with_policy(app: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable
 
 
 def _is_here(name: str) -> bool:
-    """Whether the weights of a model can be had without network."""
+    """Return True if the weights of a model are available without network."""
     weights = None if is_uri(name) else find(name).weights
     return (name if weights is None else weights.uri).startswith(("bundled:", "local-dir:"))
 

@@ -1,1 +1,1 @@
-"""A data set in, scores out."""
+"""Evaluation of models and predictions on a data set."""

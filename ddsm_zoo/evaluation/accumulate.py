@@ -1,4 +1,4 @@
-"""The scores of predictions on a labelled set, from counts that are kept image by image."""
+"""Scores on a labelled set, computed from per-image counts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ddsm_zoo.utils.memory import enough_memory
 
 
 class LabeledImages(Protocol):
-    """Anything like a map-style dataset of (image (3, H, W) normalised float, mask (h, w) integer ids)."""
+    """Map-style data set of (image (3, H, W) normalized float, mask (h, w) integer ids)."""
 
     def __len__(self) -> int: ...
 
@@ -29,7 +29,7 @@ class LabeledImages(Protocol):
 
 @dataclass(frozen=True)
 class Prediction:
-    """Class ids (h, w) of image ``index`` and its mask; ``dtype`` of the scores they come from, None for none."""
+    """Class ids (h, w) of image ``index`` and its mask. ``dtype`` is that of the scores, None if there are none."""
 
     index: int
     ids: Tensor
@@ -38,12 +38,12 @@ class Prediction:
 
 
 class PerImageCounts:
-    """The counts of each image of a set, and with them the scores of all images, of one, of a bootstrap draw.
+    """Per-image counts of a set, and the scores of the whole set, of one image or of a bootstrap draw.
 
-    Counts of different images and processes lie apart until they are summed, always in the same order: the scores
-    are the same to the bit however the work was shared. ``counts`` holds, per image, what the metrics of these names
-    count: ``pixels`` (n, 3, K), and with ``boundary`` ``boundary_f`` (n, 2 + R, K) of R radii, those of
-    `BoundaryFScore`, and ``boundary_iou`` (n, 3, K).
+    Counts of different images and processes are kept apart and summed in a fixed order. The scores are therefore the
+    same to the bit, however the images are distributed over processes. ``counts`` holds counts per image by metric:
+    ``pixels`` (n, 3, K), and with ``boundary`` also ``boundary_f`` (n, 2 + R, K) for the R radii of `BoundaryFScore`,
+    and ``boundary_iou`` (n, 3, K).
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class PerImageCounts:
                 self.counts[name] = metric.counts.new_zeros(images, *metric.counts.shape)
 
     def add(self, prediction: Prediction) -> None:
-        """Count one image, which must not be counted already."""
+        """Count one image. Each image may be counted only once."""
         index, ids, target, self.dtype = prediction.index, prediction.ids, prediction.target, prediction.dtype
         confusion = ConfusionMatrix(self.num_classes, self.ignore_index)
         confusion.update(ids, target)
@@ -82,22 +82,26 @@ class PerImageCounts:
                 self.counts[name][index] = metric.counts
 
     def gather(self) -> None:
-        """Let every process have what all of them counted."""
+        """Share the counts of all processes with every process."""
         self.confusion.matrix = all_reduce_sum(self.confusion.matrix)
         self.sizes = all_reduce_sum(self.sizes)
         self.counts = {name: all_reduce_sum(counts) for name, counts in self.counts.items()}
 
     def image_scores(self) -> Tensor:
-        """mIoU of each image alone (n,), over the classes that occur in it; nan for an image that is all void."""
+        """Return the mIoU of each image (n,) over the classes that occur in it.
+
+        It is nan for an image without labelled pixels.
+        """
         return iou_of(self.counts["pixels"]).nanmean(-1)
 
     def figures(self) -> dict[str, Any]:
-        """The scores of all images as fractions of 1, and the `facts`.
+        """Return the scores of the set as fractions of 1, and the `facts`.
 
-        ``miou``, ``pixel_accuracy``, ``mean_accuracy``, ``iou`` and ``accuracy`` as `ConfusionMatrix.compute` gives
-        them; with boundaries, ``boundary_f`` as `BoundaryFScore.compute` does, ``boundary_f_pixels`` (by the same keys
-        the radii in pixels that the images' sizes came to), ``boundary_iou``, and of both the lists
-        ``boundary_f_by_class`` (mean over the radii where the class is present) and ``boundary_iou_by_class``.
+        ``miou``, ``pixel_accuracy``, ``mean_accuracy``, ``iou`` and ``accuracy`` are those of
+        `ConfusionMatrix.compute`. With boundaries, there are also ``boundary_f`` of `BoundaryFScore.compute`,
+        ``boundary_iou``, and ``boundary_f_pixels``: under the same keys, the radii in pixels that result from the image
+        sizes. The lists ``boundary_f_by_class`` (mean over the radii at which the class is present) and
+        ``boundary_iou_by_class`` have one number per class.
         """
         figures = self.confusion.compute()
         if "boundary_f" in self.counts:
@@ -115,12 +119,15 @@ class PerImageCounts:
         return {**figures, **self.facts()}
 
     def facts(self) -> dict[str, Any]:
-        """The ``count`` of images, the ``resolutions`` of their masks as [h, w] and the ``dtype`` of the scores."""
+        """Return the ``count`` of images, ``resolutions`` of their masks as [h, w] and ``dtype`` of the scores."""
         resolutions = torch.unique(self.sizes, dim=0).tolist()
         return {"count": len(self.sizes), "resolutions": resolutions, "dtype": self.dtype}
 
     def _boundary_pixels(self, metric: BoundaryFScore) -> dict[int | float, list[int]]:
-        """Distinct radii of each measure over the images, in ascending order; one entry if all are of one size."""
+        """Return the distinct radii of each measure over the images in ascending order.
+
+        Images of one size give one radius.
+        """
         sizes: list[tuple[int, int]] = torch.unique(self.sizes, dim=0).tolist()
         radii = zip(*(metric.pixels(height, width) for height, width in sizes), strict=True)
         return {key: sorted(set(each)) for key, each in zip(metric.measures, radii, strict=True)}
@@ -133,7 +140,10 @@ class PerImageCounts:
 
 
 def summed_scores(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Scores from sums of `PerImageCounts.counts`, each with any leading dimensions: means (...), ``iou`` (..., K)."""
+    """Compute scores from sums of `PerImageCounts.counts`, with any leading dimensions.
+
+    The means have shape (...), ``iou`` (..., K).
+    """
     iou = iou_of(sums["pixels"])
     scores = {"miou": iou.nanmean(-1)}
     if "boundary_f" in sums:
@@ -155,10 +165,12 @@ def evaluate_model(  # noqa: PLR0913 - each is a choice of its own, as in the co
     progress: Progress | None = None,
     observe: Callable[[Prediction], None] | None = None,
 ) -> PerImageCounts:
-    """Compare ``predict`` with every mask of ``dataset`` at the mask's own resolution.
+    """Compare the predictions with every mask of ``dataset`` at the mask's own resolution.
 
-    Scores are resized bilinearly to the mask's size before the argmax. Images of one size that follow each other are
-    predicted together, up to ``batch_size``. Processes that run together share the images and all get the whole.
+    Scores are resized bilinearly to the mask's size before the argmax. Consecutive images of equal size are predicted
+    together, up to ``batch_size``. In distributed runs the processes share the images, and every process gets all
+    counts.
+
     `progress` and `observe` are as for `count_predictions`. Raises ValueError for an empty set, another number of
     classes and NaN scores.
     """
@@ -175,9 +187,10 @@ def count_predictions(
     progress: Progress | None = None,
     observe: Callable[[Prediction], None] | None = None,
 ) -> PerImageCounts:
-    """Count this process's share of the predictions, then gather all.
+    """Count this process's predictions, then gather the counts of all processes.
 
-    ``progress(done, total)`` is called as images of the share are done, ``observe`` with each prediction, in order.
+    ``progress(done, total)`` is called as images of this process are finished, ``observe`` with each prediction, in
+    order.
     """
     total = len(shard(len(per_image.sizes)))
     for done, prediction in enumerate(predictions, start=1):
@@ -194,7 +207,10 @@ def count_predictions(
 def predict_set(
     predict: Predict, dataset: LabeledImages, num_classes: int, indices: Sequence[int], batch_size: int = 1
 ) -> Iterator[Prediction]:
-    """The class ids of the images of these indices, at the resolution of their masks. Raises as `evaluate_model`."""
+    """Predict the class ids of the images of these indices at the resolution of their masks.
+
+    Raises the errors of `evaluate_model`.
+    """
     for start in range(0, len(indices), batch_size):
         samples = [(index, *dataset[index]) for index in indices[start : start + batch_size]]
         for group in _of_one_size(samples):
@@ -210,7 +226,7 @@ def predict_set(
 
 
 def _of_one_size(samples: Sequence[tuple[int, Tensor, Tensor]]) -> list[list[tuple[int, Tensor, Tensor]]]:
-    """Split into runs of images of the same size, keeping the order."""
+    """Split the samples into runs of equal image size, in order."""
     groups: list[list[tuple[int, Tensor, Tensor]]] = []
     for sample in samples:
         if groups and groups[-1][-1][1].shape == sample[1].shape:

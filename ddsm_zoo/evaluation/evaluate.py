@@ -1,4 +1,4 @@
-"""A model, or a folder of predictions, and the name of a data set to scores, with all that they depend on."""
+"""Score a model or a folder of predictions on a data set, and record everything that the scores depend on."""
 
 from __future__ import annotations
 
@@ -48,14 +48,23 @@ _BY_CLASS = ("iou", "accuracy", "boundary_f_by_class", "boundary_iou_by_class")
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to score on: a split of ``camvid:ROOT``, ``folder:ROOT``, ..., and how.
+    """Data and settings of an evaluation.
 
-    ``protocol`` is a name of `inference.protocol.PROTOCOLS` or the path of a TOML file. ``boundary`` adds the boundary
-    F-score and Boundary IoU. The F-score's radii are the published shares of each image's diagonal, or
-    ``boundary_radii`` in pixels for every image. ``bootstrap_by`` is what the bootstrap draws: ``image``, ``sequence``
-    or ``block:N``, as in `metrics.bootstrap.Resampling.plan`. The device is a GPU where there is one unless given, and
-    ``preprocess``, how images become the model's input, is what the model was trained with or, where it does not say,
-    ImageNet's. Raises ValueError for radii that cannot be, or without ``boundary``, and for another ``bootstrap_by``.
+    Attributes:
+        data: Data set such as ``camvid:ROOT`` or ``folder:ROOT``.
+        split: Split of the data set.
+        protocol: Name in `inference.protocol.PROTOCOLS`, or path of a TOML file.
+        boundary: Add the boundary F-score and Boundary IoU.
+        boundary_radii: Radii of the boundary F-score in pixels, the same for every image. Unless given, the published
+            shares of each image's diagonal.
+        bootstrap_by: Unit that the bootstrap draws: ``image``, ``sequence`` or ``block:N``, as in
+            `metrics.bootstrap.Resampling.plan`.
+        batch_size: Maximum number of images of equal size that are predicted together.
+        device: Torch device. Unless given, a GPU if there is one.
+        preprocess: Preprocessing of the images. Unless given, that of the model's training or, if unknown, ImageNet's.
+
+    Raises:
+        ValueError: Radii are invalid or given without ``boundary``, or ``bootstrap_by`` is unknown.
     """
 
     data: str
@@ -79,10 +88,15 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What was counted on a data set, image by image, and how it came about.
+    """Per-image counts on a data set, and a record of how they were made.
 
-    ``again(index)`` is the `Prediction` of one image once more. ``resampling`` has the units that the bootstrap draws.
-    ``extra`` are scores that only this data set defines.
+    Attributes:
+        dataset: Data set that was scored.
+        per_image: Counts of each image.
+        resampling: Units that the bootstrap draws.
+        again: Repeats the prediction of the image with this index.
+        record: Model, data, protocol and versions that the scores depend on.
+        extra: Scores that only this data set defines.
     """
 
     dataset: SegmentationDataset
@@ -98,21 +112,27 @@ class Evaluation:
 
     @property
     def count(self) -> int:
-        """The number of images."""
+        """Number of images."""
         return len(self.per_image.sizes)
 
     @property
     def labeled(self) -> bool:
-        """Whether any pixel has a class; the labels of a benchmark's test split are void, or not there at all."""
+        """Return True if any pixel has a class. The labels of a benchmark's test split are void or missing."""
         return bool(self.per_image.confusion.matrix.any())
 
     def figures(self, bootstrap: int = 0) -> dict[str, Any]:
-        """All scores as fractions of 1, by class name where they are a class's, and the record of what they depend on.
+        """Return all scores as fractions of 1, and the record of everything that they depend on.
 
-        nan stands for a class that never occurs; the means leave it out, and ``never_occurs`` names it. ``bootstrap``
-        is the number of draws for ``intervals``, the 95 % confidence intervals [low, high] over images, sequences or
-        blocks (``by``, ``units``), with a ``note`` that says what they are worth for video frames. Without labels there
-        is nothing but the record.
+        Scores of single classes are keyed by class name. A class that never occurs scores nan. The means leave it out,
+        and ``never_occurs`` names it. Without labels, there is only the record.
+
+        Args:
+            bootstrap: Number of draws for ``intervals``, 0 for none. These are 95 % confidence intervals [low, high]
+                over images, sequences or blocks (``by``, ``units``). Their ``note`` says how far to trust them for
+                video frames.
+
+        Returns:
+            Plain data, as docs/evaluation.md defines it.
         """
         if not self.labeled:
             return {**self.per_image.facts(), **self.record}
@@ -128,9 +148,14 @@ class Evaluation:
         return {**figures, "confusion": self.per_image.confusion.matrix.tolist(), **self.record}
 
     def gain_over(self, other: Evaluation, bootstrap: int) -> dict[str, Any]:
-        """What this one scores more than ``other`` on the same images, with paired confidence intervals.
+        """Return the gain of this evaluation over ``other`` on the same images, with paired confidence intervals.
 
-        Raises ValueError unless both were counted on the same images and with the same boundary measures.
+        Args:
+            other: Evaluation to compare with.
+            bootstrap: Number of draws for the intervals.
+
+        Raises:
+            ValueError: The evaluations have different images or different boundary measures.
         """
         if [pair.mask for pair in self.dataset.pairs] != [pair.mask for pair in other.dataset.pairs]:
             raise ValueError("the two evaluations are of different images, expected the same data set and split")
@@ -148,14 +173,25 @@ class Evaluation:
         return {**gain, "iou": self._by_class(gain["iou"]), "intervals": intervals}
 
     def worst(self, count: int) -> list[dict[str, Any]]:
-        """The images of lowest mIoU, the worst first: name, index and ``miou``; those that are all void are none."""
+        """Return the images of lowest mIoU, the worst first, with ``name``, ``index`` and ``miou``.
+
+        Images without labelled pixels are left out.
+
+        Args:
+            count: Maximum number of images.
+        """
         scores = self.per_image.image_scores()
         order = [index for index in scores.argsort(stable=True).tolist() if not scores[index].isnan()]
         names = self.dataset.pairs
         return [{"name": names[i].name, "index": i, "miou": scores[i].item()} for i in order[:count]]
 
     def write_pictures(self, folder: Path, worst: int = 0) -> None:
-        """Write ``confusion.png``, and ``worst_RANK_NAME.png`` with image, label, prediction and errors for each."""
+        """Write ``confusion.png``, and ``worst_RANK_NAME.png`` with image, label, prediction and errors.
+
+        Args:
+            folder: Target folder.
+            worst: Number of images of lowest mIoU to draw.
+        """
         _save(draw_confusion(self.per_image.confusion.matrix.numpy(), self.labels), folder / "confusion.png")
         for rank, entry in enumerate(self.worst(worst), start=1):
             prediction = self.again(entry["index"])
@@ -192,18 +228,36 @@ def evaluate(  # noqa: PLR0913 - each is a choice of its own, as in the command
     preprocess: Preprocess | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Score a model, or the pretrained model of that name, on one split of ``camvid:ROOT``, ``folder:ROOT``, ...
+    """Score a model on one split of a data set.
 
-    A model of your own is any module or function from images (N, 3, H, W), normalised as ``preprocess`` says, to scores
-    (N, K, h, w) of the data's K classes in their order; a lower resolution than the image's does.
+    Predictions are compared at each label's own resolution. Ignored pixels do not count. In distributed runs the
+    processes share the images, and every process gets all scores.
 
-    Predictions are compared at each label's own resolution, where ignored pixels do not count. ``protocol``,
-    ``boundary``, ``boundary_radii``, ``bootstrap_by``, ``preprocess`` and the device are as in `Request`, ``bootstrap``
-    as in `Evaluation.figures`; ``progress(done, total)`` is called after each image. In processes that were launched
-    together each takes its share and gets the whole.
+    Args:
+        model: Name of a pretrained model, or your own module or function. It maps images (N, 3, H, W), normalized by
+            ``preprocess``, to scores (N, K, h, w) of the data's K classes in their order. The scores may have a lower
+            resolution than the images.
+        data: Data set such as ``camvid:ROOT`` or ``folder:ROOT``.
+        split: Split of the data set.
+        device: Torch device. Unless given, a GPU if there is one.
+        batch_size: Maximum number of images of equal size that are predicted together.
+        protocol: Name in `inference.protocol.PROTOCOLS`, or path of a TOML file.
+        boundary: Add the boundary F-score and Boundary IoU.
+        boundary_radii: Radii of the boundary F-score in pixels, the same for every image. Unless given, the published
+            shares of each image's diagonal.
+        bootstrap: Number of draws for 95 % confidence intervals, 0 for none.
+        bootstrap_by: Unit that the bootstrap draws: ``image``, ``sequence`` or ``block:N``.
+        preprocess: Preprocessing of the images. Unless given, that of the model's training or, if unknown, ImageNet's.
+        progress: Called as ``progress(done, total)`` after each image.
 
-    Returns the figures that docs/evaluation.md defines. Raises DatasetError, what `create_model` raises, and ValueError
-    for a model of other classes than the data's or one that gives NaN, and for labels that are all void.
+    Returns:
+        Scores as fractions of 1 with everything they depend on, as docs/evaluation.md defines them.
+
+    Raises:
+        DatasetError: The data set cannot be read.
+        ValueError: The model has other classes than the data or gives NaN, all labels are void, or an option is
+            invalid.
+        Exception: Anything that `create_model` raises.
     """
     request = Request(
         data=data,
@@ -222,13 +276,23 @@ def evaluate(  # noqa: PLR0913 - each is a choice of its own, as in the command
 def score_model(
     model: str | Predict, request: Request, progress: Progress | None = None, submission: Path | None = None
 ) -> Evaluation:
-    """Count a model's predictions; `evaluate` says what is raised.
+    """Count a model's predictions on a data set.
 
-    ``submission`` is a folder for the predictions as the server of the data set's benchmark takes them, such as that of
-    Cityscapes. A split need not be labelled then.
+    Args:
+        model: Name of a pretrained model, or your own module or function, as for `evaluate`.
+        request: Data and settings.
+        progress: Called as ``progress(done, total)`` after each image.
+        submission: Folder for the predictions in the format of the benchmark's server, such as that of Cityscapes. The
+            split then needs no labels.
+
+    Returns:
+        The counts, from which `Evaluation.figures` computes the scores.
+
+    Raises:
+        Exception: Anything that `evaluate` raises.
     """
     protocol = InferenceProtocol.load(request.protocol)
-    opened = _open(request, None, submission)  # the data first: it is checked sooner than a model is loaded
+    opened = _open(request, None, submission)  # the data first: checking it is faster than loading a model
     labels, resampling = opened.labels, _resampling(opened, request)
     scored = wrap_model(model, labels, request.device, request.preprocess)
     dataset = _open(request, EvalTransform(scored.preprocess), submission)
@@ -267,18 +331,28 @@ def score_model(
 def score_predictions(
     folder: Path, request: Request, progress: Progress | None = None, *, class_ids: bool = False
 ) -> Evaluation:
-    """Count predictions that lie in a folder as one file for each image.
+    """Count predictions in a folder that has one file for each image.
 
-    They are stored as the data set stores its masks or, with ``class_ids``, as the ids of its classes, 0 for the first.
-    Raises DatasetError for missing, superfluous and misnamed files and for ones that do not fit their label, and
-    ValueError for labels that are all void.
+    Args:
+        folder: Folder of the predictions.
+        request: Data and settings.
+        progress: Called as ``progress(done, total)`` after each image.
+        class_ids: Read the files as class ids, 0 for the first class. Otherwise they are encoded like the masks of the
+            data set.
+
+    Returns:
+        The counts, from which `Evaluation.figures` computes the scores.
+
+    Raises:
+        DatasetError: Files are missing, superfluous or misnamed, or do not fit their label.
+        ValueError: All labels are void.
     """
     dataset = _open(request, None, None)
     labels, resampling = dataset.labels, _resampling(dataset, request)
     files = find_predictions(folder, [pair.name for pair in dataset.pairs])
     plain = MaskDecoder(ids=identity(labels))
     decode = plain if class_ids else dataset.decode
-    # Cityscapes' label ids and coloured masks
+    # The hint is for data whose masks do not hold class ids, such as Cityscapes' label ids and coloured masks
     hint = "" if plain.ids.items() <= decode.ids.items() else "; are these class ids? --class-ids reads them"
 
     def read(index: int) -> Prediction:
@@ -313,7 +387,7 @@ def score_predictions(
 
 
 def versions() -> dict[str, str]:
-    """Of everything that a figure may depend on."""
+    """Return the versions of everything that a score may depend on."""
     packages = {name: version(name) for name in ("torchvision", "timm", "numpy", "pillow")}
     # torch's own attribute tells builds apart, such as +cpu
     own = {"ddsm_zoo": __version__, "python": platform.python_version(), "torch": str(torch.__version__)}
@@ -343,7 +417,7 @@ def _resampling(dataset: SegmentationDataset, request: Request) -> Resampling:
 
 
 def _record(source: dict[str, Any], request: Request, protocol: dict[str, Any]) -> dict[str, Any]:
-    """How figures came about; count, resolutions and dtype are counted along."""
+    """Build the record of an evaluation. Count, resolutions and dtype are part of the counts."""
     if request.boundary:
         radii = request.boundary_radii
         measured = {"diagonal_shares": list(DIAGONAL_SHARES)} if radii is None else {"radii": list(check_radii(radii))}

@@ -1,4 +1,4 @@
-"""What is measured: a model of the zoo or one of your own, as a callable from images to scores."""
+"""Wrap any model (zoo name, ``nn.Module`` or function) as a scoring function for evaluation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ddsm_zoo.zoo.factory import resolve_data_config
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredModel:
-    """``predict`` takes images normalised as ``preprocess`` says; name, address and hash say whose scores it gives."""
+    """Scoring function with the preprocessing it expects and the name, address and hash of its weights."""
 
     predict: Predict
     preprocess: Preprocess
@@ -32,19 +32,19 @@ class ScoredModel:
     sha256: str | None = None
 
     def record(self) -> dict[str, Any]:
-        """What a result says of it."""
-        done = {key: value for key, value in to_dict(self.preprocess).items() if key != "size"}  # which changes nothing
+        """Return the part of a result that identifies the model."""
+        done = {key: value for key, value in to_dict(self.preprocess).items() if key != "size"}  # size has no effect
         return {"model": self.name, "weights": {"uri": self.uri, "sha256": self.sha256}, "preprocess": done}
 
 
 def wrap_model(
     model: str | Predict, labels: LabelSpace, device: str | torch.device | None, preprocess: Preprocess | None
 ) -> ScoredModel:
-    """The pretrained model of a name, a model, or any module or function from images to scores of the ``labels``.
+    """Wrap the pretrained model of a name, a model, or any module or function from images to scores of the ``labels``.
 
-    ``preprocess`` is what the model was trained with, or ImageNet's where it does not say, unless given. Raises what
-    `create_model` raises, and ValueError for a model of other classes. Its ``predict`` raises ValueError for anything
-    that is no tensor of scores, and gives scores at the resolution of the images.
+    ``preprocess`` defaults to that of the model's training or, if unknown, to ImageNet's. The scores have the
+    resolution of the images. Raises the errors of `create_model`, and ValueError for a model with other classes.
+    ``predict`` raises ValueError if the model does not return a tensor of scores.
     """
     uri: str | None = None
     sha256: str | None = None
@@ -54,7 +54,7 @@ def wrap_model(
         known = segmenter.provenance
         predict, preprocess = full_image(segmenter), preprocess or resolve_data_config(segmenter)
         if isinstance(model, str):
-            assert known.weights is not None  # a model without weights is not prepared
+            assert known.weights is not None  # `prepare` rejects a model without weights
             name, uri, sha256 = model, public_uri(known.weights.uri), known.weights.sha256
         else:
             name, sha256 = known.name, _hash_of(model)
@@ -88,7 +88,7 @@ def _checked(predict: Predict) -> Predict:
 
 
 def _hash_of(model: nn.Module) -> str:
-    """The SHA-256 of the file that the weights would be saved as now, whatever they once were loaded from."""
+    """Return the SHA-256 of the file that the current weights would be saved as."""
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(AUXILIARY)}
     # clones, because safetensors refuses tensors that share their memory
     return hashlib.sha256(pack_tensors({name: tensor.clone() for name, tensor in state.items()})).hexdigest()

@@ -1,1 +1,1 @@
-"""Explanations of a model at a pixel, and of where two models err."""
+"""Explanations of a model at a pixel, and comparisons of two models' errors."""

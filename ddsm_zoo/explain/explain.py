@@ -1,4 +1,4 @@
-"""Data on what a model does at one pixel, and on where two models err in one image; `figures` draws both."""
+"""Inspect sampled attention at one pixel, and compare the errors of two models. `figures` draws both."""
 
 from __future__ import annotations
 
@@ -32,12 +32,21 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """One module, which forms x~ of ``stage``, as the pixel that is explained sees it.
+    """Sampled attention of one DDSM module at the explained pixel.
 
-    The pixel lies in the cell of ``pitch`` pixels a side around ``center``; its K taps read at ``positions`` (K, 2),
-    with ``modulations`` (K,), and weigh what they read by ``affinities`` (K,), which add up to one. Places are (x, y)
-    in pixels of the image, whose centres are whole numbers. Features are (C, h, w): ``high`` and ``low``, what goes in;
-    ``spatial``, S; and ``both``, S + K, None for a module without K.
+    Places are (x, y) in pixels of the image. Pixel centres are whole numbers.
+
+    Attributes:
+        stage: Stage of the x~ that the module forms.
+        pitch: Side of a feature cell in pixels.
+        center: Centre of the cell that contains the pixel.
+        positions: Tap locations (K, 2).
+        affinities: Attention weights (K,) of the taps. They add up to one.
+        modulations: Modulations (K,) of the taps.
+        high: High-level input features (C, h, w).
+        low: Low-level input features (C, h, w).
+        spatial: Output S (C, h, w) of the spatial half.
+        both: Output S + K (C, h, w) of both halves, None for a module without K.
     """
 
     stage: int
@@ -54,10 +63,14 @@ class Level:
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """What DDSM does at the pixel ``at`` (x, y) of an image: ``levels``, its modules from coarse to fine.
+    """Sampled attention of all DDSM modules at one pixel of an image.
 
-    ``size`` (H, W) is that of the image as the model extends it, over which the features stretch. ``taps_on_map`` is,
-    by sampler, the share of its taps, at all positions, that read the map and not the zeros around it.
+    Attributes:
+        result: Prediction for the image.
+        at: The pixel (x, y).
+        size: Size (H, W) of the image as the model extends it. The features cover this area.
+        levels: Modules from coarse to fine.
+        taps_on_map: Share of the taps, over all positions, that read the map and not the zeros around it, by sampler.
     """
 
     result: Segmentation
@@ -68,12 +81,12 @@ class Explanation:
 
     @property
     def label(self) -> str:
-        """The class of the pixel."""
+        """Class name of the pixel."""
         x, y = self.at
         return self.result.labels.names[int(self.result.mask[y, x])]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: the pixel, its class, and of each module where its taps read and how they weigh."""
+        """Return plain data: the pixel, its class, and the tap locations and weights of each module."""
         levels = [
             {
                 "stage": level.stage,
@@ -89,24 +102,39 @@ class Explanation:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What two models make of one image whose labels are ``target`` (H, W): ``results`` by the models' names."""
+    """Predictions of two models for one labelled image.
+
+    Attributes:
+        results: Predictions by model name.
+        target: Class ids (H, W) of the labels.
+        labels: Names and colours of the class ids.
+    """
 
     results: dict[str, Segmentation]
     target: Mask
     labels: LabelSpace
 
     def wrong(self) -> dict[str, float]:
-        """The fraction of the labelled pixels that each model gets wrong."""
+        """Return the fraction of labelled pixels that each model gets wrong, 0 to 1."""
         known = (self.target >= 0) & (self.target < len(self.labels))
         wrong = {name: (result.mask != self.target)[known] for name, result in self.results.items()}
         return {name: float(errors.mean()) if errors.size else 0.0 for name, errors in wrong.items()}
 
 
 def explain(model: str | Segmenter | Predictor, image: ImageInput, at: tuple[int, int]) -> Explanation:
-    """Run a model on an image, as `Predictor` takes it, and note what its modules do at the pixel ``at`` (x, y).
+    """Run a model on an image and inspect its sampled attention at one pixel.
 
-    Raises what `Predictor` does, and ValueError for a pixel outside the image and for a model in which nothing samples
-    pixels.
+    Args:
+        model: Model, predictor, or name of a pretrained model.
+        image: Image as `Predictor` takes it.
+        at: The pixel (x, y), from 0,0 at the top left.
+
+    Returns:
+        The prediction with tap locations, modulations and attention weights of each module.
+
+    Raises:
+        ValueError: The pixel lies outside the image, the model samples no pixels, or the image is cut into tiles.
+        Exception: Anything that `Predictor` raises.
     """
     predictor = model if isinstance(model, Predictor) else Predictor(model)
     network = predictor.model
@@ -135,9 +163,19 @@ def explain(model: str | Segmenter | Predictor, image: ImageInput, at: tuple[int
 
 
 def compare(models: Mapping[str, str | Segmenter | Predictor], image: ImageInput, target: Mask) -> Comparison:
-    """Run two models of the same classes, each under a name of yours, on an image with the labels ``target`` (H, W).
+    """Run two models with the same classes on one labelled image.
 
-    Raises what `Predictor` does, and ValueError for models of different classes and a target that does not fit.
+    Args:
+        models: The models under names of your choice.
+        image: Image as `Predictor` takes it.
+        target: Class ids (H, W) of the labels.
+
+    Returns:
+        The predictions of both models.
+
+    Raises:
+        ValueError: The models have different classes, or ``target`` does not fit.
+        Exception: Anything that `Predictor` raises.
     """
     predictors = {name: model if isinstance(model, Predictor) else Predictor(model) for name, model in models.items()}
     first = next(iter(predictors.values()))
@@ -147,14 +185,15 @@ def compare(models: Mapping[str, str | Segmenter | Predictor], image: ImageInput
     results: dict[str, Segmentation] = {}
     for name, predictor in predictors.items():
         results[name] = predictor(picture)
-        error_map(results[name].mask, target, labels)  # which raises for a target that does not fit
+        error_map(results[name].mask, target, labels)  # raises if the target does not fit
     return Comparison(results=results, target=target, labels=labels)
 
 
 def read_target(path: str | os.PathLike[str], labels: LabelSpace) -> Mask:
-    """The class ids in a mask file: ids, where the one after the last class is void too, or the colours of the classes.
+    """Read the class ids in a mask file that holds ids or the colours of the classes.
 
-    Raises FileNotFoundError, ImageError, and DatasetError for a value that stands for no class.
+    In a file of ids, the id after the last class is void too. Raises FileNotFoundError, ImageError, and DatasetError
+    for a value that is no class.
     """
     ignore = labels.ignore_index
     colors = {color: index for index, color in enumerate(labels.palette)}
@@ -170,7 +209,7 @@ def _opened(predictor: Predictor, image: ImageInput) -> Image.Image:
 
 @dataclass
 class _Record:
-    """What went through one module: its inputs, what its sampler chose, and what came out of each half."""
+    """Inputs, sampled taps and outputs of both halves of one module."""
 
     module: SpatialAffinity
     inputs: tuple[Tensor, Tensor] = field(init=False)
@@ -181,7 +220,7 @@ class _Record:
 
 @contextmanager
 def _recording(modules: Sequence[DDSM]) -> Iterator[list[_Record]]:
-    """The records of the modules in the order in which they were called, once the model has run."""
+    """Record the modules in call order. The records are complete once the model has run."""
     records: list[_Record] = []
     with ExitStack() as handles:
         for module in modules:
@@ -218,10 +257,14 @@ def _watch(module: DDSM, records: list[_Record]) -> list[RemovableHandle]:
 
 @torch.inference_mode()
 def _level(record: _Record, size: tuple[float, float], rows: int, pixel: tuple[int, int]) -> Level:
-    """``pixel`` is (row, column) of an image that has ``size`` (H, W) as the model extends it, ``rows`` of its own."""
-    # which are bfloat16 where the model computes in it
+    """Build the level of ``pixel`` (row, column).
+
+    ``size`` (H, W) is that of the image as the model extends it, in pixels of the image. ``rows`` is the extended
+    height in the model's own pixels.
+    """
+    # bfloat16 if the model computes in it
     low, high = (features.to(record.module.out.weight.dtype) for features in record.inputs)
-    # of a cell, in pixels; as bilinear resizing with align_corners=False has it, cell i covers i to i + 1 of them
+    # pixels per cell; as in bilinear resizing with align_corners=False, cell i covers i to i + 1 in units of the pitch
     pitch = torch.tensor([pixels / cells for pixels, cells in zip(size, low.shape[-2:], strict=True)])
     cell = ((torch.tensor(pixel) + 0.5) / pitch).long()
     query, key, _ = record.module.project(low, high)

@@ -1,4 +1,4 @@
-"""Figures of explanations and comparisons, the paper's Figs. 4 and 1, by matplotlib."""
+"""Draw explanations and comparisons with matplotlib, as in Figs. 4 and 1 of the paper."""
 
 from __future__ import annotations
 
@@ -21,9 +21,13 @@ FORMATS = (".png", ".pdf", ".svg", ".jpg", ".webp")
 
 
 def draw_explanation(explanation: Explanation) -> Figure:
-    """Draw the paper's Fig. 4, a row for each module: the taps, the features that go in and those that come out.
+    """Draw the paper's Fig. 4, one row per module: taps, input features and output features.
 
-    Raises LookupError without the package matplotlib.
+    Args:
+        explanation: Result of `explain`.
+
+    Raises:
+        LookupError: The package matplotlib is not installed.
     """
     image, levels = explanation.result.image, explanation.levels
     titles = ["(a) input", "(b) sampled positions", "(c) high", "(d) low", "(e) S"]
@@ -49,9 +53,13 @@ def draw_explanation(explanation: Explanation) -> Figure:
 
 
 def draw_comparison(comparison: Comparison) -> Figure:
-    """Draw the paper's Fig. 1: the input and its labels, both predictions, and where each errs.
+    """Draw the paper's Fig. 1: input and labels, both predictions, and the errors of each.
 
-    Raises LookupError without the package matplotlib.
+    Args:
+        comparison: Result of `compare`.
+
+    Raises:
+        LookupError: The package matplotlib is not installed.
     """
     labels, results, wrong = comparison.labels, comparison.results, comparison.wrong()
     image = next(iter(results.values())).image
@@ -75,27 +83,36 @@ def draw_comparison(comparison: Comparison) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure in the format of the file's suffix, one of `FORMATS`. Raises ValueError and OutputError."""
+    """Write a figure in the format of the file's suffix.
+
+    Args:
+        figure: Figure to write.
+        path: Target file, with one of the suffixes in `FORMATS`.
+
+    Raises:
+        ValueError: The suffix is unknown.
+        OutputError: The file cannot be written.
+    """
     check_format(path)
     with atomic_path(path) as temporary:
         figure.savefig(temporary)
 
 
 def check_format(path: str | os.PathLike[str]) -> None:
-    """Raise ValueError for a file whose suffix is no format of figures."""
+    """Raise ValueError for a file whose suffix is not a figure format."""
     if Path(path).suffix.lower() not in FORMATS:
         raise ValueError(f"{os.fspath(path)} has no format of a figure, expected a name ending in {', '.join(FORMATS)}")
 
 
 def principal_colors(features: Floats) -> Floats:
-    """Features (C, h, w) as a picture (h, w, 3) in 0..1: their three main components as red, green and blue.
+    """Convert features (C, h, w) to a picture (h, w, 3) in 0..1: three principal components as red, green and blue.
 
-    Of each, the middle 96 % fill the range.
+    The middle 96 % of each component fill the range.
     """
     channels, height, width = features.shape
     points = features.reshape(channels, -1).astype(np.float64).T
     points = points - points.mean(0)
-    _, directions = np.linalg.eigh(points.T @ points)  # by rising eigenvalue
+    _, directions = np.linalg.eigh(points.T @ points)  # in order of rising eigenvalue
     main = directions[:, ::-1][:, :3]
     main = main * np.sign(main[np.abs(main).argmax(0), np.arange(main.shape[1])])  # eigenvectors have no sign
     components = np.zeros((height * width, 3))
@@ -106,7 +123,7 @@ def principal_colors(features: Floats) -> Floats:
 
 
 def _panels(rows: int, columns: int, image: Image.Image, side: float) -> tuple[Figure, Any]:
-    """A figure of panels (rows, columns) in the proportions of the image, ``side`` inches long, without ticks."""
+    """Create a figure of panels (rows, columns) in the image's proportions, ``side`` inches long, without ticks."""
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
@@ -121,7 +138,7 @@ def _panels(rows: int, columns: int, image: Image.Image, side: float) -> tuple[F
 
 
 def _window(level: Level, image: Image.Image) -> tuple[float, float, float, float]:
-    """Left, top, width and height of what to show of the image: all taps, in the proportions of the image."""
+    """Return left, top, width and height of the part of the image to show: all taps, in the image's proportions."""
     away = np.abs(level.positions - np.asarray(level.center)).max(0)
     reach = max(*(1.2 * away / (image.width, image.height)), 3 * level.pitch / min(image.size))
     half_width, half_height = reach * image.width, reach * image.height
@@ -138,7 +155,10 @@ def _draw_input(panel: Axes, image: Image.Image, window: tuple[float, float, flo
 
 
 def _draw_taps(panel: Axes, image: Image.Image, level: Level, window: tuple[float, float, float, float]) -> None:
-    """A cross at each position in a disc whose area is its affinity, the largest ones in per cent; the pixel's cell."""
+    """Draw the taps and the pixel's cell.
+
+    Each tap is a cross in a disc whose area is its affinity. The largest affinities are written in per cent.
+    """
     from matplotlib.patches import Rectangle
 
     panel.imshow(image, alpha=0.7)

@@ -1,1 +1,1 @@
-"""A model in, a file that runs without this package out."""
+"""Export of models to files that run without this package."""

@@ -1,4 +1,4 @@
-"""From a model to a file that runs without this package, kept only if it answers as the model does."""
+"""Export a model to a file that runs without this package. The file is kept only if its answers match the model's."""
 
 from __future__ import annotations
 
@@ -43,32 +43,39 @@ from ddsm_zoo.utils.memory import enough_memory
 from ddsm_zoo.version import __version__
 from ddsm_zoo.zoo.factory import resolve_data_config
 
-SUFFIX = {"onnx": ".onnx", "torch": ".pt2"}  # by which those who open the files know them
-# What a file for any size is tried on (H, W): a square, odd sides, a street, a strip
+SUFFIX = {"onnx": ".onnx", "torch": ".pt2"}  # suffixes by which other tools recognize the files
+# Sizes (H, W) to check a file for any size on: a square, odd sides, a street, a strip
 CHECKED_SIZES = ((64, 64), (65, 97), (360, 480), (33, 500))
 TOLERANCE = 1e-4
 SAME_CLASS = 0.9999
-# 8 bits round: some pixels change sides, and how many is for the user to judge
+# 8 bits round, so some pixels change class. You judge how many are acceptable.
 SAME_CLASS_INT8 = 0.9
-# Fractions of a pixel and small differences between scores decide in them, and 8 bits have neither
+# They depend on fractions of a pixel and on small score differences, which 8 bits cannot represent
 EXACT_IN_INT8 = (".spatial.", ".channel.", "classifier")
 CALIBRATION_IMAGES = 32
 COMPARED_IMAGES = 3
 CALIBRATION_SIZE = (360, 480)
-# Of no special size: what is traced for any must not fit one alone
+# No special size, so that a trace for any size does not specialize to one
 TRACED = (96, 160)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What the file is, takes and gives.
+    """Format, input and output of an exported file.
 
-    It takes one image, of the ``size`` (H, W) where that is given, else of any with sides from 33 pixels. With
-    ``preprocess`` it normalises 8-bit RGB images (1, H, W, 3) itself, with ``argmax`` it gives classes (1, H, W) in 8
-    bits instead of logits. ``int8`` computes convolutions, but not those of the affinities, in 8 bits. ``images`` is a
-    folder with images like those to come, to compare file and model on and to see the ranges of 8 bits on, in place of
-    rendered ones. ``data`` names a data set, as `evaluate` takes it, on which file and model are scored. Raises
-    ValueError for a size that cannot be and for options that exclude each other.
+    Attributes:
+        format: "onnx" for ONNX Runtime, "torch" for ``torch.export.load``.
+        size: The only image size (H, W) that the file takes. Unless given, any size with sides from 33 pixels.
+        preprocess: Take 8-bit RGB images (1, H, W, 3) and normalize them inside. Otherwise the input is normalized, (1,
+            3, H, W).
+        argmax: Give class ids (1, H, W) in 8 bits instead of logits.
+        int8: Compute convolutions in 8 bits, except those of the affinities. ONNX only.
+        images: Folder of images like those in use. They replace rendered images for comparing file and model and for
+            calibrating the 8-bit ranges.
+        data: Data set to score file and model on, as `evaluate` takes it.
+
+    Raises:
+        ValueError: The size is invalid, or options exclude each other.
     """
 
     format: Literal["onnx", "torch"] = "onnx"
@@ -94,15 +101,27 @@ def export(
     options: ExportOptions | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Write a model, or the pretrained one of that name, to ``path``, in place of what is there.
+    """Export a model to a file and check the file against the model.
 
-    A model that is given is moved to the CPU. Before the file takes its place it is opened and tried on three images.
-    Returns plain data: ``file``, ``bytes``, the ``metadata`` in the file, in ``agreement`` for each ``size`` the
-    largest ``difference`` of two logits and in ``argmax`` the share of pixels that get the same class, and, where data
-    were given, in ``miou`` what ``model`` and ``file`` score. ``progress`` is told what begins. Raises ExportError, and
-    leaves no file, for a model that cannot be traced and for a file that disagrees; ValueError for a ``path`` without
-    the suffix of the format and for a size that memory does not suffice for; LookupError where a package is missing,
-    OutputError, and what `Predictor` and `evaluate` raise.
+    The file is opened and tried on three images before it replaces an existing one.
+
+    Args:
+        model: Model, which is moved to the CPU, or name of a pretrained model.
+        path: Target file, ending in ``.onnx`` or ``.pt2`` to match the format.
+        options: Format, input and output of the file.
+        progress: Called with the name of each step when it begins.
+
+    Returns:
+        Plain data with ``file``, ``bytes`` and the ``metadata`` in the file. ``agreement`` has for each ``size`` the
+            largest ``difference`` between two logits and in ``argmax`` the share of pixels with the same class. With
+            ``options.data``, ``miou`` has the scores of ``model`` and ``file``.
+
+    Raises:
+        ExportError: The model cannot be traced, or the file disagrees with it. No file is left.
+        ValueError: ``path`` has the wrong suffix, or memory does not suffice for the size.
+        LookupError: An optional package is not installed.
+        OutputError: The file cannot be written.
+        Exception: Anything that `Predictor` and `evaluate` raise.
     """
     options = options or ExportOptions()
     if Path(path).suffix != SUFFIX[options.format]:
@@ -162,7 +181,7 @@ def _onnx_door() -> ModuleType:
 
 
 def _deployed(eager: Segmenter, options: ExportOptions) -> nn.Module:
-    """The model with what the file does before and after it."""
+    """Add the file's preprocessing and argmax to the model."""
     before = [Normalize(resolve_data_config(eager))] if options.preprocess else []
     if options.argmax and eager.num_classes > 256:
         raise ValueError(f"the model has {eager.num_classes} classes, 8 bits hold at most 256; export logits instead")
@@ -171,7 +190,7 @@ def _deployed(eager: Segmenter, options: ExportOptions) -> nn.Module:
 
 
 def _example(options: ExportOptions) -> tuple[Tensor, dict[int, str]]:
-    """An input of the file's kind, and which of its dimensions may have any size."""
+    """Return an example input of the file, and the names of its dimensions of variable size."""
     height, width = options.size or TRACED
     if options.preprocess:
         example, names = torch.zeros(1, height, width, 3, dtype=torch.uint8), {1: "height", 2: "width"}
@@ -181,7 +200,7 @@ def _example(options: ExportOptions) -> tuple[Tensor, dict[int, str]]:
 
 
 def _taking(preprocess: Preprocess, options: ExportOptions) -> Callable[[Image.Image], Tensor]:
-    """From a picture to the file's input; a file takes images as they come, without `Preprocess.enlargement`."""
+    """Return the function from a picture to the file's input. Images are not enlarged by `Preprocess.enlargement`."""
     if options.preprocess:
         return lambda picture: torch.from_numpy(np.array(picture))[None]
     transform = ImageTransform(dataclasses.replace(preprocess, min_size=None))
@@ -189,7 +208,7 @@ def _taking(preprocess: Preprocess, options: ExportOptions) -> Callable[[Image.I
 
 
 def _scoring(run: Run, preprocess: Preprocess, num_classes: int, options: ExportOptions) -> Predict:
-    """The file as a model that takes normalised images and gives scores."""
+    """Wrap the file as a model that takes normalized images and returns scores."""
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (preprocess.mean, preprocess.std))
 
     def predict(image: Tensor) -> Tensor:
@@ -202,7 +221,7 @@ def _scoring(run: Run, preprocess: Preprocess, num_classes: int, options: Export
 
 
 def _metadata(eager: Segmenter, options: ExportOptions) -> dict[str, str]:
-    """What somebody who has only the file needs to know; lists are JSON."""
+    """Return the facts that a user of the file alone needs. Lists are JSON."""
     known, labels, preprocess = eager.provenance, model_labels(eager), resolve_data_config(eager)
     eight_bits = "uint8 RGB (1, H, W, 3)"
     normalized = "float32 RGB (1, 3, H, W), scaled to 0..1, minus mean, divided by std"
@@ -222,14 +241,14 @@ def _metadata(eager: Segmenter, options: ExportOptions) -> dict[str, str]:
 
 
 def _checked_sizes(options: ExportOptions) -> Sequence[tuple[int, int]]:
-    """8 bits hold for images like those that gave the ranges, not for thumbnails of them."""
+    """Return the sizes to check. 8-bit ranges hold for images like the calibration images, not for thumbnails."""
     if options.size is not None:
         return [options.size]
     return [CALIBRATION_SIZE] if options.int8 else CHECKED_SIZES
 
 
 def _compared_pictures(options: ExportOptions) -> list[Image.Image]:
-    """Those of the folder, or else the picture in the package and rendered scenes."""
+    """Return pictures of the folder or, without one, the package's sample and rendered scenes."""
     if options.images is not None:
         return list(_spread(options.images, COMPARED_IMAGES))
     with as_file(files("ddsm_zoo") / "data" / "sample" / "street.png") as path:
@@ -238,13 +257,13 @@ def _compared_pictures(options: ExportOptions) -> list[Image.Image]:
 
 
 def _resized(pictures: list[Image.Image], size: tuple[int, int]) -> Iterator[Image.Image]:
-    """``pictures`` at ``size`` (H, W)."""
+    """Resize the pictures to ``size`` (H, W)."""
     height, width = size
     return (picture.resize((width, height)) for picture in pictures)
 
 
 def _spread(folder: Path, count: int) -> Iterator[Image.Image]:
-    """At most ``count`` images, spread evenly over the folder's names."""
+    """Read at most ``count`` images, spread evenly over the sorted paths of the folder."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
         raise ValueError(f"no images in the folder {folder}, expected {', '.join(sorted(SUFFIXES))}")
@@ -252,7 +271,7 @@ def _spread(folder: Path, count: int) -> Iterator[Image.Image]:
 
 
 def _calibration_pictures(options: ExportOptions, preprocess: Preprocess) -> Iterator[Image.Image]:
-    """At the size that the model sees them in; rendered ones where there is no folder."""
+    """Yield calibration pictures at the size that the model sees. Without a folder they are rendered."""
     pictures: Iterator[Image.Image]
     if options.images is None:
         pictures = (Image.fromarray(render_scene(seed, CALIBRATION_SIZE)[0]) for seed in range(CALIBRATION_IMAGES))
@@ -265,7 +284,7 @@ def _calibration_pictures(options: ExportOptions, preprocess: Preprocess) -> Ite
 
 
 def _refuse(agreement: list[Agreement], options: ExportOptions) -> None:
-    """Raise ExportError for a file that does not answer as the model does, with how far it is off."""
+    """Raise ExportError with the deviation if the file's answers differ from the model's."""
     floor = SAME_CLASS_INT8 if options.int8 else SAME_CLASS
     for row in agreement:
         where = f"at {row.size[0]} x {row.size[1]} pixels; the file was not kept"

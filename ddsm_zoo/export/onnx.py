@@ -1,4 +1,4 @@
-"""ONNX files: written from a traced program, run by ONNX Runtime, shrunk to 8-bit integers."""
+"""ONNX files: write them from a traced program, run them with ONNX Runtime, quantize them to 8-bit integers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 import onnxruntime
-import onnxscript  # noqa: F401 - torch's exporter needs it, and would miss it only after minutes
+import onnxscript  # noqa: F401 - torch's exporter needs it, and would fail without it only after minutes
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -22,7 +22,7 @@ INPUT = "image"
 
 
 def write_onnx(program: ExportedProgram, path: Path, output: str, metadata: Mapping[str, str]) -> None:
-    """Write the program as one file with the input ``image``, the output of that name and the metadata.
+    """Write the program as one file with the input ``image``, an output of that name and the metadata.
 
     Raises ExportError for operations that ONNX cannot express.
     """
@@ -33,7 +33,7 @@ def write_onnx(program: ExportedProgram, path: Path, output: str, metadata: Mapp
     except RuntimeError as error:
         raise ExportError(f"the model cannot be exported to ONNX: {' '.join(str(error).split())[:300]}") from error
     for node in converted.model.graph.all_nodes():
-        node.metadata_props.clear()  # which line of whose source code it came from
+        node.metadata_props.clear()  # it holds source code lines and paths
     converted.model.metadata_props.update(metadata)
     converted.save(path, external_data=False)
 
@@ -49,9 +49,9 @@ def open_onnx(path: Path) -> Run:
 
 
 def quantize(source: Path, path: Path, images: Iterable[Tensor], exact: Sequence[str] = ()) -> None:
-    """Write the model in ``source`` with convolutions in 8 bits, their ranges those seen on ``images``.
+    """Quantize the convolutions of the model in ``source`` to 8 bits. The ranges are calibrated on ``images``.
 
-    Convolutions whose weights have one of the words ``exact`` in their names stay as they are.
+    Convolutions whose weight names contain one of ``exact`` are not quantized.
     """
     prepared = source.with_name(f"prepared-{source.name}")
     quant_pre_process(source, prepared, skip_symbolic_shape=True)
@@ -62,7 +62,7 @@ def quantize(source: Path, path: Path, images: Iterable[Tensor], exact: Sequence
         path,
         _Images(images),
         quant_format=QuantFormat.QDQ,
-        # with the activations, so that what they cut off is no part of the range of the convolution before them
+        # with the activations, so that values they cut off do not widen the range of the convolution before them
         op_types_to_quantize=["Conv", "Clip", "Relu"],
         nodes_to_exclude=kept,
         per_channel=True,

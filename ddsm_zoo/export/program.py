@@ -1,4 +1,4 @@
-"""Models as files that run where this package is not, and whether such a file answers as the model does."""
+"""Exported programs, and their agreement with the model."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ddsm_zoo.config import Preprocess
 from ddsm_zoo.utils.files import to_json
 
 Run = Callable[[Tensor], Tensor]
-"""What an opened file does: an image tensor as the file takes it -> logits (N, K, H, W) or classes (N, H, W)."""
+"""Runs an opened file: image tensor in the file's format -> logits (N, K, H, W) or classes (N, H, W)."""
 
-# Below 33 pixels the deepest features are one cell wide, and what is traced for more need not hold
+# Below 33 pixels the deepest features are one cell wide, and a trace for larger sizes may not hold
 MIN_SIDE = 33
 METADATA = "metadata.json"
 
 
 class ExportError(ValueError):
-    """A model that cannot be exported, or a file that does not do what the model does."""
+    """Raised for a model that cannot be exported, or for a file that disagrees with the model."""
 
 
 class Normalize(nn.Module):
-    """8-bit RGB images as decoders give them, (N, H, W, C) -> the network's input (N, C, H, W)."""
+    """Convert 8-bit RGB images (N, H, W, C), as decoders give them, to the network's input (N, C, H, W)."""
 
     mean: Tensor
     std: Tensor
@@ -42,16 +42,16 @@ class Normalize(nn.Module):
 
 
 class Classes(nn.Module):
-    """Logits (N, K, H, W) of at most 256 classes -> the highest class of each pixel, uint8 (N, H, W)."""
+    """Convert logits (N, K, H, W) of at most 256 classes to the highest class of each pixel, uint8 (N, H, W)."""
 
     def forward(self, logits: Tensor) -> Tensor:
         return logits.argmax(dim=1).to(torch.uint8)
 
 
 def trace(module: nn.Module, example: Tensor, dynamic: Mapping[int, str]) -> ExportedProgram:
-    """``module`` in evaluation mode as a program of torch's operators, with its weights.
+    """Trace ``module`` in evaluation mode to a program of torch operators with its weights.
 
-    ``dynamic`` names the dimensions of the input that may have any size of at least MIN_SIDE; all else is as in
+    ``dynamic`` names the input dimensions that may have any size of at least MIN_SIDE. All others are as in
     ``example``. Raises ExportError for a module that cannot be traced for all of these sizes.
     """
     dims = {dim: Dim(name, min=MIN_SIDE) for dim, name in dynamic.items()}
@@ -62,12 +62,12 @@ def trace(module: nn.Module, example: Tensor, dynamic: Mapping[int, str]) -> Exp
         reason = " ".join(str(error).split())[:300]
         raise ExportError(f"{type(module).__name__} cannot be exported: {reason}") from error
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # where on this machine the source code lies
+        node.meta.pop("stack_trace", None)  # it holds paths of this machine
     return program
 
 
 def write_torch(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> None:
-    """Write the program for ``torch.export.load``, the metadata as a file of its own in the archive."""
+    """Write the program for ``torch.export.load``, with the metadata as a separate file in the archive."""
     torch.export.save(program, path, extra_files={METADATA: to_json(metadata)})
 
 
@@ -84,10 +84,10 @@ def open_torch(path: Path) -> Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How a file's answers compare with the model's logits at one ``size`` (H, W).
+    """Agreement of a file with the model at one ``size`` (H, W).
 
-    ``difference`` is the largest between two logits, None for a file that gives classes; ``argmax`` is the share of the
-    pixels that get the same class.
+    ``difference`` is the largest difference between two logits, None for a file that gives classes. ``argmax`` is the
+    share of pixels with the same class, 0 to 1.
     """
 
     size: tuple[int, int]
@@ -96,7 +96,10 @@ class Agreement:
 
 
 def compare(size: tuple[int, int], answers: Iterable[tuple[Tensor, Tensor]]) -> Agreement:
-    """The agreement over pairs of the model's logits (N, K, H, W) and the file's logits or classes (N, H, W)."""
+    """Measure the agreement over pairs of answers.
+
+    Each pair is the model's logits (N, K, H, W) and the file's logits or classes (N, H, W).
+    """
     differences: list[float] = []
     same = pixels = 0
     for logits, answer in answers:
@@ -105,6 +108,6 @@ def compare(size: tuple[int, int], answers: Iterable[tuple[Tensor, Tensor]]) -> 
             answer = answer.argmax(dim=1)
         hits = answer == logits.argmax(dim=1)
         same, pixels = same + int(hits.sum()), pixels + hits.numel()
-    # not Python's `max`, which passes over NaN
+    # not Python's `max`, which ignores NaN
     difference = torch.tensor(differences).max().item() if differences else None
     return Agreement(size=size, difference=difference, argmax=same / pixels)

@@ -1,1 +1,1 @@
-"""Images and videos in, segmentations out."""
+"""Inference on images, folders and videos."""

@@ -1,4 +1,4 @@
-"""Predict many images and videos: reads ahead, writes behind, and goes on after a bad file."""
+"""Predict many images and videos with prefetching and background writes. A bad file does not stop the others."""
 
 from __future__ import annotations
 
@@ -17,21 +17,27 @@ from ddsm_zoo.utils import Progress
 from ddsm_zoo.utils.prefetch import passing_errors, prefetch
 
 WRITTEN = ("_ids.png", "_colour.png", "_overlay.png")  # names of results, which are not labelled again
-THREADS = min(4, os.cpu_count() or 1)  # that read, and as many that write
+THREADS = min(4, os.cpu_count() or 1)  # reader threads, and as many writer threads
 
 Source = str | os.PathLike[str]
 
 NamedProgress = Callable[[str, int, int], None]
-"""Called with the name of a task, the number of its items that are done and the number of all, 0 if unknown."""
+"""Called with the name of a task, the number of finished items and the total, 0 if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileResult:
-    """One image, video or camera and the files written for it, or the ``error`` in one line.
+    """Result for one image, video or camera.
 
-    ``source`` is the path, or camera-N. ``size`` is (H, W), ``shares`` the fraction of the pixels by class, and
-    ``files`` the paths by kind: ids, colour and overlay for an image, overlay for a video, which also has a ``clip``.
-    After an error all of these are empty.
+    After an error, all fields but ``source`` and ``error`` are empty.
+
+    Attributes:
+        source: Path, or camera-N.
+        size: (H, W) in pixels.
+        shares: Fraction of the pixels by class name, 0 to 1.
+        files: Paths by kind: ids, colour and overlay for an image, overlay for a video.
+        clip: Summary of a video.
+        error: Error message in one line.
     """
 
     source: str
@@ -43,12 +49,12 @@ class FileResult:
 
     @classmethod
     def failed(cls, source: Source, error: Exception) -> FileResult:
-        """The result where an error ended it."""
+        """Build the result for an error."""
         # the text alone: a kept exception would keep the image in its traceback
         return cls(source=str(source), error=" ".join(str(error).split()))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, under the key "image" or "video" the source."""
+        """Return plain data with the source under the key "image" or "video"."""
         if self.error is not None:
             return {"image": self.source, "error": self.error}
         files = {kind: str(path) for kind, path in self.files.items()}
@@ -59,7 +65,7 @@ class FileResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """Files to predict, each of them once, and a failure for each folder without images."""
+    """Files to predict without duplicates, and a failure for each folder without images."""
 
     images: tuple[Path, ...]
     videos: tuple[Path, ...]
@@ -75,27 +81,29 @@ def predict_folder(
     frames: int | None = None,
     progress: NamedProgress | None = None,
 ) -> list[FileResult]:
-    """Label all images of a folder, or any images and videos, and write the results into one folder.
+    """Label images and videos, or all images of folders, and write the results into one folder.
 
-    Of each image this writes ``NAME_ids.png``, ``NAME_colour.png`` and ``NAME_overlay.png``, as `Segmentation.save`
-    does, and of each video ``NAME_overlay.mp4``. Equal names are numbered. The next images are read and the last ones
-    written while the model works. With tiles, images go one by one, because several might not fit into memory.
+    Writes ``NAME_ids.png``, ``NAME_colour.png`` and ``NAME_overlay.png`` for each image, as `Segmentation.save` does,
+    and ``NAME_overlay.mp4`` for each video. Equal names are numbered. The next images are prefetched and the last ones
+    written while the model runs. With tiles, images are processed one by one, because several might not fit into
+    memory.
 
     Args:
-        predictor: the model.
-        sources: images, videos and folders, as `find_inputs` takes them.
-        out_dir: created if need be. Results that are already there are replaced.
-        camera: the number of a camera that is labelled last, until the first Ctrl-C.
-        frames: at most so many of each video and of the camera.
-        progress: called as ``progress(name, done, total)`` for "images", for the "tiles" of one image, and for the
+        predictor: Model that labels the images.
+        sources: Images, videos and folders, as `find_inputs` takes them.
+        out_dir: Target folder. It is created if missing. Results that are already there are replaced.
+        camera: Number of a camera to label last, until the first Ctrl-C.
+        frames: Maximum number of frames of each video and of the camera.
+        progress: Called as ``progress(name, done, total)`` for "images", for the "tiles" of one image, and for the
             frames of a video under its path. A total of 0 is unknown.
 
     Returns:
-        One record for each input: folders without images, then images, then videos, each in the order of the sources.
-        One that cannot be read, labelled or written has its ``error`` there and does not stop the others.
+        One result for each input. Folders without images come first, then images, then videos, each in the order of the
+            sources. An input that cannot be read, labelled or written has its ``error`` there and does not stop the
+            others.
 
     Raises:
-        LookupError: there are videos and the package av is missing.
+        LookupError: There are videos and the package av is not installed.
     """
     out_dir = Path(out_dir)
     inputs = find_inputs(sources, out_dir)
@@ -116,8 +124,12 @@ def find_inputs(sources: Source | Iterable[Source], out_dir: Source) -> Inputs:
     """Find the files to predict.
 
     Args:
-        sources: files, which are taken as they are, and folders, whose images and whose subfolders' images are taken.
-        out_dir: the folder of the results. Folders are searched without it and without results of earlier calls.
+        sources: Files, which are taken as they are, and folders. Of a folder, the images in it and in its subfolders
+            are taken.
+        out_dir: Folder of the results. It is skipped when folders are searched, and so are results of earlier calls.
+
+    Returns:
+        Images, videos and a failure for each folder without images.
     """
     paths = [Path(source) for source in ([sources] if isinstance(sources, (str, os.PathLike)) else sources)]
     files: list[Path] = []
@@ -137,7 +149,10 @@ def find_inputs(sources: Source | Iterable[Source], out_dir: Source) -> Inputs:
 
 
 def free_stem(stem: str, taken: set[str]) -> str:
-    """``stem``, numbered where another input has it already; case does not tell names apart on every file system."""
+    """Return ``stem``, numbered if another input has it already.
+
+    Names are compared without case, because some file systems do not distinguish it.
+    """
     name, number = stem, 1
     while name.casefold() in taken:
         number += 1
@@ -200,7 +215,7 @@ def _predict_videos(
 
 
 def _task(progress: NamedProgress | None, name: str) -> Progress | None:
-    """``progress`` for the task of that name."""
+    """Bind ``progress`` to the task of that name."""
     if progress is None:
         return None
     return lambda done, total: progress(name, done, total)

@@ -1,6 +1,6 @@
-"""Ways to run a model over an image, each a function from callable to callable, so that they compose.
+"""Inference modes: functions that take a prediction function and return one, so that they compose.
 
-``multi_scale(sliding_window(whole(model), crop, stride), scales, flip=True)`` is the whole protocol of a paper.
+``multi_scale(sliding_window(full_image(model), crop, stride), scales, flip=True)`` is the whole protocol of a paper.
 """
 
 from __future__ import annotations
@@ -14,19 +14,29 @@ from torch import Tensor, nn
 from ddsm_zoo.layers import resize
 
 Predict = Callable[[Tensor], Tensor]
-"""(N, 3, H, W) normalised float image -> (N, K, H, W) scores of K classes; the highest wins."""
+"""Maps a normalized float image (N, 3, H, W) to scores (N, K, H, W) of K classes. The highest score wins."""
 
 Precision = Literal["fp32", "bf16"]
 
-MAX_SCALE = 16  # beyond it a photo fills any memory
+MAX_SCALE = 16  # larger scales run out of memory on any photo
 
 
 def full_image(model: nn.Module, precision: Precision = "fp32") -> Predict:
-    """The logits of ``model`` on the whole image at once, without gradients.
+    """Predict the logits of a whole image at once, without gradients.
 
-    The model is put into evaluation mode and images follow it to its device, in channels-last memory, which is
-    the faster layout for convolutions. ``precision`` "bf16" computes convolutions and products in bfloat16 and
-    gives float32 all the same. Raises ValueError for another precision.
+    Each call puts the model into evaluation mode and moves the image to the model's device. Images and weights use
+    channels-last memory, the faster layout for convolutions.
+
+    Args:
+        model: Maps images (N, 3, H, W) to logits (N, K, H, W).
+        precision: "fp32", or "bf16" to compute convolutions and matrix products in bfloat16. The logits are float32 in
+            both cases.
+
+    Returns:
+        A function from images (N, 3, H, W) to logits (N, K, H, W).
+
+    Raises:
+        ValueError: ``precision`` is neither.
     """
     if precision not in get_args(Precision):
         raise ValueError(f"precision is {precision!r}, expected {' or '.join(get_args(Precision))}")
@@ -48,12 +58,22 @@ def full_image(model: nn.Module, precision: Precision = "fp32") -> Predict:
 
 
 def sliding_window(predict: Predict, crop: tuple[int, int], stride: tuple[int, int]) -> Predict:
-    """Run ``predict`` on windows of ``crop`` (h, w) pixels that start every ``stride`` (h, w) pixels.
+    """Run ``predict`` on overlapping windows and average the scores.
 
-    The last window of each row and column ends at the image's border; an image smaller than ``crop`` is one window.
-    Where windows overlap their scores are averaged with weights that fall off towards the window's edges, where
-    the network sees least context, so no seams appear. Windows run one after another: beyond the result,
-    memory does not grow with the image. Raises ValueError for a stride that would leave gaps.
+    The last window of each row and column ends at the border of the image. An image smaller than ``crop`` is one
+    window. Overlapping scores are averaged with weights that fall off towards a window's edges. The network sees least
+    context there, so no seams appear. Windows run one after another, so memory grows with the image only by the result.
+
+    Args:
+        predict: Function to run on each window.
+        crop: Size (h, w) of a window in pixels.
+        stride: Distance (h, w) between window starts in pixels, from 1 to ``crop``.
+
+    Returns:
+        A function from images (N, 3, H, W) to scores (N, K, H, W).
+
+    Raises:
+        ValueError: ``stride`` is larger than ``crop`` and would leave gaps, or below 1.
     """
     for size, step in zip(crop, stride, strict=True):
         if not 1 <= step <= size:
@@ -73,7 +93,7 @@ def sliding_window(predict: Predict, crop: tuple[int, int], stride: tuple[int, i
                 total = scores.new_zeros(*scores.shape[:2], height, width)
             total[..., y, x] += scores * (weight_y[:, None] * weight_x).to(scores)
         assert total is not None
-        # The windows form a grid, so the sum of their weights at a pixel is a product as well.
+        # The windows form a grid, so the sum of their weights at a pixel is a product too.
         norm_y, norm_x = _summed(weight_y, rows, height), _summed(weight_x, columns, width)
         return total / (norm_y[:, None] * norm_x).to(total)
 
@@ -81,12 +101,20 @@ def sliding_window(predict: Predict, crop: tuple[int, int], stride: tuple[int, i
 
 
 def multi_scale(predict: Predict, scales: Sequence[float], flip: bool = False) -> Predict:
-    """The mean of class probabilities over resized images, and over their mirror images when ``flip``.
+    """Average class probabilities over resized images and, with ``flip``, their mirror images.
 
-    ``predict`` gives logits, the result holds probabilities at the image's own size. Raises ValueError for no
-    scales and for ones out of range.
+    Args:
+        predict: Function from images to logits.
+        scales: Resize factors, each above 0 and at most 16.
+        flip: Add the horizontally mirrored image at each scale.
+
+    Returns:
+        A function from images (N, 3, H, W) to probabilities (N, K, H, W) at the image's own size.
+
+    Raises:
+        ValueError: ``scales`` is empty or has a factor out of range.
     """
-    if not scales or not all(0 < scale <= MAX_SCALE for scale in scales):  # nan is neither
+    if not scales or not all(0 < scale <= MAX_SCALE for scale in scales):  # also rejects nan
         raise ValueError(
             f"multi-scale inference got scales {tuple(scales)}, expected one or more positive numbers up to {MAX_SCALE}"
         )
@@ -114,7 +142,7 @@ def _starts(size: int, crop: int, stride: int) -> list[int]:
 
 
 def _tent(length: int, like: Tensor) -> Tensor:
-    """(length,) weights: 1 in the middle, falling linearly, positive up to the edges."""
+    """Weights (length,): 1 in the middle, falling linearly, positive at the edges."""
     ramp = torch.arange(1, length + 1, device=like.device, dtype=torch.float32)
     return torch.minimum(ramp, ramp.flip(0)) / ((length + 1) // 2)
 

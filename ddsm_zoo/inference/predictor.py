@@ -1,4 +1,4 @@
-"""From an image to its mask: the call most users need."""
+"""Predict the segmentation mask of an image."""
 
 from __future__ import annotations
 
@@ -33,34 +33,53 @@ from ddsm_zoo.zoo.factory import create_trained, resolve_data_config
 ImageInput = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
 
 MEMORY = 4 * 2**30
-BYTES_PER_PIXEL = 8  # of a picture: 4 as Pillow holds it, 1 of its mask, and some to draw bands of it
+BYTES_PER_PIXEL = 8  # of a picture: 4 in Pillow, 1 in its mask, and some to draw bands of it
 PROCESS = 960 * 2**20  # Python and torch with the libraries of its CUDA build, before the first tile
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segmentation:
-    """The prediction for one image: ``mask`` (H, W) uint8 class ids, what they mean, and the RGB image they cover."""
+    """Prediction for one image.
+
+    Attributes:
+        mask: Class ids (H, W), uint8.
+        labels: Names and colours of the class ids.
+        image: RGB image of the same size.
+    """
 
     mask: npt.NDArray[np.uint8]
     labels: LabelSpace
     image: Image.Image
 
     def color(self) -> Image.Image:
-        """The mask in the colours of the classes."""
+        """Return the mask in the colours of the classes."""
         return colorize(self.mask, self.labels)
 
     def overlay(self, alpha: float = 0.5, legend: bool = True) -> Image.Image:
-        """The image under the coloured mask, with a legend of the classes; ``alpha`` is the weight of the colours."""
+        """Return the image under the coloured mask.
+
+        Args:
+            alpha: Weight of the colours, 0 to 1.
+            legend: Add a legend of the classes.
+        """
         return overlay(self.image, self.mask, self.labels, alpha=alpha, legend=legend)
 
     def shares(self) -> dict[str, float]:
-        """The fraction of all pixels that each class takes, for every class in the order of the labels."""
+        """Return the fraction of all pixels (0 to 1) of every class, in the order of the labels."""
         return shares(self.mask, self.labels)
 
     def save(self, folder: str | os.PathLike[str], stem: str) -> dict[str, Path]:
-        """Write ``STEM_ids.png`` (class ids), ``STEM_colour.png`` and ``STEM_overlay.png``; their paths by kind.
+        """Write ``STEM_ids.png`` (class ids), ``STEM_colour.png`` and ``STEM_overlay.png``.
 
-        Raises OutputError when one cannot be written, and then writes none.
+        Args:
+            folder: Target folder.
+            stem: Start of the file names.
+
+        Returns:
+            Paths by the kinds ids, colour and overlay.
+
+        Raises:
+            OutputError: A file cannot be written. Then none is written.
         """
         parts = bands(self.mask)
         pictures: dict[str, Iterator[npt.NDArray[np.uint8]]] = {
@@ -69,27 +88,34 @@ class Segmentation:
             "overlay": overlay_bands(self.image, self.mask, self.labels),
         }
         paths = {kind: Path(folder) / f"{stem}_{kind}.png" for kind in pictures}
-        with contextlib.ExitStack() as whole_files:  # none takes its place before all are written
+        with contextlib.ExitStack() as whole_files:  # no file is moved into place before all are written
             for kind, picture in pictures.items():
                 write_png(whole_files.enter_context(atomic_path(paths[kind])), picture)
         return paths
 
 
 class Predictor:
-    """A model made ready to label images of any size.
+    """Label images of any size with one model.
 
-    ``model`` is a name that `create_model` takes, whose pretrained weights are loaded, or a model, which is moved to
-    ``device``, put into evaluation mode and laid out channels-last. The device is a GPU where there is one unless
-    given. ``precision`` "bf16" computes in 16 bits.
+    An image below the ``min_size`` of the weights is enlarged to it and never cut into tiles. The mask has the size of
+    the original image in every case.
 
-    An image goes through the model as a whole, unless ``tile`` cuts larger ones into tiles of that many pixels a side,
-    each of which is labelled as if the model saw all of it; "auto" takes the largest with which the process stays
-    within ``memory`` bytes: at most half of them for the model's work, and half for the picture. Then files may hold as
-    many pixels as fit there, otherwise as many as Pillow decodes unasked. An image below the ``min_size`` of the
-    weights is enlarged to it, and is never cut; its mask has the size of the image all the same.
+    Args:
+        model: Model, or a name that `create_model` takes, whose pretrained weights are loaded. The model is moved to
+            ``device``, put into evaluation mode and converted to channels-last memory.
+        device: Torch device. Unless given, a GPU if there is one.
+        precision: "fp32", or "bf16" to compute in 16 bits.
+        tile: Side of the tiles in pixels. Larger images are cut into tiles, and each tile is labelled as if the model
+            saw the whole image. "auto" takes the largest side with which the process stays within ``memory``. None runs
+            the model on the whole image.
+        memory: Memory limit in bytes for ``tile="auto"``: at most half for the model's work and half for the picture.
+            With tiles, files may hold as many pixels as fit into that half. Without tiles, Pillow's default limit
+            applies.
 
-    Raises what `create_model` raises, and ValueError for a model that takes other than 3 channels or has more than 256
-    classes, for tiles that are too small and for another precision.
+    Raises:
+        ValueError: The model does not take 3 channels or has more than 256 classes, the tiles are too small, or
+            ``precision`` or ``device`` is unknown.
+        Exception: Anything that `create_model` raises.
     """
 
     def __init__(
@@ -114,10 +140,19 @@ class Predictor:
         self.memory = memory
 
     def __call__(self, image: ImageInput, progress: Progress | None = None) -> Segmentation:
-        """Label one image: a path, a PIL image or a uint8 array (H, W, 3) RGB or (H, W) grey.
+        """Label one image.
 
-        ``progress(done, total)`` is called after each tile, where there are tiles. Raises what `read` does for a
-        path, and ValueError for another kind of array, a model that gives NaN and too little memory.
+        Args:
+            image: Path, PIL image, or uint8 array (H, W, 3) RGB or (H, W) grey.
+            progress: Called as ``progress(done, total)`` after each tile, if there are tiles.
+
+        Returns:
+            The mask (H, W) with its labels and the RGB image.
+
+        Raises:
+            ValueError: The array has another shape or type, the model gives NaN, or memory does not suffice.
+            FileNotFoundError: The path does not exist.
+            ImageError: The file cannot be read or has too many pixels.
         """
         if isinstance(image, (str, os.PathLike)):
             image = self.read(image)
@@ -126,7 +161,7 @@ class Predictor:
         height, width = _size(image)
         advice = "cut it by tile='auto' (--tile auto), with less memory (--memory) than is free"
         with enough_memory(f"labelling a picture of {width} x {height} pixels", advice):
-            # whole from the start: parts of it among what the tiles free would keep that from being given back
+            # allocated at once: parts allocated between tiles would keep the freed memory from being returned
             mask = np.empty((height, width), np.uint8)
             top = 0
             for band in self._scores(image, progress):
@@ -138,14 +173,19 @@ class Predictor:
         return Segmentation(mask=mask, labels=self.labels, image=to_rgb(image))
 
     def read(self, path: str | os.PathLike[str]) -> Image.Image:
-        """The image in a file, turned upright by its EXIF orientation.
+        """Read an image file and turn it upright by its EXIF orientation.
 
-        Raises FileNotFoundError, and ImageError for a file that cannot be read or has too many pixels.
+        Args:
+            path: Image file.
+
+        Raises:
+            FileNotFoundError: The file does not exist.
+            ImageError: The file cannot be read or has too many pixels.
         """
         return read_image(Path(path), None if self.tile is None else self.memory // 2 // BYTES_PER_PIXEL)
 
     def _scores(self, image: Image.Image | npt.NDArray[np.uint8], progress: Progress | None) -> Iterable[Tensor]:
-        """The scores (1, K, h, W) of one band of rows after the other."""
+        """Yield scores (1, K, h, W), one band of rows after the other."""
         height, width = _size(image)
         side = self._side((height, width))
         if side is None or max(height, width) <= side or self.preprocess.enlargement(height, width) > 1:
@@ -168,36 +208,39 @@ class Predictor:
 
     @functools.cached_property
     def _memory_per_pixel(self) -> float:
-        """The bytes that the model works in, with what its convolutions and the allocator need besides."""
+        """Bytes per pixel of the model's work, with a margin for convolution workspaces and the allocator."""
         example = torch.zeros(1, 3, MIN_SIDE, MIN_SIDE)
         return 2 * working_memory(lambda: self.predict(example)) / example[0, 0].numel()
 
 
 def _size(image: Image.Image | npt.NDArray[np.uint8]) -> tuple[int, int]:
-    """Height and width; of an array with too few dimensions something that its reader will refuse."""
+    """Return height and width. An array with too few dimensions gets 0, which its reader rejects."""
     height, width, *_ = (image.height, image.width) if isinstance(image, Image.Image) else (*image.shape, 0)
     return height, width
 
 
 def _classes(scores: Tensor) -> npt.NDArray[np.uint8]:
-    """Scores (1, K, h, W) -> class ids (h, W)."""
+    """Convert scores (1, K, h, W) to class ids (h, W)."""
     if scores.isnan().any():
         raise ValueError("the model gives NaN on this image; its weights are probably damaged")
     return scores[0].argmax(0).to("cpu", torch.uint8).numpy()
 
 
 def model_labels(model: Segmenter) -> LabelSpace:
-    """What the class ids of ``model`` mean; numbered classes for a model whose weights do not say."""
+    """Return the labels of the class ids. Classes are numbered if the weights have no labels."""
     names = [f"class {index}" for index in range(model.num_classes)]
     return recorded_labels(model) or LabelSpace.from_names(names, ignore_index=max(255, model.num_classes))
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:
-    """The device of that name, a GPU where there is one for None. Raises ValueError for one that is not here."""
+    """Return the device of that name. None takes a GPU if there is one.
+
+    Raises ValueError for an unavailable device.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        # The way to ask whether a device is here, of whatever kind it is.
+        # Allocating is the only check that works for every kind of device.
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
@@ -206,10 +249,10 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 
 
 def prepare(model: str | Segmenter, device: str | torch.device | None) -> Segmenter:
-    """The model, or the pretrained one of that name, on its device and ready to predict RGB images.
+    """Move a model to its device, ready to predict RGB images. A name loads the pretrained model.
 
-    A model that was given keeps its layers. One that is made here has its normalisation folded, which is faster and
-    changes the logits by rounding alone.
+    Your own model keeps its layers. A model created here gets its batch norms folded, which is faster and changes the
+    logits only by rounding.
     """
     chosen = choose_device(device)
     if isinstance(model, str):
@@ -220,6 +263,6 @@ def prepare(model: str | Segmenter, device: str | torch.device | None) -> Segmen
 
 
 def recorded_labels(model: Segmenter) -> LabelSpace | None:
-    """What the class ids of ``model`` mean as far as its weights say, None where they do not."""
+    """Return the labels that the weights record, None if they record none."""
     labels = model.provenance.labels
     return labels if labels is not None and len(labels) == model.num_classes else None

@@ -1,4 +1,4 @@
-"""How a score comes about, as frozen data: a name or a TOML file that turns a model into the callable to be scored."""
+"""Inference protocols as frozen data, by name or from a TOML file."""
 
 from __future__ import annotations
 
@@ -21,11 +21,17 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceProtocol:
-    """One way to run a model over an image; without any field, on the whole image as it is.
+    """One way to run a model over an image. The default runs it on the whole image as it is.
 
-    ``size`` (H, W) is what images are resized to first; scores are compared at the label's own resolution all the same.
-    ``crop`` and ``stride`` (H, W) are the sliding window's, at every scale. ``scales`` are relative to ``size``, or
-    to the image. ``flip`` adds the mirror image of each.
+    Attributes:
+        size: Size (H, W) that images are resized to first. Scores are still compared at the label's own resolution.
+        crop: Size (H, W) of the sliding window, at every scale.
+        stride: Stride (H, W) of the sliding window, at every scale.
+        scales: Resize factors relative to ``size`` or, without it, to the image.
+        flip: Add the mirror image at each scale.
+
+    Raises:
+        ConfigError: A value is out of range, or only one of ``crop`` and ``stride`` is given.
     """
 
     size: tuple[int, int] | None = None
@@ -40,12 +46,19 @@ class InferenceProtocol:
         if (self.crop is None) != (self.stride is None):
             raise ConfigError(f"crop is {self.crop} and stride {self.stride}, expected both or neither")
         try:
-            self.apply(lambda image: image)  # what cannot be composed is known before a model is loaded
+            self.apply(lambda image: image)  # an invalid combination fails before a model is loaded
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
     def apply(self, predict: Predict) -> Predict:
-        """``predict``, run in this way. The result gives logits, or probabilities for several scales or a flip."""
+        """Wrap ``predict`` to run by this protocol.
+
+        Args:
+            predict: Function from normalized images (N, 3, H, W) to logits (N, K, H, W).
+
+        Returns:
+            A function that gives logits, or probabilities with several scales or a flip.
+        """
         if self.crop is not None and self.stride is not None:
             predict = sliding_window(predict, self.crop, self.stride)
         if self.scales != (1.0,) or self.flip:
@@ -54,9 +67,14 @@ class InferenceProtocol:
 
     @classmethod
     def load(cls, name_or_path: str | os.PathLike[str]) -> InferenceProtocol:
-        """The protocol of that name in PROTOCOLS, or the one in a TOML file.
+        """Load a protocol by its name in PROTOCOLS or from a TOML file.
 
-        Raises FileNotFoundError for neither, and ConfigError for a file that is no protocol.
+        Args:
+            name_or_path: Name such as ``sliding``, or path of a TOML file.
+
+        Raises:
+            FileNotFoundError: There is no protocol of this name and no such file.
+            ConfigError: The file is not a protocol.
         """
         if name_or_path in PROTOCOLS:
             return PROTOCOLS[str(name_or_path)]
@@ -72,9 +90,9 @@ class InferenceProtocol:
         return from_dict(cls, data, where=str(path))
 
 
-# CCNet's, which the paper follows
+# CCNet's protocol, which the paper follows
 _SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
-# The crop is that of the paper's training on Cityscapes, two thirds of it the usual stride
+# The crop of the paper's training on Cityscapes; two thirds of it is the usual stride
 _CROP, _STRIDE = (1024, 1024), (683, 683)
 
 PROTOCOLS = {

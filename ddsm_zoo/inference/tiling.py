@@ -1,4 +1,4 @@
-"""Pictures of any size in bounded memory: a network runs on tiles, as if each saw the whole picture."""
+"""Tiled inference in bounded memory. Each tile is labelled as if the network saw the whole picture."""
 
 from __future__ import annotations
 
@@ -16,23 +16,32 @@ from ddsm_zoo.layers.tiles import Averages, Span, StopForward, Tile, working_on
 from ddsm_zoo.utils import Progress
 
 Read = Callable[[slice, slice], Tensor]
-"""Rows and columns of the picture -> (1, 3, h, w), normalised. A slice may end beyond the picture."""
+"""Maps rows and columns of the picture to (1, 3, h, w), normalized. A slice may end beyond the picture."""
 
 
-STRIDE = 32  # tiles begin where a cell of the deepest features begins
+STRIDE = 32  # tiles start on a cell of the deepest features
 MARGIN = 256
 BLEND = 64
-BAND = 128  # rows that are given at a time: what is done with them needs memory too
+BAND = 128  # rows per yield: the caller's work on them needs memory too
 PASSES = 1
 MIN_SIDE = 2 * MARGIN + 8 * STRIDE
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
-    """How a picture of ``size`` (H, W) is cut into tiles of at most ``side`` pixels, margins included.
+    """Layout of the tiles of a picture.
 
-    Each tile stands for a part of its own and sees ``margin`` pixels more on every side. ``multiple`` is what the
-    network extends the sides of its input to a multiple of. Raises ValueError for a side too small for the margins.
+    Each tile covers a part of its own and sees ``margin`` more pixels on every side.
+
+    Attributes:
+        size: Size (H, W) of the picture in pixels.
+        side: Maximum side of a tile in pixels, margins included.
+        margin: Context on every side in pixels.
+        blend: Width in pixels over which neighbouring tiles are blended.
+        multiple: The network extends the sides of its input to a multiple of this.
+
+    Raises:
+        ValueError: ``side`` is too small for the margins.
     """
 
     size: tuple[int, int]
@@ -47,9 +56,9 @@ class Tiling:
             raise ValueError(f"tiles of {self.side} pixels were asked for, expected at least {least}")
 
     def spans(self, axis: int) -> list[Span]:
-        """The tiles along rows (0) or columns (1)."""
+        """Return the tiles along rows (0) or columns (1)."""
         length = _up(self.size[axis], self.multiple)
-        inner = length - 2 * self.margin  # the tiles at the ends have one margin
+        inner = length - 2 * self.margin  # the first and last tiles have one margin
         count = -(-inner // ((self.side - 2 * self.margin) // STRIDE * STRIDE)) if length > self.side else 1
         edges = [self.margin + _up(inner * index // count, STRIDE) for index in range(1, count)]
         spans = []
@@ -66,10 +75,20 @@ class Tiling:
 def predict_bands(
     predict: Predict, read: Read, tiling: Tiling, *, passes: int = PASSES, progress: Progress | None = None
 ) -> Iterator[Tensor]:
-    """The scores of a picture from top to bottom, as bands (1, K, h, W) of at most `BAND` rows.
+    """Predict a picture tile by tile and yield its scores from top to bottom.
 
-    In ``passes`` over all tiles first, averages over the whole picture are gathered. Where neighbouring tiles meet, the
-    weight of one falls as that of the other rises. ``progress(done, total)`` is called after each tile of each pass.
+    First, ``passes`` over all tiles gather averages over the whole picture. Neighbouring tiles are blended: the weight
+    of one falls as that of the other rises.
+
+    Args:
+        predict: Function from images to scores.
+        read: Reads a part of the picture as (1, 3, h, w), normalized.
+        tiling: Layout of the tiles.
+        passes: Number of passes that gather averages.
+        progress: Called as ``progress(done, total)`` after each tile of each pass.
+
+    Returns:
+        An iterator over bands of scores (1, K, h, W), h at most `BAND` rows.
     """
     averages = Averages()
     tiles = list(itertools.product(tiling.spans(0), tiling.spans(1)))
@@ -110,15 +129,15 @@ def predict_bands(
         done = band.shape[2] - (2 * half if rows.last < rows.whole else 0)
         carry = band[:, :, done:].clone()
         for top in range(0, done, BAND):
-            # a copy, since whoever looks at a part of the band would keep all of it beside the next one
+            # a copy, because a view would keep the whole band alive while the next one is computed
             yield band[:, :, top : min(top + BAND, done)].clone()
 
 
 def largest_side(size: tuple[int, int], per_pixel: float, num_classes: int, memory: int, taken: int) -> int:
-    """The side of the largest tiles with which ``memory`` bytes suffice for a picture of ``size`` (H, W).
+    """Return the side of the largest tiles with which ``memory`` bytes suffice for a picture of ``size`` (H, W).
 
-    The network works in ``per_pixel`` bytes for each pixel of a tile. It gets what is not ``taken``, and half of the
-    memory at most. Raises ValueError for too little memory.
+    The network needs ``per_pixel`` bytes for each pixel of a tile. It gets the memory that is not ``taken``, and at
+    most half of ``memory``. Raises ValueError for too little memory.
     """
     free = min(memory // 2, memory - taken)
     if per_pixel * size[0] * size[1] <= free:
@@ -135,18 +154,18 @@ def largest_side(size: tuple[int, int], per_pixel: float, num_classes: int, memo
 
 
 def tiled_memory(side: int, width: int, per_pixel: float, num_classes: int) -> float:
-    """The bytes in which tiles of that side label a picture of that width: the network's, and the scores of a band."""
+    """Return the bytes for tiles of that side in a picture of that width: the network's, and the scores of a band."""
     rows = side - 2 * MARGIN + 2 * BLEND
     return per_pixel * side**2 + 4 * num_classes * rows * width
 
 
 def _reach(span: Span, half: int, length: int) -> slice:
-    """What a tile adds to: its own part, and beyond it half of where it meets its neighbours."""
+    """Return the span that a tile contributes to: its own part plus half of each overlap with its neighbours."""
     return slice(max(0, span.first - half), min(length, span.last + half))
 
 
 def _weights(span: Span, half: int, reach: slice) -> Tensor:
-    """The weights of a tile over its reach: 1, but ramps where it meets its neighbours."""
+    """Return the weights of a tile over its reach: 1, with ramps in the overlaps."""
     place = torch.arange(reach.start, reach.stop) + 0.5
     rise = (place - span.first + half) / (2 * half) if span.first else torch.ones_like(place)
     fall = (span.last + half - place) / (2 * half) if span.last < span.whole else torch.ones_like(place)

@@ -1,4 +1,4 @@
-"""Video files and cameras, frame by frame: in goes a clip, out comes the same with its classes over it."""
+"""Label video files and cameras frame by frame and write a clip with the overlay."""
 
 from __future__ import annotations
 
@@ -24,24 +24,33 @@ from ddsm_zoo.utils.signals import interruptible
 
 VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm", ".wmv"})
 
-AHEAD = 4  # frames that are read before the model needs them, and as many that wait to be encoded
-RATE = 25  # frames a second, of a source that does not say
+AHEAD = 4  # frames to prefetch, and as many that wait to be encoded
+RATE = 25  # frames per second if the source does not say
 
 
 class VideoError(ValueError):
-    """A file or device that cannot be read as a video."""
+    """Raised for a file or device that cannot be read as a video."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSource:
-    """What FFmpeg opens: a file, or a device under the name of its ``format``, whose frames go on until stopped."""
+    """Input that FFmpeg opens.
+
+    Attributes:
+        name: Path of a file, or name of a device.
+        format: FFmpeg format of a device. None for a file. A device gives frames until you stop it.
+    """
 
     name: str
     format: str | None = None
 
     @classmethod
     def camera(cls, number: int) -> VideoSource:
-        """The camera of that number, 0 for the first, as this operating system calls it."""
+        """Return the camera of that number, 0 for the first, under its name on this operating system.
+
+        Args:
+            number: Number of the camera, from 0.
+        """
         if sys.platform == "darwin":
             return cls(name=str(number), format="avfoundation")
         if sys.platform == "win32":
@@ -51,7 +60,14 @@ class VideoSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """What was labelled: the number of frames, their size (H, W), how long it took, and each class's mean share."""
+    """Summary of a labelled video.
+
+    Attributes:
+        frames: Number of frames.
+        size: Frame size (H, W) in pixels.
+        seconds: Processing time.
+        shares: Mean fraction of the pixels by class name, 0 to 1.
+    """
 
     frames: int
     size: tuple[int, int]
@@ -59,7 +75,7 @@ class Clip:
     shares: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, with ``frames_per_second``."""
+        """Return plain data, with ``frames_per_second``."""
         return {**asdict(self), "size": list(self.size), "frames_per_second": self.frames / self.seconds}
 
 
@@ -71,11 +87,25 @@ def label_video(
     frames: int | None = None,
     progress: Progress | None = None,
 ) -> Clip:
-    """Write ``source`` as an H.264 clip under the colours of its classes, without sound.
+    """Label a video and write it as an H.264 clip with the overlay, without sound.
 
-    Frames are decoded, labelled and encoded side by side. At most ``frames`` are taken; a device gives frames until
-    the first Ctrl-C. ``progress(done, total)`` is called after each frame, with 0 where the total is unknown.
-    Raises LookupError without the package av, VideoError for what cannot be read, and OutputError.
+    Frames are decoded, labelled and encoded in parallel.
+
+    Args:
+        predictor: Model that labels the frames.
+        source: File or device. A device gives frames until the first Ctrl-C.
+        target: Path of the clip.
+        frames: Maximum number of frames.
+        progress: Called as ``progress(done, total)`` after each frame. A total of 0 is unknown.
+
+    Returns:
+        Number and size of the frames, processing time and mean shares of the classes.
+
+    Raises:
+        LookupError: The package av is not installed.
+        FileNotFoundError: The file does not exist.
+        VideoError: The source cannot be read.
+        OutputError: The clip cannot be written.
     """
     began = time.perf_counter()
     masks = 0
@@ -102,7 +132,7 @@ def label_video(
 
 
 class _Reader:
-    """The frames of a source, and what it says of them."""
+    """Frames and metadata of a source."""
 
     def __init__(self, container: Any, source: VideoSource) -> None:
         self.container = container
@@ -124,7 +154,7 @@ class _Reader:
             if not container.streams.video:
                 raise VideoError(f"{source.name} has no pictures, expected a video")
             size = (container.streams.video[0].width, container.streams.video[0].height)
-            if 1 in size:  # which the colour planes of the clip to come could not halve
+            if 1 in size:  # the clip's colour planes could not halve it
                 raise VideoError(f"{source.name} has frames of {size[0]} x {size[1]} pixels, expected at least 2 x 2")
             yield cls(container, source)
 
@@ -145,16 +175,16 @@ def _readable(source: VideoSource) -> Iterator[None]:
 
 
 def _upright(frame: Any) -> tuple[Fraction | None, npt.NDArray[np.uint8]]:
-    """When the frame is shown, in seconds, and its pixels (H, W, 3) as a phone that was turned meant them."""
+    """Return the time of a frame in seconds and its pixels (H, W, 3), rotated as the video's metadata says."""
     turned = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
     when = None if frame.pts is None else frame.pts * frame.time_base
     return when, np.ascontiguousarray(turned)
 
 
 class _Writer:
-    """An H.264 file; it is begun when the first frame tells its size."""
+    """H.264 file. It is opened at the first frame, which gives the size."""
 
-    TICKS = 90_000  # a second, MPEG's own clock
+    TICKS = 90_000  # per second, MPEG's own clock
 
     def __init__(self, path: Path, rate: Fraction) -> None:
         self.container = find_av().open(str(path), "w")
@@ -166,7 +196,7 @@ class _Writer:
     def write(self, labeled: tuple[Fraction | None, Segmentation]) -> Segmentation:
         when, result = labeled
         picture = np.asarray(result.overlay(legend=False))
-        # the colour planes have half the resolution: an odd last row or column has no place in them
+        # the colour planes have half the resolution, so an odd last row or column is dropped
         picture = picture[: len(picture) // 2 * 2, : picture.shape[1] // 2 * 2]
         if self.stream is None:
             self.stream = self.container.add_stream("libx264", rate=self.rate, options={"preset": "veryfast"})
@@ -192,7 +222,7 @@ class _Writer:
 
 
 def find_av() -> Any:
-    """The package av. Raises LookupError where it is not installed."""
+    """Return the package av. Raises LookupError if it is not installed."""
     try:
         import av
     except ModuleNotFoundError as error:

@@ -1,1 +1,1 @@
-"""From a recipe and a data set to a trained model."""
+"""Training of a model from a recipe and a data set."""

@@ -1,4 +1,4 @@
-"""How many images fit into memory, found before a run from what one of them takes."""
+"""Find the largest batch size that fits into memory, from the memory that one image takes."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.training.train_state import Objective
 from ddsm_zoo.utils.distributed import all_reduce_min, init_process_group, world_size
 
-# The images of one step for which a recipe that leaves the batch size open states its learning rates
+# Images per step for which a recipe with an open batch size states its learning rates
 REFERENCE = 8
-# More costs time alone: on the CPU a step takes as long as its images, on a GPU the gain levels off.
+# Larger batches save no time: on a CPU a step takes as long as its images, on a GPU the gain levels off.
 _LARGEST = {"cpu": 8, "cuda": 16}
-# An epoch has at least so many steps, where the images suffice.
+# Minimum number of steps per epoch, if there are enough images
 _STEPS = 4
-# The share of the free memory to count on, and what a step takes beside what its forward pass keeps: gradients of
+# Usable share of the free memory, and total memory of a step relative to its saved activations: gradients of
 # activations, workspaces, fragments (docs/fine-tuning.md).
 _USABLE, _OVERHEAD = 0.8, 1.5
-# Beside the weights: gradients, two moments, the average
+# Copies of the weights: the model's own, gradients, two moments, the average
 _COPIES = 5
-# Memory limits of containers and what counts against them
+# Memory limits of containers and the usage that counts against them
 _LIMITS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -41,13 +41,25 @@ logger = logging.getLogger(__name__)
 
 
 def find_batch_size(recipe: Recipe, model: nn.Module, channels: int, images: int, free: int | None = None) -> Recipe:
-    """The recipe with a batch size in the place of 0, and the learning rates that go with it.
+    """Replace a batch size of 0 in the recipe, and scale its learning rates to match.
 
-    It is the largest power of two that fits into ``free`` bytes (unless given, those of the GPU or of the machine), of
-    which an epoch of ``images`` has at least four, up to 8 on a CPU and 16 on a GPU. Of several processes that were
-    launched together each takes so many, where least is free: all come to the same batch. ``lr`` and ``backbone_lr``
-    are taken to be for 8 images in a step, and follow the number of images for SGD, its square root for AdamW.
-    ``model`` is left as it is. Raises ValueError when not even one image fits.
+    The batch size per process is the largest power of two that fits into memory, at most 8 on a CPU and 16 on a GPU. An
+    epoch of ``images`` keeps at least four steps if there are enough images. In distributed runs every process uses the
+    same batch size, set by the one with the least free memory. ``lr`` and ``backbone_lr`` are taken as rates for 8
+    images per step. They scale linearly with the number of images for SGD, and with its square root for AdamW.
+
+    Args:
+        recipe: Recipe whose batch size is open.
+        model: Model to measure. It is left unchanged.
+        channels: Number of input channels.
+        images: Number of training images.
+        free: Free memory in bytes. Unless given, that of the GPU or of the machine.
+
+    Returns:
+        The recipe with batch size and learning rates filled in.
+
+    Raises:
+        ValueError: Not even one image fits into memory.
     """
     init_process_group()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -76,7 +88,7 @@ def find_batch_size(recipe: Recipe, model: nn.Module, channels: int, images: int
 
 
 def kept_bytes(model: nn.Module, recipe: Recipe, channels: int) -> int:
-    """What the forward pass keeps of one image for the backward pass, in bytes, weights not counted."""
+    """Measure the bytes that the forward pass keeps of one image for the backward pass, without the weights."""
     probe = copy.deepcopy(model).train()
     objective = Objective(probe, create_loss(recipe, cast(int, probe.num_classes), 255), recipe.auxiliary_weight)
     own = {tensor.untyped_storage().data_ptr() for tensor in itertools.chain(probe.parameters(), probe.buffers())}
@@ -91,14 +103,17 @@ def kept_bytes(model: nn.Module, recipe: Recipe, channels: int) -> int:
     half = torch.autocast("cpu", torch.bfloat16, enabled=recipe.precision != "no")
     with torch.random.fork_rng(devices=[]), half, torch.autograd.graph.saved_tensors_hooks(note, lambda kept: kept):
         image = torch.zeros(1, channels, *recipe.crop_size)
-        # Held until all is counted: the memory of what is let go could be given out again.
+        # Kept alive while counting: a freed storage could be reused and counted once.
         loss = objective(image, torch.zeros(1, *recipe.crop_size, dtype=torch.int64))
     del loss
     return sum(kept.values())
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process can still have on the device; on the CPU as the machine and its containers allow."""
+    """Return the bytes that this process can still allocate on the device.
+
+    On the CPU, memory limits of containers count too.
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:

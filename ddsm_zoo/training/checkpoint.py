@@ -1,4 +1,4 @@
-"""The files of a training run: weights, the state to resume from, and a log. Each is whole or absent."""
+"""Files of a training run: weights, resumable state and log. Each is either complete or absent."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from ddsm_zoo.utils.files import CheckpointError, OutputError, atomic_path, writ
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
-# The last state and the one before it, which takes over where the last is damaged
+# The last state, and the previous one as the fallback if the last is damaged
 _STATE, _BEFORE = "last/state.pt", "last/before.pt"
-# Fields of a recipe that may change within a run: no number depends on the workers or on how often the state is
-# saved, and a run may be made longer or shorter, its learning rate then following the new length.
+# Recipe fields that may change when a run is resumed. No result depends on the workers or on how often the state is
+# saved. A run may be made longer or shorter; its learning rate then follows the new length.
 _FREE_FIELDS = ("workers", "epochs", "patience", "save_every")
 
 
 def save_weights(path: str | os.PathLike[str], state: Mapping[str, Tensor]) -> None:
-    """Write the tensors of a state dict as float32 safetensors, without the "auxiliary.*" ones.
+    """Write a state dict as float32 safetensors, without the "auxiliary.*" tensors.
 
-    Raises OutputError when the file cannot be written; an older one then stays.
+    Raises OutputError if the file cannot be written. An older file then stays.
     """
     tensors = {
         name: tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype).contiguous()
@@ -47,21 +47,21 @@ def save_weights(path: str | os.PathLike[str], state: Mapping[str, Tensor]) -> N
 
 
 def save_state(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
-    """Write a resumable state of tensors and plain data as one file. Raises OutputError; an older one then stays."""
+    """Write a resumable state of tensors and plain data as one file. Raises OutputError; an older file then stays."""
     with atomic_path(path) as temporary:
         _write_state(temporary, state)
 
 
 def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read what `save_state` wrote, with all tensors on the CPU and without running anything from the file.
+    """Read the file of `save_state` with all tensors on the CPU. No code in the file is executed.
 
-    Raises FileNotFoundError, or CheckpointError for a file that is damaged or something else.
+    Raises FileNotFoundError, or CheckpointError for a file that is damaged or not a training state.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no training state at {path}, expected the state.pt of an earlier run")
     try:
-        # torch.load itself does not look at the checksums of the archive.
+        # torch.load itself does not verify the checksums of the archive.
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip() is not None
     except (zipfile.BadZipFile, RuntimeError, ValueError, EOFError, OSError):
@@ -78,12 +78,12 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def has_state(out_dir: Path) -> bool:
-    """Whether a run in this folder can be resumed, if its state is sound."""
+    """Return True if the folder holds a state to resume from, damaged or not."""
     return (out_dir / _STATE).exists() or (out_dir / _BEFORE).exists()
 
 
 def save_last_state(out_dir: Path, state: Mapping[str, Any]) -> None:
-    """`save_state` for a run, which keeps the state before: whenever it is killed, one of the two is whole."""
+    """Save the state of a run and keep the previous one, so that one of the two survives a kill at any time."""
     path = out_dir / _STATE
     with atomic_path(path) as temporary:
         _write_state(temporary, state)
@@ -92,9 +92,9 @@ def save_last_state(out_dir: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_last_state(out_dir: Path) -> tuple[Path, dict[str, Any]]:
-    """The last sound state of a run and its file; one line in the log says so when it is the one before the last.
+    """Load the last undamaged state of a run and return its file with it.
 
-    Raises CheckpointError where neither is sound.
+    Logs a warning if that is the previous state. Raises CheckpointError if both are damaged.
     """
     path, before = out_dir / _STATE, out_dir / _BEFORE
     try:
@@ -119,9 +119,9 @@ def load_last_state(out_dir: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def promote_state(out_dir: Path, path: Path | None) -> None:
-    """Make ``path`` the last state of the run that goes on from it, and remove what a killed run left unfinished.
+    """Make ``path`` the last state of the resumed run, and remove unfinished files of a killed run.
 
-    A damaged last state must not become the one before. Temporary files may each be as large as a state.
+    A damaged last state must not become the previous one. Temporary files may each be as large as a state.
     """
     if path == out_dir / _BEFORE:
         os.replace(path, out_dir / _STATE)
@@ -131,9 +131,9 @@ def promote_state(out_dir: Path, path: Path | None) -> None:
 
 
 def check_continues(path: str | os.PathLike[str], state: Mapping[str, Any], recipe: Recipe, images: int) -> None:
-    """Raise CheckpointError unless ``state`` is of a run with this recipe on this many training images."""
+    """Raise CheckpointError unless ``state`` comes from a run with this recipe and this number of training images."""
     wanted = recipe.to_plain()
-    # A field that did not exist when the run began had no effect, as it has by default; but for the samplers' own rate.
+    # A field that did not exist when the run began had no effect, like its default, except for the samplers' rate.
     saved = {**Recipe(model=recipe.model).to_plain(), "sampler_lr_mult": 1.0, **state["recipe"]}
     changed = sorted(
         name
@@ -149,10 +149,10 @@ def check_continues(path: str | os.PathLike[str], state: Mapping[str, Any], reci
 
 
 class RunLog:
-    """``log.jsonl``: one JSON object a line, appended. What is not finite becomes null.
+    """Append-only ``log.jsonl`` with one JSON object per line. Non-finite numbers become null.
 
-    Opening it keeps the lines of the first ``epochs`` epochs, which the resumed state has behind it, and drops
-    later ones and a line that a crash left torn; ``epochs`` None begins an empty log. Raises OutputError.
+    Opening the log keeps the lines of the first ``epochs`` epochs, which the resumed state includes. Later lines and a
+    line that a crash left incomplete are dropped. ``epochs`` None starts an empty log. Raises OutputError.
     """
 
     def __init__(self, path: str | os.PathLike[str], epochs: int | None) -> None:
@@ -169,19 +169,19 @@ class RunLog:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
                 file.flush()
-                os.fsync(file.fileno())  # a state that is saved after it must not outlive it
+                os.fsync(file.fileno())  # a state saved later must not survive a crash that loses this line
         except OSError as error:
             raise OutputError(error.errno, error.strerror, str(self.path)) from error
 
 
 def _write_state(path: Path, state: Mapping[str, Any]) -> None:
-    # Through memory: torch's own writer turns a full disk into a RuntimeError of many lines.
+    # Through memory, because torch's own writer turns a full disk into a RuntimeError of many lines.
     buffer = io.BytesIO()
     torch.save({"format": _FORMAT, **state}, buffer)
     with path.open("wb") as file:
         file.write(buffer.getbuffer())
         file.flush()
-        os.fsync(file.fileno())  # a disk may say only now that it is full
+        os.fsync(file.fileno())  # a full disk may raise an error only here
 
 
 def _belongs(line: str, epochs: int) -> bool:

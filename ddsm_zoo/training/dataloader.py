@@ -1,4 +1,4 @@
-"""The order and the delivery of samples, as functions of (seed, epoch) alone."""
+"""Order and loading of samples, as functions of (seed, epoch) alone."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ddsm_zoo.utils.signals import ignore_interrupt
 
 
 class Samples(Protocol):
-    """Pairs of a float image (C, H, W) and int64 class ids (H, W), by index.
+    """Map-style data set of float images (C, H, W) and int64 class ids (H, W).
 
-    Where it has ``set_epoch(epoch)``, that is called before each epoch.
+    ``set_epoch(epoch)`` is called before each epoch if it exists.
     """
 
     def __len__(self) -> int: ...
@@ -27,18 +27,18 @@ class Samples(Protocol):
 
 
 def mix_seeds(*numbers: int) -> int:
-    """One seed out of several numbers; neighbouring numbers give unrelated seeds."""
+    """Combine several numbers into one seed. Neighbouring numbers give unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def shuffled(count: int, seed: int, epoch: int) -> list[int]:
-    """The indices below ``count`` in the order of an epoch, each once."""
+    """Return the indices below ``count`` in the order of an epoch, each once."""
     order: list[int] = torch.randperm(count, generator=torch.Generator().manual_seed(mix_seeds(seed, epoch))).tolist()
     return order
 
 
 def in_batches(order: Sequence[int], batch_size: int) -> list[list[int]]:
-    """The indices of each batch; a smaller last batch is left out unless it is the only one."""
+    """Split the order into batches. A smaller last batch is dropped unless it is the only one."""
     used = len(order) - len(order) % batch_size or len(order)
     return [list(order[start : start + batch_size]) for start in range(0, used, batch_size)]
 
@@ -46,10 +46,10 @@ def in_batches(order: Sequence[int], batch_size: int) -> list[list[int]]:
 def load(
     samples: Samples, *, workers: int, seed: int, pin_memory: bool, **order: Any
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """One pass in the ``order`` that DataLoader's ``sampler`` or ``batch_sampler`` names, over ``workers`` processes.
+    """Yield one pass over the samples in the ``order`` given by DataLoader's ``sampler`` or ``batch_sampler``.
 
-    They start with the pass, and so see what ``set_epoch`` changed; there are no more of them than this process may use
-    cores. What a sample raises is raised here as it is.
+    The workers start with each pass, so they see the changes of ``set_epoch``. There are never more workers than usable
+    cores. Exceptions of a sample are raised here unchanged.
     """
     if "batch_sampler" in order:
         order["collate_fn"] = _collate
@@ -68,12 +68,12 @@ def load(
 
 
 def usable_cores() -> int:
-    """How many cores the system lets this process run on."""
+    """Return the number of cores that the system lets this process use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Caught:
-    """Samples whose errors are handed over as values: a worker would wrap them into the text of a traceback."""
+    """Samples that return exceptions as values, because a worker would wrap them into the text of a traceback."""
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
@@ -93,7 +93,7 @@ def _collate(items: list[Any]) -> Any:
 
 
 def stack_equal(samples: Iterable[tuple[Tensor, Tensor]], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of at most ``batch_size`` neighbours of one size."""
+    """Stack neighbours of equal size into batches of at most ``batch_size``."""
     for _, group in itertools.groupby(samples, key=lambda sample: sample[0].shape):
         while batch := list(itertools.islice(group, batch_size)):
             yield torch.stack([image for image, _ in batch]), torch.stack([mask for _, mask in batch])

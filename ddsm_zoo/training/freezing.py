@@ -11,9 +11,9 @@ from ddsm_zoo.training.recipe import Recipe
 
 
 def layer_groups(model: nn.Module) -> list[list[str]]:
-    """Names of the parameters from input to output, a list for each stage and one for all that follows the backbone.
+    """Return parameter names from input to output: a list for each backbone stage and one for everything after it.
 
-    ``model.layer_groups()`` gives them. For a model without that method, "backbone.*" is one stage.
+    ``model.layer_groups()`` defines them. Without that method, "backbone.*" is one stage.
     """
     if hasattr(model, "layer_groups"):
         return cast(list[list[str]], cast(Any, model).layer_groups())
@@ -24,9 +24,9 @@ def layer_groups(model: nn.Module) -> list[list[str]]:
 
 
 def freeze(model: nn.Module, recipe: Recipe) -> None:
-    """Exclude from training what ``frozen_stages`` and ``frozen_norms`` name.
+    """Freeze the parameters that ``frozen_stages`` and ``frozen_norms`` select.
 
-    Raises ConfigError for more stages than the model has before its decoder.
+    Raises ConfigError if the model has fewer stages before its decoder.
     """
     *body, _ = layer_groups(model)
     count = len(body) if recipe.frozen_stages == "all" else recipe.frozen_stages
@@ -43,9 +43,9 @@ def freeze(model: nn.Module, recipe: Recipe) -> None:
 
 
 def freeze_norm_stats(model: nn.Module) -> None:
-    """Keep every batch normalisation whose weight is frozen from collecting statistics, to be called after `train`.
+    """Keep every batch norm with a frozen weight from updating its statistics. Call it after `train`.
 
-    It then normalises with what it has, as in evaluation.
+    The batch norm then normalizes with its stored statistics, as in evaluation.
     """
     for module in model.modules():
         if _is_batch_norm(module) and module.weight is not None and not module.weight.requires_grad:
@@ -57,5 +57,5 @@ def _is_batch_norm(module: nn.Module) -> bool:
 
 
 def _concerns(which: str, name: str) -> bool:
-    # The auxiliary head never comes with weights: it has no statistics worth keeping.
+    # The auxiliary head never comes with weights, so it has no statistics worth keeping.
     return name.startswith("backbone.") if which == "backbone" else not name.startswith("auxiliary.")

@@ -1,7 +1,7 @@
-"""Training: one process or many, resumable to the bit.
+"""Training loop for one process or many, resumable to the bit.
 
-All randomness of a step is seeded from (seed, epoch, step), never carried along. So a run that was interrupted
-needs no random state to go on with the batches, crops and dropout masks it would have had.
+The randomness of a step is seeded from (seed, epoch, step) and never carried along. A resumed run therefore needs no
+random state to continue with the same batches, crops and dropout masks.
 """
 
 from __future__ import annotations
@@ -44,16 +44,21 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingDiverged(ValueError):
-    """The loss or a weight became infinite or NaN. Nothing was saved after that."""
+    """Raised when the loss or a weight becomes infinite or NaN. Nothing is saved after that."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProgressEvent:
-    """Where a run stands: ``done`` of ``total`` optimizer steps of the run ("train"), or images of a validation.
+    """Progress of a run.
 
-    Before it begins, `training.run.train` counts the images that it has checked ("check").
-
-    Epochs count from 1. ``loss`` is the running mean of the epoch, ``miou`` the latest validation's, nan before.
+    Attributes:
+        phase: "check" (images of the data check before the run), "train" (optimizer steps) or "validate" (images).
+        epoch: Current epoch, from 1.
+        epochs: Number of epochs of the run.
+        done: Finished steps of the whole run, or finished images.
+        total: Total number of steps of the run, or of images.
+        loss: Running mean of the epoch.
+        miou: mIoU of the latest validation, 0 to 1, nan before the first.
     """
 
     phase: Literal["check", "train", "validate"]
@@ -67,14 +72,15 @@ class ProgressEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """What a caller adds to a run.
+    """Callbacks of a run.
 
-    ``order`` gives the indices of the images of an epoch from (images, seed, epoch), and from these alone: every
-    process and every resumed run asks again. An epoch may have more or fewer of them than there are images, as many
-    in each epoch.
-
-    The first process calls ``progress`` after each step and each batch of a validation, and ``observe`` at the end of
-    each epoch, with its line of the log, which has "miou" where it was validated, and the evaluated model.
+    Attributes:
+        order: Maps (images, seed, epoch) to the image indices of an epoch. It must depend on nothing else, because
+            every process and every resumed run calls it again. An epoch may have more or fewer indices than there are
+            images, but every epoch equally many.
+        progress: Called in the first process after each step and after each batch of a validation.
+        observe: Called in the first process at the end of each epoch, with its log entry and the evaluated model. The
+            entry has "miou" if the epoch was validated.
     """
 
     order: Callable[[int, int, int], Sequence[int]] = shuffled
@@ -84,7 +90,7 @@ class Hooks:
 
 @dataclass
 class _Position:
-    """How far a run is: whole epochs, then optimizer steps within the epoch with their summed loss and time."""
+    """Position of a run: finished epochs, then optimizer steps within the epoch with their summed loss and time."""
 
     epoch: int = 0
     step: int = 0
@@ -94,7 +100,7 @@ class _Position:
     best_miou: float = math.nan
     best_epoch: int = 0
     taps: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Of the last step: `TapCounts` as plain data, by sampler."""
+    """`TapCounts` of the last step as plain data, by sampler."""
 
 
 def fit(
@@ -108,25 +114,41 @@ def fit(
     resume: bool = False,
     hooks: Hooks = Hooks(),
 ) -> dict[str, Any]:
-    """Train ``model`` in place and write ``last/`` and ``best/model.safetensors``, the state and ``log.jsonl``.
+    """Train ``model`` in place.
 
-    ``model`` maps (N, C, H, W) to logits (N, K, H, W) and has ``num_classes``; where its ``auxiliary`` is not None,
-    ``forward_auxiliary`` gives a second set of logits for the loss. The weights written are the averaged ones if
-    the recipe averages, and "best" means the highest mIoU on ``val_set``.
+    Writes ``last/`` (weights and state), ``best/model.safetensors`` and ``log.jsonl``. "Best" is the highest mIoU on
+    ``val_set``. The weights written are the averaged ones if the recipe averages.
 
-    Where a model samples features, the log has for each epoch, by sampler, the share of taps that read the map in its
-    last step (``taps_on_map``), of positions without such a tap (``blind``), and the mean offset (``mean_offset``). A
-    sampler that has lost more than half of the plain grid's taps is warned of once: outside the map there are zeros,
-    and no gradient leads back.
+    The state is saved after every epoch and, with the recipe's ``save_every``, within it. SIGINT or SIGTERM ends the
+    run after the current step and saves its state. A second SIGINT raises KeyboardInterrupt.
 
-    The state is saved after every epoch and, with the recipe's ``save_every``, within it. With ``resume``, the run in
-    ``out_dir`` goes on exactly where its state was saved, or starts if it has none; from the state before where the
-    last one is damaged. SIGINT or SIGTERM ends the run after the step in hand with its state saved; a second SIGINT is
-    KeyboardInterrupt.
+    If the model samples features, the log has three numbers for each epoch and sampler, from its last step: the share
+    of taps that read the map (``taps_on_map``), the share of positions without such a tap (``blind``), and the mean
+    offset (``mean_offset``). A sampler that has lost more than half of the plain grid's taps causes one warning:
+    outside the map there are zeros, and no gradient leads back.
 
-    Returns a summary: epochs (finished ones), interrupted, miou, best_miou, best_epoch (0 and nan before the first
-    validation), last and best (paths of the weights). Raises TrainingDiverged, CheckpointError for a state that
-    does not fit, OutputError for one that cannot be written, and ValueError for data that cannot be trained on.
+    Args:
+        model: Maps images (N, C, H, W) to logits (N, K, H, W) and has ``num_classes``. If its ``auxiliary`` is not
+            None, ``forward_auxiliary`` gives a second set of logits for the loss.
+        recipe: Training settings. ``batch_size`` must not be 0.
+        train_set: Training images (C, H, W) with class ids (H, W).
+        val_set: Validation images (C, H, W) with class ids (H, W).
+        out_dir: Folder of the run.
+        ignore_index: Class id of pixels that count neither in the loss nor in the scores.
+        resume: Continue the run in ``out_dir`` exactly from its saved state, or start if there is none. If the last
+            state is damaged, the run continues from the previous one.
+        hooks: Callbacks and order of the images.
+
+    Returns:
+        A summary with ``epochs`` (finished ones), ``interrupted``, ``miou``, ``best_miou``, ``best_epoch``, and the
+            paths of the weights ``last`` and ``best``. Before the first validation, both mIoU are nan and
+            ``best_epoch`` is 0.
+
+    Raises:
+        TrainingDiverged: The loss or a weight is not finite.
+        CheckpointError: The saved state does not fit, is damaged, or exists without ``resume``.
+        OutputError: A file cannot be written.
+        ValueError: The data or the batch size cannot be trained on.
     """
     for name, samples in (("training", train_set), ("validation", val_set)):
         if not len(samples):
@@ -141,7 +163,7 @@ def fit(
 
 
 class _Run:
-    """The parts of one training run and its position."""
+    """Parts of one training run and its position."""
 
     def __init__(
         self, train_state: TrainState, recipe: Recipe, train_set: Samples, val_set: Samples, out_dir: Path, hooks: Hooks
@@ -149,7 +171,7 @@ class _Run:
         self.train_state, self.recipe, self.hooks = train_state, recipe, hooks
         self.train_set, self.val_set, self.out_dir = train_set, val_set, out_dir
         self.position = _Position()
-        self.warned: set[str] = set()  # samplers whose loss of taps was reported
+        self.warned: set[str] = set()  # samplers whose lost taps were reported
         batches = self._batches(epoch=0)
         if recipe.batch_size % train_state.processes:
             raise ValueError(
@@ -167,11 +189,11 @@ class _Run:
 
     @property
     def step(self) -> int:
-        """Optimizer steps of the run that are done."""
+        """Number of finished optimizer steps of the run."""
         return self.position.epoch * self.steps_per_epoch + self.position.step
 
     def begin(self, resume: bool) -> None:
-        """Restore the state of ``out_dir`` if there is one and it is wanted, and open the log."""
+        """Restore the state of ``out_dir`` if there is one, and open the log."""
         resumed = has_state(self.out_dir)
         if resumed and not resume:
             raise CheckpointError(f"{self.out_dir} holds the state of a run: resume it, or choose another folder")
@@ -213,13 +235,16 @@ class _Run:
         }
 
     def _finished(self) -> bool:
-        """A function of recipe and position alone, so that a run which is resumed after its end ends at once."""
+        """Return True if the run is over.
+
+        Depends on recipe and position alone, so that resuming a finished run ends at once.
+        """
         recipe, position = self.recipe, self.position
         stale = (position.epoch - position.best_epoch) // recipe.validate_every  # validations since the best one
         return position.epoch >= recipe.epochs or 0 < recipe.patience <= stale
 
     def _train_epoch(self, interrupted: threading.Event) -> bool:
-        """Train the rest of the epoch; whether it was interrupted."""
+        """Train the rest of the epoch. Return True if it was interrupted."""
         recipe, position = self.recipe, self.position
         done = position.step * recipe.gradient_accumulation
         batches = self._batches(position.epoch)[done:]
@@ -245,7 +270,7 @@ class _Run:
             position.step += 1
             position.seconds = time.perf_counter() - began
             self._report("train", self.step, self.steps)
-            # The end of an epoch counts, too: a validation can take long.
+            # Save at the end of an epoch too, because a validation can take long.
             due = recipe.save_every and (self.step % recipe.save_every == 0 or position.step == self.steps_per_epoch)
             if due and not stopped:
                 self._check_weights()
@@ -253,7 +278,7 @@ class _Run:
         return stopped
 
     def _close_epoch(self) -> None:
-        """Validate if it is time, log, keep the weights if they are the best so far, and go to the next epoch."""
+        """Validate if due, log, save the weights if they are the best so far, and go to the next epoch."""
         recipe, position = self.recipe, self.position
         number = position.epoch + 1
         entry: dict[str, Any] = {
@@ -311,7 +336,7 @@ class _Run:
         return self.train_state.validate(samples, lambda done: self._report("validate", done, len(own)))
 
     def _save(self) -> None:
-        """Write the weights and the state of this position: the state last, since what it says must be there."""
+        """Write the weights, then the state. The state is last because it refers to the weights."""
         model = self.train_state.evaluated()
         if self.train_state.is_main:
             save_weights(self.out_dir / "last" / "model.safetensors", model.state_dict())
@@ -339,7 +364,7 @@ class _Run:
         return path
 
     def _check_weights(self) -> None:
-        """A last step can spoil the weights without a loss to show it."""
+        """Check that the weights are finite: the last step can break them without a loss that shows it."""
         name = self.train_state.not_finite()
         if name:
             raise self._diverged(f"{name} is not finite in epoch {self.position.epoch + 1}")
@@ -379,7 +404,7 @@ class _Run:
 
 
 def _in_words(entry: Mapping[str, Any]) -> str:
-    """The figures of an epoch in one line: loss, mIoU where it was validated, taps on the map where there are any."""
+    """Format an epoch in one line: loss, mIoU if validated, taps on the map if there are any."""
     words = [f"loss {entry['loss']:.4f}"]
     if "miou" in entry:
         words.append(f"mIoU {entry['miou']:.4f}")

@@ -1,4 +1,4 @@
-"""Losses of a dense prediction. Pixels labelled with the ignore index count nowhere."""
+"""Losses for dense prediction. Pixels with the ignore index never count."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ddsm_zoo.training.recipe import Recipe
 class SegmentationLoss(nn.Module):
     """Cross-entropy, plus ``dice`` x `dice_loss`, plus ``lovasz`` x `lovasz_softmax_loss`.
 
-    In the cross-entropy ``class_weights`` (K,) weigh each pixel by its class, and with ``ohem`` above 0 only the pixels
-    of `hard_targets` count; neither touches the other two.
+    ``class_weights`` (K,) weigh each pixel of the cross-entropy by its class. With ``ohem`` above 0, only the pixels of
+    `hard_targets` count in it. Neither affects the other two losses.
 
-    forward: logits (N, K, H, W), targets (N, H, W) int64 class ids or ``ignore_index`` -> scalar in float32, or float64
-    for such logits: the (weighted) mean over the valid pixels of the whole batch; 0 where no pixel is valid.
+    forward: logits (N, K, H, W) and targets (N, H, W), int64 class ids or ``ignore_index`` -> scalar. It is float32, or
+    float64 for float64 logits. It is the (weighted) mean over the valid pixels of the whole batch, 0 if there are none.
     """
 
     class_weights: Tensor | None
@@ -58,7 +58,7 @@ class SegmentationLoss(nn.Module):
         return loss
 
     def mass(self, targets: Tensor) -> float:
-        """What a batch weighs in the mean over several: its valid pixels, or the sum of their class weights."""
+        """Weight of a batch in the mean over several batches: its valid pixels, or the sum of their class weights."""
         valid = targets != self.ignore_index
         if self.class_weights is None:
             return float(valid.sum())
@@ -78,12 +78,12 @@ class SegmentationLoss(nn.Module):
         )
         valid = targets != self.ignore_index
         size = valid.sum() if weights is None else weights[targets[valid]].sum()
-        # The built-in mean is 0 / 0 for a crop that is all void.
+        # The built-in mean is 0 / 0 for a crop without valid pixels.
         return total / torch.where(size > 0, size, 1)
 
 
 def create_loss(recipe: Recipe, num_classes: int, ignore_index: int) -> SegmentationLoss:
-    """The recipe's loss. Raises ConfigError when there are not as many class weights as classes."""
+    """Create the recipe's loss. Raises ConfigError if the number of class weights is not that of the classes."""
     weights = None
     if recipe.class_weights is not None:
         if isinstance(recipe.class_weights, str) or len(recipe.class_weights) != num_classes:
@@ -103,10 +103,11 @@ def create_loss(recipe: Recipe, num_classes: int, ignore_index: int) -> Segmenta
 
 @torch.no_grad()
 def hard_targets(logits: Tensor, targets: Tensor, ignore_index: int, threshold: float, keep: float) -> Tensor:
-    """The targets with ``ignore_index`` in the place of all but the hard pixels: online hard example mining.
+    """Replace the targets of all easy pixels by ``ignore_index``: online hard example mining (OHEM).
 
-    Hard are the pixels whose class gets a probability of at most ``threshold``, and if they are fewer than the share
-    ``keep`` of the valid pixels, so many of the least probable; several of one probability stay together.
+    A pixel is hard if its class gets a probability of at most ``threshold``. If hard pixels are fewer than the share
+    ``keep`` of the valid pixels, the least probable pixels are taken up to that share. Pixels of equal probability stay
+    together.
 
     logits (N, K, H, W), targets (N, H, W) -> (N, H, W).
     """
@@ -121,22 +122,22 @@ def hard_targets(logits: Tensor, targets: Tensor, ignore_index: int, threshold: 
 
 
 def dice_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
-    """1 - 2 sum(p t) / (sum(p) + sum(t)), the mean over the classes that occur in ``targets``.
+    """Soft Dice loss 1 - 2 sum(p t) / (sum(p) + sum(t)), the mean over the classes that occur in ``targets``.
 
-    probabilities (P, K), targets (P,) class ids -> scalar; 0 where P is 0.
+    probabilities (P, K), targets (P,) class ids -> scalar; 0 if P is 0.
     """
     members = F.one_hot(targets, probabilities.shape[1]).to(probabilities.dtype)  # (P, K)
     sizes = members.sum(0)
     overlap = (probabilities * members).sum(0)
-    # A class that does not occur has nothing to overlap with: its loss would be 1 whatever the network does.
+    # An absent class has nothing to overlap with: its loss would be 1 for any prediction.
     return _mean_over_present(1 - 2 * overlap / (probabilities.sum(0) + sizes).clamp(min=1e-12), sizes)
 
 
 def lovasz_softmax_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
-    """The Lovasz extension of 1 - IoU (Berman, Triki and Blaschko, CVPR 2018), the mean over classes that occur.
+    """Lovasz extension of 1 - IoU (Berman, Triki and Blaschko, CVPR 2018), the mean over the classes that occur.
 
-    probabilities (P, K), targets (P,) class ids -> scalar; 0 where P is 0. At one-hot probabilities it is exactly
-    1 - IoU of the batch.
+    probabilities (P, K), targets (P,) class ids -> scalar; 0 if P is 0. At one-hot probabilities it is exactly 1 - IoU
+    of the batch.
     """
     members = F.one_hot(targets, probabilities.shape[1])  # (P, K) int64, so that the counts below are exact
     sizes = members.sum(0)

@@ -1,4 +1,4 @@
-"""How the weights move: groups, learning rate, decay, averaging."""
+"""Optimizer, parameter groups, learning rate schedule and weight averaging (EMA)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ddsm_zoo.training.recipe import Recipe
 
 
 def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The recipe's optimizer over the trainable parameters, in the groups of `parameter_groups`.
+    """Create the recipe's optimizer over the trainable parameters, in the groups of `parameter_groups`.
 
-    Raises ValueError when every parameter is frozen.
+    Raises ValueError if every parameter is frozen.
     """
     groups = parameter_groups(model, recipe)
     if not groups:
@@ -27,13 +27,13 @@ def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Optimizer groups keyed by learning rate ("backbone.*" has its own) and weight decay, in a stable order.
+    """Group parameters by learning rate ("backbone.*" has its own) and weight decay, in a stable order.
 
-    The rate is multiplied by ``stage_decay`` for each of the model's `layer_groups` after the parameter's own, and by
-    ``sampler_lr_mult`` for the convolutions that predict offsets, those of samplers and of deformable convolutions.
-    SGD decays every parameter, as the paper's setting does. AdamW decays the weights of convolutions and linear
-    layers alone: its decay is not scaled by the gradients, and would pull norms, biases and positional tables to
-    zero, which is no better a prior for them than any other value.
+    The rate is multiplied by ``stage_decay`` for each of the model's `layer_groups` after the parameter's own. It is
+    multiplied by ``sampler_lr_mult`` for the convolutions that predict offsets, in samplers and in deformable
+    convolutions. SGD decays every parameter, as in the paper. AdamW decays only the weights of convolutions and linear
+    layers. Its decay is not scaled by the gradients, so it would pull norms, biases and positional tables to zero, and
+    zero is no better a prior for them than any other value.
     """
     backbone_lr = recipe.lr if recipe.backbone_lr is None else recipe.backbone_lr
     later = {name: above for above, names in enumerate(reversed(layer_groups(model))) for name in names}
@@ -56,7 +56,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def schedule(step: int, steps: int, recipe: Recipe) -> float:
-    """The factor on every learning rate at optimizer step ``step`` of ``steps``: poly decay times a linear rise."""
+    """Return the factor on every learning rate at step ``step`` of ``steps``: poly decay times linear warmup."""
     rise = min(1.0, (step + 1) / (recipe.warmup_steps + 1))
     return float(rise * (1 - step / steps) ** recipe.power)
 
@@ -64,16 +64,16 @@ def schedule(step: int, steps: int, recipe: Recipe) -> float:
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set each group's rate to ``factor`` times the one it was created with.
 
-    The rate is a function of the step alone, so that a resumed run has no schedule to restore.
+    The rate depends on the step alone, so a resumed run has no schedule to restore.
     """
     for group in optimizer.param_groups:
         group["lr"] = factor * group["base_lr"]
 
 
 def average_weights(model: nn.Module, decay: float) -> AveragedModel:
-    """Exponential moving average of parameters and buffers, with a shorter memory over its first steps.
+    """Create an exponential moving average of parameters and buffers, with a shorter memory over its first steps.
 
-    Without that the random weights it starts from would stay in it for some 1 / (1 - decay) steps.
+    Without the shorter memory, the initial random weights would affect the average for about 1 / (1 - decay) steps.
     """
 
     def update(averages: Any, currents: Any, steps: Any) -> None:

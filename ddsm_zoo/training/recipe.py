@@ -1,4 +1,4 @@
-"""Recipes: a training run but for its data, as one TOML file. The package has some, which are found by name."""
+"""Recipes: the settings of a training run, without the data, as one TOML file. The package has some by name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-FOLDER = Path(__file__).parents[1] / "recipes"  # the package's own
+FOLDER = Path(__file__).parents[1] / "recipes"  # recipes of the package
 SUFFIX = ".toml"
 
 _COUNTS = ("epochs", "validate_every", "gradient_accumulation")
@@ -36,11 +36,15 @@ _SHARES = ("holdout", "ohem_keep", "stage_decay")
 
 
 class UnknownRecipeError(LookupError):
-    """A name that no recipe of the package has; the message names the nearest ones."""
+    """Raised for a recipe name that the package does not have. The message suggests the nearest names."""
 
 
 def list_recipes() -> list[str]:
-    """Sorted names of the recipes in the package. ``Recipe.load(name).about`` tells what each is for."""
+    """List the recipes in the package. ``Recipe.load(name).about`` says what each is for.
+
+    Returns:
+        Sorted names.
+    """
     return sorted(path.stem for path in FOLDER.glob(f"*{SUFFIX}"))
 
 
@@ -51,8 +55,8 @@ def find_recipe(recipe: str | os.PathLike[str]) -> Path:
         recipe: A name of `list_recipes`, or a path. A text is a path if it has a separator or ends in ``.toml``.
 
     Raises:
-        UnknownRecipeError: the package has no recipe of this name.
-        FileNotFoundError: there is no file at this path.
+        UnknownRecipeError: The package has no recipe of this name.
+        FileNotFoundError: There is no file at this path.
     """
     path, known = Path(recipe), list_recipes()
     if not isinstance(recipe, str) or {"/", "\\"} & set(recipe) or recipe.lower().endswith(SUFFIX):
@@ -70,7 +74,7 @@ def find_recipe(recipe: str | os.PathLike[str]) -> Path:
 
 
 def copy_recipe(recipe: str, target: str | os.PathLike[str] | None = None) -> Path:
-    """Write a recipe to a new file, for editing. The command in its comments then names that file.
+    """Copy a recipe to a new file for editing. The command in its comments then names that file.
 
     Args:
         recipe: A name of `list_recipes`.
@@ -80,8 +84,8 @@ def copy_recipe(recipe: str, target: str | os.PathLike[str] | None = None) -> Pa
         The path of the new file.
 
     Raises:
-        UnknownRecipeError: the package has no recipe of this name.
-        ValueError: ``target`` ends in something else.
+        UnknownRecipeError: The package has no recipe of this name.
+        ValueError: ``target`` does not end in ``.toml``.
         OutputError: ``target`` exists or cannot be written.
     """
     source = find_recipe(recipe)
@@ -97,9 +101,9 @@ def copy_recipe(recipe: str, target: str | os.PathLike[str] | None = None) -> Pa
 
 
 def parse_change(text: str) -> tuple[str, Any]:
-    """The field and the value of ``FIELD=VALUE``, a line of TOML; a value that is none is a word without its quotes.
+    """Parse ``FIELD=VALUE``, a line of TOML, into field and value. A value that is not TOML is an unquoted string.
 
-    Raises ConfigError where there is no field or no value.
+    Raises ConfigError if the field or the value is missing.
     """
     name, _, value = (part.strip() for part in text.partition("="))
     if not name.isidentifier() or not value:
@@ -112,101 +116,86 @@ def parse_change(text: str) -> tuple[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """Notes of a recipe for its readers, as ``ddsm-zoo recipes`` lists them. No training depends on them."""
+    """Notes for readers of a recipe, listed by ``ddsm-zoo recipes``. They do not affect training."""
 
-    purpose: str = ""  # in one line
-    hardware: str = ""
-    duration: str = ""
-    score: str = ""  # the score to expect, on which split, and whether it is measured or published
+    purpose: str = ""  # one line
+    hardware: str = ""  # machine that the duration refers to
+    duration: str = ""  # length of the run on it
+    score: str = ""  # expected score, its split, and whether it is measured or published
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A training run but for its data. Optimizer, schedule, scale range, flip and crop default to the paper's.
+    """Settings of a training run, without the data.
 
-    Model: ``model`` is a name of the zoo, ``overrides`` (a table) changes fields of its config.
+    Optimizer, schedule, scale range, flip and crop default to the paper's.
 
-    Data: ``batch_size`` images per forward pass over all processes (0: as many as fit, see `batch_size`), cut to
-    ``crop_size`` (H, W) after a resize by a factor from ``scale``, mirrored with probability ``flip``, colours varied
-    by ``jitter``; ``workers`` loading processes for each training process. An epoch shows as many images as there are,
-    or ``images_per_epoch`` if that is fewer (0: never), one as often as another or, with ``sampling`` "balanced", by
-    the rarity of its classes. ``holdout`` is the share of the training images that validates where the data has no
-    split for that. ``min_size`` (H, W) enlarges smaller images to as many pixels, before anything else and wherever the
-    trained weights are used, see `config.Preprocess`.
+    The learning rate is (1 - step / steps) ** ``power`` times ``lr``, after a linear warmup. One optimizer step sees
+    ``gradient_accumulation`` batches. ``backbone_lr`` and ``lr`` are both multiplied by ``stage_decay`` for each stage
+    after a weight's own. The last stage is decoder and classifier.
 
-    Optimization: ``lr`` for everything, ``backbone_lr`` for the backbone where it differs, both times ``stage_decay``
-    for each stage after a weight's own, the last being decoder and classifier; ``sampler_lr_mult`` times the rate for
-    the convolutions that predict offsets and modulations, as in DCNv2; ``momentum`` is for SGD only. The rate
-    falls as (1 - step / steps) ** ``power`` after a linear rise over ``warmup_steps`` optimizer steps. One optimizer
-    step sees ``gradient_accumulation`` batches, with gradients clipped to ``clip_norm`` (0: not clipped).
+    The loss is cross-entropy, plus ``dice`` times soft Dice, plus ``lovasz`` times Lovasz-softmax. If the model has an
+    auxiliary head, ``auxiliary_weight`` times the same loss on its logits is added. With ``ohem`` above 0, the
+    cross-entropy counts only pixels whose class has at most that probability, but at least the share ``ohem_keep`` of
+    the pixels.
 
-    Not trained: the first ``frozen_stages`` stages of the backbone, of which the stem is the first ("all": the whole
-    backbone), and by ``frozen_norms`` the batch normalisations of the backbone, or all: neither weights nor statistics.
+    ``min_size`` enlarges smaller images before any other step, and wherever the trained weights are used, see
+    `config.Preprocess`. A frozen batch norm keeps its weights and its statistics. With ``ema_decay`` above 0, the
+    averaged weights are the ones that are validated and published. Validation also follows the last epoch. The state to
+    resume from is saved after each epoch. With ``save_every`` above 0 it is also saved within an epoch and before each
+    validation.
 
-    Loss: cross-entropy with ``label_smoothing``, weighted by ``class_weights`` (one for each class, or "auto": by
-    median frequency), with ``ohem`` above 0 over the pixels whose class has at most that probability, but at least the
-    share ``ohem_keep``; plus ``dice`` times soft Dice, plus ``lovasz`` times Lovasz-softmax; the auxiliary head, where
-    the model has one, adds ``auxiliary_weight`` times the same on its own logits.
-
-    ``ema_decay`` above 0 averages the weights over the steps and makes the average what is validated and
-    published. Validation comes every ``validate_every`` epochs and after the last; ``patience`` above 0 ends the run
-    after so many validations without a higher mIoU.
-
-    ``about`` is for readers: it is in no log, and two recipes that differ in it alone are equal.
-
-    The state to resume from is saved after each epoch; with ``save_every`` above 0 also after every so many optimizer
-    steps and before each validation.
-
-    Raises ConfigError, naming the field, for a value outside its range.
+    Raises:
+        ConfigError: A value is out of range. The message names the field.
     """
 
-    model: str
-    overrides: Mapping[str, Any] = field(default_factory=dict)
+    model: str  # name of a zoo model
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # config fields of the model to change (a table)
 
-    epochs: int = 100
-    batch_size: int = 8
-    crop_size: tuple[int, int] = (1024, 1024)
-    scale: tuple[float, float] = (0.75, 2.0)
-    flip: float = 0.5
-    jitter: float = 0.0
-    min_size: tuple[int, int] | None = None
-    workers: int = 2
-    images_per_epoch: int = 0
-    sampling: Literal["uniform", "balanced"] = "uniform"
-    holdout: float = 0.2
+    epochs: int = 100  # length of the run
+    batch_size: int = 8  # images per forward pass over all processes; 0: as many as fit, see `batch_size`
+    crop_size: tuple[int, int] = (1024, 1024)  # (H, W) in pixels, cut after the random resize
+    scale: tuple[float, float] = (0.75, 2.0)  # range of the random resize factor
+    flip: float = 0.5  # probability of mirroring an image, 0 to 1
+    jitter: float = 0.0  # strength of the color jitter, 0: none
+    min_size: tuple[int, int] | None = None  # (H, W): smaller images are enlarged to as many pixels
+    workers: int = 2  # data loading processes per training process
+    images_per_epoch: int = 0  # images an epoch shows if fewer than there are; 0: all images
+    sampling: Literal["uniform", "balanced"] = "uniform"  # all images equally often, or by rarity of their classes
+    holdout: float = 0.2  # share of the training images for validation if the data has no split for it
 
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.01
-    backbone_lr: float | None = None
-    sampler_lr_mult: float = 0.1
-    stage_decay: float = 1.0
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    power: float = 0.9
-    warmup_steps: int = 0
-    gradient_accumulation: int = 1
-    clip_norm: float = 0.0
+    optimizer: Literal["sgd", "adamw"] = "sgd"  # sgd with momentum, as in the paper, or adamw
+    lr: float = 0.01  # learning rate
+    backbone_lr: float | None = None  # learning rate of the backbone, None: lr
+    sampler_lr_mult: float = 0.1  # rate factor for convolutions that predict offsets and modulations, as in DCNv2
+    stage_decay: float = 1.0  # rate factor for each stage after a weight's own
+    momentum: float = 0.9  # SGD only
+    weight_decay: float = 5e-4  # sgd: every parameter; adamw: only weights of convolutions and linear layers
+    power: float = 0.9  # exponent of the poly learning rate decay
+    warmup_steps: int = 0  # optimizer steps of linear warmup
+    gradient_accumulation: int = 1  # batches per optimizer step
+    clip_norm: float = 0.0  # maximum gradient norm, 0: no clipping
 
-    frozen_stages: int | Literal["all"] = 0
-    frozen_norms: Literal["none", "backbone", "all"] = "none"
+    frozen_stages: int | Literal["all"] = 0  # first backbone stages to freeze, the stem being stage 1
+    frozen_norms: Literal["none", "backbone", "all"] = "none"  # batch norms to freeze, weights and statistics
 
-    label_smoothing: float = 0.0
-    class_weights: tuple[float, ...] | Literal["auto"] | None = None
-    ohem: float = 0.0
-    ohem_keep: float = 1 / 16
-    dice: float = 0.0
-    lovasz: float = 0.0
-    auxiliary_weight: float = 0.4
+    label_smoothing: float = 0.0  # of the cross-entropy
+    class_weights: tuple[float, ...] | Literal["auto"] | None = None  # one per class, or auto: by median frequency
+    ohem: float = 0.0  # probability up to which a pixel is hard, 0: all pixels count
+    ohem_keep: float = 1 / 16  # minimum share of pixels that ohem keeps
+    dice: float = 0.0  # weight of the soft Dice loss
+    lovasz: float = 0.0  # weight of the Lovasz-softmax loss
+    auxiliary_weight: float = 0.4  # weight of the auxiliary head's loss
 
-    ema_decay: float = 0.0
-    validate_every: int = 1
-    patience: int = 0
-    save_every: int = 0
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    channels_last: bool = True
-    seed: int = 0
+    ema_decay: float = 0.0  # decay of the averaged weights per step, 0: no averaging
+    validate_every: int = 1  # epochs between validations
+    patience: int = 0  # validations without a higher mIoU that end the run, 0: never
+    save_every: int = 0  # optimizer steps between saved states, 0: once per epoch
+    precision: Literal["no", "bf16", "fp16"] = "no"  # mixed precision
+    channels_last: bool = True  # memory layout, faster for convolutions
+    seed: int = 0  # seed of the run's randomness
 
-    about: About = field(default_factory=About, compare=False)
+    about: About = field(default_factory=About, compare=False)  # for readers: not logged, ignored by ==
 
     def __post_init__(self) -> None:
         if not self.model:
@@ -238,12 +227,15 @@ class Recipe:
 
         Args:
             recipe: A name of `list_recipes` such as ``finetune``, or a path such as ``./mine.toml``.
-            changes: Other values for some of its fields.
+            changes: New values for some of its fields.
+
+        Returns:
+            The recipe with these changes.
 
         Raises:
-            UnknownRecipeError: the package has no recipe of this name.
-            FileNotFoundError: there is no file at this path.
-            ConfigError: the file is not a recipe; the message names the field.
+            UnknownRecipeError: The package has no recipe of this name.
+            FileNotFoundError: There is no file at this path.
+            ConfigError: The file is not a recipe. The message names the field.
         """
         path = find_recipe(recipe)
         try:
@@ -253,7 +245,7 @@ class Recipe:
         return from_dict(cls, {**data, **(changes or {})}, where=str(path))
 
     def to_plain(self) -> dict[str, Any]:
-        """The fields but ``about`` as JSON holds them, for logs and for comparing with an earlier run."""
+        """Return the fields except ``about`` as JSON data, for logs and for comparison with an earlier run."""
         plain: dict[str, Any] = json.loads(json.dumps(to_dict(self), default=str))
         del plain["about"]
         return plain

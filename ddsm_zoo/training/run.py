@@ -1,4 +1,4 @@
-"""A recipe and the name of a data set to a trained model in a folder."""
+"""Train a model in a folder from a recipe and the name of a data set."""
 
 from __future__ import annotations
 
@@ -51,20 +51,35 @@ def train(  # noqa: PLR0913 - each is a choice of its own
     progress: Callable[[ProgressEvent], None] | None = None,
     tensorboard: bool = False,
 ) -> dict[str, Any]:
-    """Train the recipe's model on the splits train and val of ``data``, which decides the number of classes.
+    """Train a recipe's model on the splits train and val of a data set.
 
-    ``recipe`` is one, or its name or path as `Recipe.load` takes it.
+    The data decides the number of classes. Without a split val, a part of train is held out. If the recipe leaves the
+    batch size or the class weights open, they are computed first and logged. `VisualLog` shows the progress of the run
+    in ``out_dir``.
 
-    ``pretrained`` starts from the model's task weights, or from random numbers for False; None starts from the
-    ImageNet weights of its backbone. ``model``, a built one with the classes of the data, is trained in place instead,
-    from the weights that it has; the recipe's model and overrides are then a record of what it was built from. Without
-    a split val, a part of train is held out. What the recipe leaves open, the batch size and class weights, is settled
-    first, and logged. ``source`` is recorded as the recipe's name, if ``recipe`` is not one itself. `VisualLog`
-    shows how the run goes on, with ``tensorboard`` there too.
+    However the run ends, ``out_dir/best`` is then a saved model with the data's labels, if a validation was reached.
 
-    Returns the summary of `training.loop.fit`. However the run ends, ``out_dir/best`` is then a saved model with the
-    data's labels, if a validation was reached. Raises what `train`, `create_model` and `open_dataset` raise, and
-    DatasetError, before ``out_dir`` is touched, for data in which the quick check of `data.check` finds an error.
+    Args:
+        recipe: Recipe, or its name or path as `Recipe.load` takes it.
+        data: Data set such as ``folder:ROOT`` or ``camvid:ROOT``.
+        out_dir: Folder of the run.
+        model: Your own model with the classes of the data, trained in place from the weights it has. The recipe's model
+            and overrides then only record what it was built from.
+        pretrained: True starts from the model's task weights, False from random weights, None from the ImageNet weights
+            of its backbone.
+        resume: Continue the run in ``out_dir``, or start if it has no state.
+        source: Name to record for a recipe that is given as a `Recipe`.
+        progress: Called with the progress of the data check, the training and each validation.
+        tensorboard: Also write TensorBoard events to ``out_dir/tensorboard``.
+
+    Returns:
+        The summary of `training.loop.fit`.
+
+    Raises:
+        DatasetError: The data check finds an error. ``out_dir`` is then untouched.
+        ValueError: ``model`` does not fit the data, or options exclude each other.
+        LookupError: An optional package is not installed.
+        Exception: Anything that `fit`, `create_model`, `open_dataset` and `Recipe.load` raise.
     """
     if not isinstance(recipe, Recipe):
         source = source or Path(recipe).name
@@ -93,9 +108,9 @@ def train(  # noqa: PLR0913 - each is a choice of its own
 
     def begin(event: ProgressEvent) -> None:
         nonlocal begun
-        if not begun:  # until then the run may be refused, and what an earlier one left must stay as it is
+        if not begun:  # before that the run may fail its checks, and the files of an earlier run must stay
             begun = True
-            # It holds the hash of weights that training may replace; a kill must not leave the two side by side.
+            # Its hash is that of weights that training may replace. A kill must not leave the two together.
             (best.parent / client.CONFIG_FILE).unlink(missing_ok=True)
         if progress:
             progress(event)
@@ -115,16 +130,16 @@ def train(  # noqa: PLR0913 - each is a choice of its own
             )
     finally:
         visual_log.close()
-        # A run that had ended before it was killed has no progress to report when it is resumed.
+        # A finished run reports no progress when it is resumed.
         if (begun or summary) and best.exists():
             _publish(model, best, val_set, data, preprocess, source, summary)
     return summary
 
 
 def _initial_model(recipe: Recipe, labels: LabelSpace, pretrained: bool | None, resumed: bool) -> Segmenter:
-    """The recipe's model, with initial weights unless those of the resumed run will replace them.
+    """Create the recipe's model. Initial weights are loaded unless the resumed run replaces them.
 
-    What is drawn at random follows from the recipe's seed, so that the same command makes the same model.
+    Random weights follow from the recipe's seed, so that the same command makes the same model.
     """
     _check_overrides(recipe.overrides)
     with torch.random.fork_rng(devices=[]):
@@ -168,7 +183,7 @@ def _check(recipe: Recipe, data: str, progress: Callable[[ProgressEvent], None] 
 
 
 def _check_frozen(recipe: Recipe, pretrained: bool | None) -> None:
-    """What is frozen must come with weights."""
+    """Check that frozen layers come with weights."""
     if pretrained is False and recipe.frozen_stages != 0:
         raise ConfigError(
             f"frozen_stages is {recipe.frozen_stages} and the backbone starts from random numbers, expected 0 without "
@@ -186,9 +201,9 @@ def _check_frozen(recipe: Recipe, pretrained: bool | None) -> None:
 def _class_counts(
     recipe: Recipe, train_set: SegmentationDataset, trained: Sequence[int], report: Report | None
 ) -> Tensor | None:
-    """The pixels of each class in each image of ``train_set``, where the recipe asks for them.
+    """Count the pixels of each class in each image of ``train_set``, if the recipe needs them.
 
-    The check has counted those on disk, all of the split, of which the ones in ``trained`` are wanted.
+    The data check has counted all images on disk. ``trained`` selects those of the training set.
     """
     if recipe.sampling == "uniform" and recipe.class_weights != "auto":
         return None
@@ -202,7 +217,7 @@ def _class_counts(
 def _resolve_recipe(
     recipe: Recipe, model: Segmenter, images: int, counts: Tensor | None, resumed: Path | None
 ) -> Recipe:
-    """The recipe with numbers in the place of what it leaves open; a run that goes on keeps its batch size."""
+    """Fill in the numbers that the recipe leaves open. A resumed run keeps its batch size."""
     if recipe.class_weights == "auto":
         assert counts is not None
         weights = [round(weight, 4) for weight in median_frequency(counts).tolist()]
@@ -217,13 +232,13 @@ def _resolve_recipe(
 
 
 def _order(recipe: Recipe, counts: Tensor | None) -> Callable[[int, int, int], Sequence[int]]:
-    """The images of an epoch as the recipe wants them drawn."""
+    """Return the function that draws the images of an epoch by the recipe."""
     weights = rarity(counts) if counts is not None and recipe.sampling == "balanced" else None
     return functools.partial(epoch_order, images=recipe.images_per_epoch, weights=weights)
 
 
 def _check_overrides(overrides: Mapping[str, Any]) -> None:
-    """Only what changes the architecture, and not what the data decides."""
+    """Check that overrides change only the architecture, and nothing that the data decides."""
     fields = {field.name for config in (ModelConfig, DDSMConfig) for field in dataclasses.fields(config)}
     allowed = sorted(fields - {"num_classes", "in_chans"})
     for name in overrides:
@@ -235,9 +250,10 @@ def _check_overrides(overrides: Mapping[str, Any]) -> None:
 
 @torch.inference_mode()
 def taps_on_map(model: Segmenter, samples: SegmentationDataset, images: int = 8) -> dict[str, float]:
-    """The share of each sampler's taps that read the map, over the first ``images`` of ``samples``, by its name.
+    """Measure the share of each sampler's taps that read the map, over the first ``images`` of ``samples``.
 
-    ``samples`` gives images as the model takes them. Empty for a model that samples nothing.
+    ``samples`` gives images as the model takes them. Returns shares by sampler name, empty for a model without
+    samplers.
     """
     device = next(model.parameters()).device
     model.eval()
@@ -256,14 +272,14 @@ def _publish(
     source: str | None,
     summary: dict[str, Any],
 ) -> None:
-    """Make the folder of the best weights a saved model that knows its labels, input and score."""
+    """Make the folder of the best weights a saved model with labels, input and score."""
     load_state_dict(model, read_tensors(weights), str(weights))
     spec = WeightsSpec(
         uri=f"file:{weights.name}",
         dataset=dataset_title(data),
         labels=val_set.labels,
         preprocess=preprocess,
-        license="unknown",  # it follows the data's, which only the user knows
+        license="unknown",  # depends on the data's license, which only the user knows
         recipe=source,
         metrics={"miou (val)": 100 * summary["best_miou"]} if summary else {},
         taps_on_map=taps_on_map(model, val_set),

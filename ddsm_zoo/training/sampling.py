@@ -1,4 +1,4 @@
-"""Which images an epoch shows, as a function of (seed, epoch) alone, and what the masks say about their classes.
+"""Selection of the images of an epoch, as a function of (seed, epoch) alone, and class statistics of the masks.
 
 ``counts`` (images, K) are the pixels of each class in each image of the training set.
 """
@@ -16,10 +16,10 @@ from ddsm_zoo.training.dataloader import mix_seeds, shuffled
 def epoch_order(
     count: int, seed: int, epoch: int, images: int = 0, weights: Sequence[float] | Tensor | None = None
 ) -> list[int]:
-    """The indices below ``count`` that an epoch shows, in their order: ``count`` of them, or ``images`` if fewer.
+    """Return the indices below ``count`` that an epoch shows, in order: ``count`` of them, or ``images`` if fewer.
 
-    Without ``weights`` no image comes again before all others have come, across epochs too. With them, an image comes
-    in proportion to its weight: its expected number of times, rounded down or up, so that chance adds nothing to it.
+    Without ``weights``, no image repeats before all others were shown, across epochs too. With weights, an image is
+    shown its expected number of times, rounded down or up, so that chance adds no further variation.
     """
     images = min(images or count, count)
     if weights is None:
@@ -30,7 +30,7 @@ def epoch_order(
     generator = torch.Generator().manual_seed(mix_seeds(seed, epoch))
     ends = torch.as_tensor(weights, dtype=torch.float64).cumsum(0)
     ends = ends / ends[-1] * images
-    # Systematic sampling: a comb of ``images`` teeth, one apart, is laid over the weights at a random place.
+    # Systematic sampling: ``images`` equidistant points over the cumulative weights, with a random start
     start = torch.rand((), generator=generator, dtype=torch.float64)
     teeth = torch.diff((ends - start).ceil().long().clamp(min=0), prepend=torch.zeros(1, dtype=torch.long))
     drawn = torch.arange(count).repeat_interleave(teeth)
@@ -39,20 +39,20 @@ def epoch_order(
 
 
 def rarity(counts: Tensor) -> Tensor:
-    """The weight (images,) by which balanced sampling draws each image: the sum of 1 / sqrt(n) over its classes.
+    """Return the weight (images,) by which balanced sampling draws each image: the sum of 1 / sqrt(n) over its classes.
 
-    n is the number of images that show the class. So a class that is a hundred times rarer in images is shown ten
-    times more rarely, not a hundred times; without the root, one image with a class of its own would fill the epochs.
+    n is the number of images that show the class. A class in a hundred times fewer images is therefore shown ten times
+    less often, not a hundred times. Without the root, one image with a class of its own would fill the epochs.
     """
     present = (counts > 0).double()
     return (present / present.sum(0).clamp(min=1).sqrt()).sum(1)
 
 
 def median_frequency(counts: Tensor) -> Tensor:
-    """Class weights (K,) by median frequency balancing (Eigen and Fergus, ICCV 2015); 1 for a class that never occurs.
+    """Class weights (K,) by median frequency balancing (Eigen and Fergus, ICCV 2015). A class that never occurs gets 1.
 
-    The frequency of a class is its share of the labelled pixels of the images that show it; its weight is the median
-    of all frequencies over its own.
+    The frequency of a class is its share of the labelled pixels in the images that show it. Its weight is the median of
+    all frequencies divided by its own.
     """
     pixels = counts.double()
     shown_on = ((pixels > 0) * pixels.sum(1, keepdim=True)).sum(0)

@@ -1,6 +1,6 @@
-"""Model, optimizer and averaged weights of a run, data-parallel over processes by `accelerate`.
+"""Model, optimizer and averaged weights of a run, data-parallel over processes with `accelerate`.
 
-Each process holds all of the model, so that a run may go on with more processes or fewer.
+Each process holds the whole model, so a run may be resumed with more processes or fewer.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Objective(nn.Module):
 
 
 class TrainState:
-    """A model in training. Every process must call each method, and in the same order."""
+    """Model, optimizer and averaged weights in training. Every process must call each method, in the same order."""
 
     def __init__(self, model: nn.Module, recipe: Recipe, ignore_index: int) -> None:
         _check_data_parallel()
@@ -55,7 +55,7 @@ class TrainState:
         # A process may train twice with different precision, which the shared state of accelerate would refuse.
         accelerate.state.AcceleratorState._reset_state()
         self._broadcast = accelerate.utils.broadcast
-        # Unless told, accelerate has several processes that find no accelerator train each on its own.
+        # By default, accelerate lets several processes without an accelerator train independently.
         on_cpus = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available()
         self.accelerator = accelerate.Accelerator(mixed_precision=recipe.precision, cpu=on_cpus)
         self.recipe, self.ignore_index = recipe, ignore_index
@@ -66,7 +66,7 @@ class TrainState:
 
         model.to(self.device)
         if self.processes > 1:
-            # What was drawn at random is other numbers on every process.
+            # Randomly initialized weights differ between the processes.
             self._broadcast(list(model.state_dict().values()))
         freeze(model, recipe)
         if self.processes > 1 and self.device.type != "cpu":
@@ -78,7 +78,7 @@ class TrainState:
                 recipe.batch_size // self.processes,
                 recipe.batch_size,
             )
-        # The types of nn.Module.to leave out that it takes a memory format alone
+        # The type hints of nn.Module.to lack the call with a memory format alone
         self.model: nn.Module = cast(Any, model).to(memory_format=self.memory_format)
         self.average = average_weights(self.model, recipe.ema_decay) if recipe.ema_decay else None
         self._loss = create_loss(recipe, cast(int, model.num_classes), ignore_index).to(self.device)
@@ -90,10 +90,11 @@ class TrainState:
         freeze_norm_stats(self.model)
 
     def backward(self, batches: Sequence[Batch], told: Callable[[], bool]) -> tuple[float, bool]:
-        """Gradients of the loss over these batches of all processes: that loss, and whether one of them was ``told``.
+        """Compute the gradients of the loss over the batches of every process.
 
-        The loss of a batch weighs as much as its valid pixels do: shares of a batch, on other processes or before and
-        after, add up to the mean over all of its pixels.
+        Returns the loss, and True if ``told`` returned True in any process. Each batch is weighted by its valid pixels.
+        Parts of a batch, on other processes or in accumulation, therefore add up to the mean over the valid pixels of
+        the whole batch.
         """
         masses = [self._loss.mass(targets) for _, targets in batches]
         total = float(all_reduce_sum(torch.tensor(sum(masses), dtype=torch.float64))) or 1.0
@@ -104,24 +105,24 @@ class TrainState:
                 with self.accelerator.autocast():
                     loss = self._objective(self._moved(images), targets.to(self.device, non_blocking=True))
                 loss = loss * (masses[index] / total)
-                # Gradients are averaged over the processes, where the sum is wanted.
+                # accelerate averages gradients over the processes, but the sum is needed.
                 self.accelerator.backward(loss * self.processes)
             loss_sum += loss.detach()
-        # One sum for both, so that all processes leave at the same step.
+        # One all-reduce for both, so that all processes stop at the same step.
         mean, tolds = all_reduce_sum(torch.stack([loss_sum, loss_sum.new_tensor(float(told()))])).tolist()
         return mean, tolds > 0
 
     def watch_taps(self) -> AbstractContextManager[dict[str, TapCounts]]:
-        """See `ddsm_zoo.layers.sampler.watch_taps`, for the batches of this process."""
+        """Watch the taps in the batches of this process, see `ddsm_zoo.layers.sampler.watch_taps`."""
         return watch_taps(self.model)
 
     def of_all(self, counts: Mapping[str, float]) -> dict[str, float]:
-        """The sums of the counts of all processes, exact up to 2**53."""
+        """Sum the counts over all processes. The sums are exact up to 2**53."""
         sums = all_reduce_sum(torch.tensor(list(counts.values()), dtype=torch.float64)).tolist()
         return dict(zip(counts, sums, strict=True))
 
     def update(self, factor: float) -> None:
-        """One step of the optimizer at ``factor`` times the learning rates."""
+        """Take one optimizer step at ``factor`` times the learning rates."""
         if self.recipe.clip_norm:
             self.accelerator.clip_grad_norm_(self._objective.parameters(), self.recipe.clip_norm)
         set_learning_rate(self._optimizer, factor)
@@ -131,11 +132,11 @@ class TrainState:
             self.average.update_parameters(self.model)
 
     def evaluated(self) -> nn.Module:
-        """What is validated and published: the averaged model if there is one."""
+        """Return the model to validate and publish: the averaged one if there is one."""
         return self.average.module if self.average else self.model
 
     def not_finite(self) -> str | None:
-        """The name of a tensor of the model that holds an infinity or NaN."""
+        """Return the name of a tensor of the model that holds an infinity or NaN, None if there is none."""
         for name, tensor in self.model.state_dict().items():
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 return name
@@ -143,9 +144,12 @@ class TrainState:
 
     @torch.no_grad()
     def validate(self, samples: Iterable[Batch], report: Callable[[int], None]) -> dict[str, Any]:
-        """Scores of the evaluated model, over what all processes have; ``report`` gets the images done so far."""
+        """Score the evaluated model on the samples of every process.
+
+        ``report`` is called with the number of images that this process has finished.
+        """
         model = self.evaluated()
-        # Buffers other than those of synchronized norms follow the batches of each process.
+        # Buffers differ between processes, except those of synchronized norms.
         self._broadcast(list(model.buffers()))
         model.eval()
         confusion = ConfusionMatrix(cast(int, self.model.num_classes), self.ignore_index)
@@ -160,7 +164,7 @@ class TrainState:
         return confusion.compute()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything to go on from, of tensors and plain data."""
+        """Return the state to resume from, as tensors and plain data."""
         scaler = self.accelerator.scaler
         return {
             "model": self.model.state_dict(),
@@ -170,7 +174,7 @@ class TrainState:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave. Raises RuntimeError or ValueError for the state of another model."""
+        """Restore the result of `state_dict`. Raises RuntimeError or ValueError for the state of another model."""
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         if self.average:
@@ -179,7 +183,7 @@ class TrainState:
             self.accelerator.scaler.load_state_dict(state["scaler"])
 
     def wait(self) -> None:
-        """Let all processes come to this point."""
+        """Wait until all processes reach this point."""
         self.accelerator.wait_for_everyone()
 
     def _moved(self, images: Tensor) -> Tensor:
@@ -187,12 +191,12 @@ class TrainState:
 
 
 def sync_batch_norm(model: nn.Module) -> None:
-    """Make every batch norm of ``model`` count over the images of all GPUs, in place, with the same parameters.
+    """Synchronize every batch norm of ``model`` over all GPUs, in place, with the same parameters.
 
-    A model does so by a method of this name, if it has one. Torch's own conversion replaces other batch norms.
+    A model's own method of this name is used if it has one. Torch's conversion replaces all other batch norms.
 
     Raises:
-        ValueError: a batch norm is of a class of its own, which torch would replace by a plain one without a word.
+        ValueError: A batch norm has a class of its own, which torch would silently replace by a plain one.
     """
     if hasattr(model, "sync_batch_norm"):
         cast(Any, model).sync_batch_norm()
@@ -209,14 +213,14 @@ def sync_batch_norm(model: nn.Module) -> None:
 
 
 def _learns_statistics(model: nn.Module) -> bool:
-    """True if any batch norm is not frozen."""
+    """Return True if any batch norm is not frozen."""
     model.train()
     freeze_norm_stats(model)
     return any(isinstance(module, nn.BatchNorm2d) and module.training for module in model.modules())
 
 
 def _accelerate() -> Any:
-    """The package, loaded when training begins. Raises LookupError where it is not installed."""
+    """Import accelerate when training begins. Raises LookupError if it is not installed."""
     try:
         import accelerate
         import accelerate.state
@@ -227,7 +231,7 @@ def _accelerate() -> Any:
 
 
 def _check_data_parallel() -> None:
-    """Raises ValueError where `accelerate launch` was told to divide the model instead of the batch."""
+    """Raise ValueError if `accelerate launch` is configured to shard the model instead of the batch."""
     for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What a training run shows of itself while it goes on: pictures of validated images, a curve, TensorBoard."""
+"""Progress of a training run in pictures: predictions on validation images, a curve, TensorBoard."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ logger = logging.getLogger(__name__)
 
 
 class VisualLog:
-    """Called at the end of each epoch with its line of the log and the evaluated model, as `training.loop.Hooks` says.
+    """Draw pictures of a run at the end of each epoch, as the ``observe`` callback of `training.loop.Hooks`.
 
-    After each validation it rewrites ``val.png`` in ``out_dir``, a few images of ``val_set`` with label and prediction,
-    always the same ones, and ``curve.png``, loss and mIoU by epoch from ``log.jsonl``, where matplotlib is installed.
-    With ``tensorboard`` the figures of each epoch and the picture also go to ``tensorboard/``. A picture that cannot be
-    written is a warning: it is not worth a run.
+    After each validation it rewrites two files in ``out_dir``. ``val.png`` shows a few images of ``val_set`` with label
+    and prediction, always the same ones. ``curve.png`` shows loss and mIoU by epoch from ``log.jsonl``, if matplotlib
+    is installed. With ``tensorboard``, the metrics of each epoch and the picture also go to ``tensorboard/``. A picture
+    that cannot be written causes only a warning, because it must not end the run.
 
-    Raises LookupError where TensorBoard is wanted and not installed.
+    Raises LookupError if TensorBoard is requested and not installed.
     """
 
     def __init__(self, out_dir: Path, val_set: SegmentationDataset, *, tensorboard: bool = False) -> None:
@@ -45,7 +45,7 @@ class VisualLog:
         self._draws = True
         if tensorboard:
             try:
-                import torch.utils.tensorboard  # noqa: F401 - asked for now, not after the first epoch
+                import torch.utils.tensorboard  # noqa: F401 - fails now, not after the first epoch
             except ModuleNotFoundError as error:
                 raise LookupError("--tensorboard needs another package: pip install tensorboard") from error
 
@@ -83,11 +83,11 @@ class VisualLog:
     def _record(self, entry: Mapping[str, Any], picture: Image.Image | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # Not accelerate's trackers: purge_step and the layout of images are arguments of its TensorBoard tracker alone.
+        # Not accelerate's trackers: only its TensorBoard tracker has purge_step and the layout of images as arguments.
         # With any other tracker a resumed run would repeat epochs, and images would need code of their own.
         epoch = entry["epoch"]
         if self._writer is None:
-            # What an interrupted run wrote of this epoch and later ones is hidden.
+            # Hides the entries of an interrupted run for this epoch and later ones.
             self._writer = SummaryWriter(str(self.out_dir / EVENTS), purge_step=epoch)
         for name in ("loss", "lr", "miou", "images_per_second"):
             if name in entry:
@@ -105,9 +105,9 @@ class VisualLog:
 
 @torch.no_grad()
 def sample_sheet(model: nn.Module, val_set: SegmentationDataset, caption: str) -> Image.Image:
-    """Up to four images spread over ``val_set``, a row each: image, label, prediction.
+    """Draw up to four images spread over ``val_set``, one row each: image, label, prediction.
 
-    ``model`` is in evaluation mode.
+    ``model`` must be in evaluation mode.
     """
     count = len(val_set)
     indices = [place * count // min(_SAMPLES, count) for place in range(min(_SAMPLES, count))]
@@ -134,13 +134,13 @@ def sample_sheet(model: nn.Module, val_set: SegmentationDataset, caption: str) -
 
 
 def read_epochs(log: Path) -> list[dict[str, Any]]:
-    """The lines of a run's log that tell of an epoch."""
+    """Return the epoch entries of a run's log."""
     entries = (json.loads(line) for line in log.read_text(encoding="utf-8").splitlines())
     return [entry for entry in entries if entry["event"] == "epoch"]
 
 
 def draw_curve(epochs: list[dict[str, Any]]) -> Image.Image:
-    """Loss, mIoU and each sampler's taps on the map over the epochs. Raises ModuleNotFoundError without matplotlib."""
+    """Draw loss, mIoU and each sampler's taps on the map by epoch. Raises ModuleNotFoundError without matplotlib."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -170,6 +170,6 @@ def _number(value: float | None) -> float:
 
 
 def _fitted(picture: Image.Image, *, smooth: bool) -> Image.Image:
-    """The picture as wide as a panel; ids have no values in between, so their colours are not mixed."""
+    """Resize the picture to the width of a panel. Colours of ids are not mixed, since there are no ids in between."""
     size = (_PANEL, max(1, round(picture.height * _PANEL / picture.width)))
     return picture.resize(size, Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST)

@@ -1,1 +1,1 @@
-"""From a name to a model: registry, creation, weights of other libraries, matching of classes."""
+"""Model zoo: registry, model creation, conversion of other libraries' weights, label matching."""

@@ -1,8 +1,8 @@
-"""Weights made with other libraries, moved into our models: each tensor is taken over, known to have no counterpart, or
-refused.
+"""Convert weights of other libraries to this package's models.
 
-ResNets of timm and torchvision become backbones; UPerNet and DeepLabV3+ of segmentation_models_pytorch (smp) and
-UPerNet as mmsegmentation lays it out become whole models, but for the layers that differ (docs/weights.md).
+ResNets of timm and torchvision become backbones. UPerNet and DeepLabV3+ of segmentation_models_pytorch (smp) and
+UPerNet of mmsegmentation become whole models, except for the layers that differ (docs/weights.md). Every tensor is
+either copied, known to have no counterpart, or rejected with an error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ddsm_zoo.models import Segmenter
 from ddsm_zoo.models.deeplabv3plus import LOW_WIDTH
 from ddsm_zoo.utils.files import CheckpointError
 
-# A regular expression for the names of theirs, and ours in its place; None where we have no such layer.
+# Regular expression for their name and its replacement with ours, None if we have no such layer.
 Rule = tuple[str, str | None]
 
 logger = logging.getLogger(__name__)
@@ -34,9 +34,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What became of every tensor: ``mapped`` from theirs to ours, ``left_out`` of theirs, ``fresh`` of ours.
+    """Result of a weight conversion, tensor by tensor.
 
-    ``source`` says what the checkpoint was recognised as.
+    Attributes:
+        source: Kind of checkpoint that was recognized.
+        mapped: Tensor names of this model by the checkpoint's names, for all copied tensors.
+        left_out: Tensors of the checkpoint that were not copied.
+        fresh: Tensors of this model that were freshly initialized.
     """
 
     source: str
@@ -45,7 +49,7 @@ class Conversion:
     fresh: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON and for ``model.provenance.converted``."""
+        """Return plain data for JSON and for ``model.provenance.converted``."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
@@ -57,11 +61,14 @@ class Conversion:
 
 @dataclass(frozen=True, kw_only=True)
 class _Kind:
-    """How one library names the layers of one architecture.
+    """Layer names of one architecture in one library.
 
-    ``mark`` begins a name that only this kind has. ``fresh`` are the parts of ours that it has no weights for,
-    ``optional`` those that our model may lack. Before our layer ``fusing``, features of the widths ``blocks`` (None is
-    the decoder's width) are concatenated in this order, and in ours in the opposite one.
+    Attributes:
+        mark: Prefix of a tensor name that only this kind has.
+        fresh: Parts of our model that this kind has no weights for.
+        optional: Parts that our model may lack.
+        fusing: Our layer that receives concatenated features. Our order is the reverse of theirs.
+        blocks: Widths of these features in their order. None is the decoder's width.
     """
 
     name: str
@@ -75,11 +82,22 @@ class _Kind:
 
 
 def convert_weights(model: Segmenter, checkpoint: str | os.PathLike[str] | Mapping[str, Tensor]) -> Conversion:
-    """Copy another library's weights into ``model``, whose backbone and width must be theirs; what became of each.
+    """Copy another library's weights into ``model``.
 
-    ``checkpoint`` is a state dict, a safetensors file or a local PyTorch file, which is read without running any code
-    in it. A ResNet goes into the backbone alone. Raises CheckpointError, before anything is changed, for a kind of
-    checkpoint that is not known, for a tensor in it that is not, and for missing, wrongly shaped and damaged tensors.
+    The model must have the backbone and width of the checkpoint. A ResNet checkpoint fills the backbone only. The model
+    is unchanged after an error.
+
+    Args:
+        model: Model to fill in place. Its ``provenance.converted`` records the conversion.
+        checkpoint: State dict, safetensors file or local PyTorch file. No code in the file is executed.
+
+    Returns:
+        The tensors that were copied, left out and freshly initialized.
+
+    Raises:
+        CheckpointError: The checkpoint is damaged or of an unknown kind, has unknown, missing or wrongly shaped
+            tensors, or belongs to another decoder.
+        FileNotFoundError: The file does not exist.
     """
     if isinstance(checkpoint, Mapping):
         where, tensors = "the state dict", dict(checkpoint)
@@ -120,9 +138,11 @@ def convert_weights(model: Segmenter, checkpoint: str | os.PathLike[str] | Mappi
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The state dict in a safetensors file or, by any other suffix, in a PyTorch file; nothing in it is executed.
+    """Read the state dict in a safetensors file or, with any other suffix, in a PyTorch file. No code is executed.
 
-    Raises FileNotFoundError and CheckpointError.
+    Raises:
+        FileNotFoundError: The file does not exist.
+        CheckpointError: The file is damaged or is not a state dict.
     """
     if path.suffix == ".safetensors":
         return read_tensors(path)
@@ -132,7 +152,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # bytes that are damaged make it fail in any way
+    except Exception as error:  # damaged bytes can raise any exception
         raise CheckpointError(
             f"{path} is damaged or holds more than tensors, which is not opened ({type(error).__name__}); "
             "save its state dict alone, best with safetensors.torch.save_file"
@@ -152,7 +172,7 @@ def _is_named_tensor(item: tuple[object, object]) -> bool:
 
 
 def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors without the prefix that DataParallel or Lightning puts before every name."""
+    """Remove the prefix that DataParallel or Lightning puts before every name."""
     for prefix in ("module.", "model."):
         if tensors and all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
@@ -172,7 +192,10 @@ def _recognize(tensors: Mapping[str, Tensor], where: str) -> _Kind:
 def _translate(
     kind: _Kind, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str
 ) -> dict[str, str]:
-    """Our names by theirs, without those that have no counterpart here. Raises CheckpointError for unknown names."""
+    """Map their tensor names to ours, without those that have no counterpart.
+
+    Raises CheckpointError for unknown names.
+    """
     mapped: dict[str, str] = {}
     unknown: list[str] = []
     for name in tensors:
@@ -189,7 +212,7 @@ def _translate(
 
 
 def _reordered(kind: _Kind, ours: str, tensor: Tensor, width: int) -> Tensor:
-    """The tensor with its input channels in our order of concatenation, where that is the opposite of theirs."""
+    """Reorder the input channels where our concatenation order is the reverse of theirs."""
     if not kind.fusing or not ours.startswith(kind.fusing) or tensor.ndim != 4:
         return tensor
     sizes = [width if block is None else block for block in kind.blocks]
@@ -201,13 +224,13 @@ def _reordered(kind: _Kind, ours: str, tensor: Tensor, width: int) -> Tensor:
 
 
 def _modules(names: Iterable[str]) -> Iterator[str]:
-    """The modules that the tensors belong to, each once."""
+    """Yield each module that the tensors belong to once, with its number of tensors."""
     for module, group in itertools.groupby(names, lambda name: name.rpartition(".")[0]):
         yield f"{module} ({len(list(group))})"
 
 
 def _block(theirs: str, ours: str, conv: str, norm: str) -> tuple[Rule, Rule]:
-    """A convolution with normalisation, where theirs are called ``conv`` and ``norm``."""
+    """Rules for a convolution and its norm, called ``conv`` and ``norm`` in the checkpoint."""
     scale_and_shift = (rf"{theirs}\.{norm}\.(?P<rest>\w+)", rf"{ours}.norm.\g<rest>")
     return (rf"{theirs}\.{conv}\.weight", f"{ours}.conv.weight"), scale_and_shift
 
@@ -217,7 +240,7 @@ def _resnet(prefix: str) -> tuple[Rule, ...]:
 
 
 def _separable(theirs: str, ours: str) -> tuple[Rule, ...]:
-    """smp's convolution with normalisation, dense or separable, as the tensors have it."""
+    """Rules for smp's convolution and norm, dense or depthwise-separable as the tensors have it."""
     depthwise = (rf"{theirs}\.0\.0\.weight", f"{ours}.depthwise.weight")
     return depthwise, (rf"{theirs}\.0\.1\.weight", f"{ours}.conv.weight"), *_block(theirs, ours, "0", "1")
 
@@ -256,7 +279,7 @@ _SMP_DEEPLAB = _Kind(
         *_block(r"decoder\.block1", "decoder.lateral", "0", "1"),
         *_separable(r"decoder\.block2", "decoder.refine.0"),
         _SMP_HEAD,
-        (r"decoder\.aspp\.[12]\..+", None),  # one more convolution before the concatenation, where ours is after it
+        (r"decoder\.aspp\.[12]\..+", None),  # one more convolution before the concatenation; ours is after it
     ),
     fresh=("decoder.refine.1.", "auxiliary."),
     fusing="decoder.refine.0.",

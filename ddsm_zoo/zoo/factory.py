@@ -1,4 +1,4 @@
-"""From a name to a model: look up, build, load strictly; and the functions that save and publish one."""
+"""Create models by name with strict weight loading, save them and publish them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class WeightsNotFoundError(LookupError):
-    """Task weights that nobody has published yet; names the recipe that makes them and models that have weights."""
+    """Raised for task weights that are not published yet. Names the recipe that makes them and models with weights."""
 
 
 def create_model(
@@ -45,21 +45,40 @@ def create_model(
 ) -> Segmenter:
     """Build a model by its name in the zoo, ``hf-hub:org/repo[@revision]`` or ``local-dir:FOLDER``.
 
-    ``pretrained`` loads the task weights; an architecture that has none gets its backbone's ImageNet weights.
-    ``num_classes`` other than the weights' keeps everything but the classifier, which is freshly initialised and
-    named in ``provenance.fresh``. ``labels``, the names of your classes, keep the classifier's rows too for the classes
-    that the weights know, by these names or others (`match_classes`): ``provenance.reused`` has theirs by yours,
-    ``provenance.reinitialized`` the others, freshly initialized. ``in_chans`` 3 means as configured;
-    another number spreads the weights' first kernels over these channels, as timm does.
-    ``pretrained_backbone`` forces or forbids the ImageNet weights; task weights and a ``checkpoint_path`` bring their
-    own backbone, so that nothing is fetched for it then. ``checkpoint_path`` is a safetensors file, a saved model's
-    folder or a training run's.
-    ``config_overrides`` are fields of `ModelConfig` and of `DDSMConfig` (``pixels=25`` or ``ddsm={"pixels": 25}``);
-    ``backbone`` is a short name or a timm name.
+    If the number of classes differs from the weights', everything but the classifier is loaded. The classifier is
+    freshly initialized and named in ``provenance.fresh``.
 
-    Raises TypeError for an unknown override, ConfigError for a value that cannot be, UnknownModelError,
-    WeightsNotFoundError, HubError, FileNotFoundError, CheckpointError, and ValueError for options that exclude each
-    other.
+    With ``labels``, classifier rows are also kept for the classes that the weights know by the same name, another
+    spelling or a synonym (see `match_classes`). ``provenance.reused`` maps your class names to the weights' names.
+    ``provenance.reinitialized`` lists your other classes, whose rows are freshly initialized.
+
+    Task weights and a checkpoint contain a backbone, so no ImageNet weights are fetched for them.
+
+    Args:
+        model_name: Name in the zoo, where a dot counts as an underscore, or address.
+        pretrained: Load the task weights. An architecture without task weights gets ImageNet weights for its backbone.
+        num_classes: Number of classes K. Unless given, the configured number.
+        labels: Names of your classes in the order of the class ids.
+        in_chans: Number of input channels. 3 means as configured. Any other number spreads the weights' first kernels
+            over these channels, as timm does.
+        pretrained_backbone: Force (True) or forbid (False) ImageNet weights for the backbone.
+        checkpoint_path: Safetensors file, folder of a saved model, or folder of a training run.
+        cache_dir: Folder for downloads. Unless given, the Hub client's cache.
+        config_overrides: Fields of `ModelConfig` and `DDSMConfig`, such as ``pixels=25`` or ``ddsm={"pixels": 25}``.
+            ``backbone`` takes a short name or a timm name.
+
+    Returns:
+        The model. It maps images (N, C, H, W) to logits (N, K, H, W).
+
+    Raises:
+        UnknownModelError: The zoo has no model of this name.
+        WeightsNotFoundError: The task weights are not published yet.
+        TypeError: An override is not a config field.
+        ConfigError: A config value is out of range.
+        ValueError: Options exclude each other.
+        CheckpointError: The weights do not fit the model or are damaged.
+        FileNotFoundError: A local file or folder does not exist.
+        HubError: A download failed.
     """
     if pretrained and checkpoint_path is not None:
         raise ValueError(
@@ -76,7 +95,7 @@ def create_model(
     if checkpoint_path is not None:
         weights_file = client.find_weights(checkpoint_path)
     tensors = None if weights_file is None else read_tensors(weights_file)
-    if client.is_uri(model_name):  # nobody vouches for its size but its weights
+    if client.is_uri(model_name):  # only its weights vouch for its size
         skeleton = saving.on_meta(Segmenter, config)
         if task is not None and tensors is not None:
             check_fit(skeleton, tensors, str(weights_file), CLASSIFIER, entry.config.in_chans)
@@ -96,10 +115,22 @@ def create_model(
 
 
 def from_pretrained(source: str | os.PathLike[str], *, revision: str | None = None, **options: Any) -> Segmenter:
-    """The model in a folder, at ``org/name`` on the Hub, or of a name in the zoo, with its weights, ready to predict.
+    """Load a model with its weights, ready to predict.
 
-    ``options`` are those of `create_model`, which says what is raised; so is WeightsNotFoundError, for an architecture
-    that has none. `Segmenter.from_pretrained` does the same for saved models as they are.
+    `Segmenter.from_pretrained` loads saved models exactly as they were saved. This function also takes names of the zoo
+    and the options of `create_model`.
+
+    Args:
+        source: Folder of a saved model, ``org/name`` on the Hub, or name in the zoo.
+        revision: Branch, tag or commit on the Hub.
+        options: Options of `create_model`, such as ``num_classes``.
+
+    Returns:
+        The model in evaluation mode.
+
+    Raises:
+        WeightsNotFoundError: The name is an architecture without task weights.
+        Exception: Anything that `create_model` raises.
     """
     name = saving.as_uri(source, revision)
     if not client.is_uri(name):
@@ -108,10 +139,10 @@ def from_pretrained(source: str | os.PathLike[str], *, revision: str | None = No
 
 
 def create_trained(model_name: str) -> Segmenter:
-    """The model of that name or address with its task weights, ready to predict.
+    """Create a model with its task weights from a name or an address, ready to predict.
 
-    Raises WeightsNotFoundError for an architecture that has none, before anything is fetched, and what `create_model`
-    raises.
+    Raises WeightsNotFoundError for an architecture without task weights, before anything is downloaded, and the errors
+    of `create_model`.
     """
     _require_weights(model_name)
     return create_model(model_name, pretrained=True)
@@ -126,22 +157,37 @@ def _require_weights(model_name: str, backbone: str | None = None) -> None:
 
 
 def look_up(model_name: str) -> registry.Entry:
-    """What a name or an address stands for: architecture, weights, input. Only a config is fetched.
+    """Look up the architecture, weights and input of a name or an address. Downloads at most a config.
 
-    Raises UnknownModelError, HubError, FileNotFoundError, and ConfigError for a config that cannot be.
+    Raises UnknownModelError, HubError, FileNotFoundError, and ConfigError for an invalid config.
     """
     return _resolve(model_name, None, False, None)[0]
 
 
 def resolve_data_config(model: Segmenter) -> Preprocess:
-    """How images become the model's input: as its weights were trained, else as its backbone's were on ImageNet."""
+    """Return the image preprocessing of a model.
+
+    Args:
+        model: Model created by this package.
+
+    Returns:
+        The preprocessing that the model's weights were trained with. Without task weights, that of the backbone's
+            ImageNet weights.
+    """
     return model.provenance.preprocess
 
 
 def describe_weights(model: Segmenter, weights: WeightsSpec) -> None:
-    """Record what is known of the weights in ``model.provenance``, to be saved with them; after training, say.
+    """Record facts about the weights in ``model.provenance``, for example after your own training.
 
-    Raises ValueError when the labels are not as many as the model's classes.
+    `save_pretrained` writes them to the config and the model card.
+
+    Args:
+        model: Model whose provenance is replaced in place.
+        weights: Description of the weights. Its ``labels`` need one name for each class of the model.
+
+    Raises:
+        ValueError: The number of labels differs from the model's number of classes.
     """
     if len(weights.labels) != model.num_classes:
         raise ValueError(
@@ -153,12 +199,20 @@ def describe_weights(model: Segmenter, weights: WeightsSpec) -> None:
 
 
 def save_pretrained(model: Segmenter, directory: str | os.PathLike[str], *, half: bool = False) -> None:
-    """Write ``model.safetensors``, ``README.md`` and ``config.json``, which ``local-dir:`` turns into the same model.
+    """Write ``model.safetensors``, ``config.json`` and ``README.md`` (the model card) to a folder.
 
-    The auxiliary head, which only training uses, is left out. ``half`` stores kernels in 16 bits, for half the size;
-    they load as float32, rounded. What the files say of the weights is what ``model.provenance`` says. Raises
-    OutputError, ConfigError for a ``provenance`` that cannot be, and CheckpointError for tensors that no model could
-    load again.
+    ``local-dir:FOLDER`` loads the same model again. The auxiliary head is left out because only training uses it. The
+    files describe the weights by ``model.provenance``.
+
+    Args:
+        model: Model to save.
+        directory: Target folder. It is created if missing.
+        half: Store kernels in 16 bits, for half the size. They load as rounded float32.
+
+    Raises:
+        OutputError: A file cannot be written.
+        ConfigError: ``model.provenance`` holds an invalid value.
+        CheckpointError: The model has tensors that could not be loaded again.
     """
     model.save_pretrained(directory, half=half)
 
@@ -173,10 +227,24 @@ def push_to_hub(
     token: str | None = None,
     half: bool = False,
 ) -> str:
-    """Publish what `save_pretrained` writes as ``org/name`` on the Hub, in one commit; the ``hf-hub:`` address of it.
+    """Publish the files of `save_pretrained` on the Hub in one commit.
 
-    That address, which `create_model` takes, names the commit: it will always give these weights. ``revision`` is a
-    branch, ``create_pr`` opens a pull request instead. Raises what `hub.client.push` and `save_pretrained` raise.
+    Args:
+        model: Model to publish.
+        repo_id: Repository ``org/name``. It is created if missing.
+        private: Visibility of a new repository. Unless given, the Hub's default.
+        revision: Branch to commit to. Unless given, main.
+        create_pr: Open a pull request instead of committing to the branch.
+        token: Access token. Unless given, the Hub client's own.
+        half: Store kernels in 16 bits, for half the size.
+
+    Returns:
+        The ``hf-hub:`` address of the commit. `create_model` takes it and always loads exactly these weights.
+
+    Raises:
+        HubError: The upload failed.
+        ValueError: ``repo_id`` is malformed, or options exclude each other.
+        Exception: Anything that `save_pretrained` raises.
     """
     return model.push_to_hub(repo_id, private=private, revision=revision, create_pr=create_pr, token=token, half=half)
 
@@ -184,7 +252,7 @@ def push_to_hub(
 def _resolve(
     name: str, backbone: str | None, pretrained: bool, cache_dir: str | os.PathLike[str] | None
 ) -> tuple[registry.Entry, Path | None]:
-    """What the name stands for, and the weights that came with it from an address."""
+    """Return the entry for a name or an address, and for an address its weights file if ``pretrained``."""
     if not client.is_uri(name):
         if "/" in name or ":" in name:
             raise registry.UnknownModelError(
@@ -205,9 +273,9 @@ def _resolve(
 def _configure(
     config: ModelConfig, num_classes: int | None, in_chans: int, overrides: Mapping[str, Any]
 ) -> ModelConfig:
-    """``config`` with the changes, strictly: every name must be a field, every value one that it may hold."""
+    """Apply the changes to ``config`` strictly: every name must be a field and every value valid for it."""
     model_fields = {field.name for field in dataclasses.fields(ModelConfig)}
-    # `width` is the decoder's; the module's own is reached by ddsm={"width": ...}
+    # `width` is the decoder's; set the module's own with ddsm={"width": ...}
     ddsm_fields = {field.name for field in dataclasses.fields(DDSMConfig)}
     module = overrides.get("ddsm", {})
     module = to_dict(module) if isinstance(module, DDSMConfig) else module
@@ -259,13 +327,13 @@ def _available() -> str:
     return ", ".join(registry.list_pretrained()) or "none so far"
 
 
-# Loads the tensors into a model whose classes are the second argument, from weights whose classes are the first
+# Load the tensors: the first argument names the weights' classes, the second the model's
 _Load = Callable[..., "_Loaded"]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Loaded:
-    """What became of the classifier, in the words of `Provenance`."""
+    """Outcome of loading the classifier. The fields are those of `Provenance`."""
 
     fresh: tuple[str, ...]
     reused: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -276,11 +344,11 @@ def _load_task_weights(
     model: Segmenter, entry: registry.Entry, task: WeightsSpec, path: Path, labels: LabelSpace | None, load: _Load
 ) -> None:
     loaded = load(task.labels, labels, entry.config.in_chans)
-    # after the strict checks: they say what is wrong, the hash only that something is
+    # after the strict checks: their messages name the problem, a hash mismatch does not
     known = dataclasses.replace(
         task,
         sha256=verify(path, task.sha256),
-        # of this model's own: the table's are those of all models
+        # copies, because all models share those of the table
         metrics=dict(task.metrics),
         published=dict(task.published),
         taps_on_map=dict(task.taps_on_map),
@@ -292,14 +360,14 @@ def _load_task_weights(
 
 def _load_checkpoint(model: Segmenter, path: Path, labels: LabelSpace | None, load: _Load) -> None:
     config_file = path.with_name(client.CONFIG_FILE)
-    # it describes the file that was saved with it, and no other one in its folder
+    # a config describes only the weights file that was saved with it
     described = path.name == client.WEIGHTS_FILE and config_file.is_file()
     manifest = read_manifest(config_file) if described else None
     recorded = None if manifest is None else manifest.pretrained_cfg
     loaded = load(recorded.labels if recorded is not None and labels is not None else None, labels)
     known, preprocess = recorded, model.provenance.preprocess
     if known is None:
-        # whose classes nobody named: those that the model was described with stay
+        # the weights name no classes, so the model keeps its own labels
         names = model.provenance.labels or saving.numbered_labels(model.num_classes)
         known = WeightsSpec(uri="", dataset="unknown", labels=names)
     else:
@@ -321,14 +389,17 @@ def _load_checkpoint(model: Segmenter, path: Path, labels: LabelSpace | None, lo
 
 
 def _reads_otherwise(config: ModelConfig, own: ModelConfig) -> bool:
-    """True if weights of a model built by ``own`` fit one of ``config``, but compute something else there."""
+    """Return True if weights of a model built by ``own`` fit ``config`` but compute something else there."""
     return (config.in_chans, config.norm) != (own.in_chans, own.norm)
 
 
 def _provenance(
     name: str, preprocess: Preprocess, weights: WeightsSpec, labels: LabelSpace | None, loaded: _Loaded
 ) -> Provenance:
-    """Of weights that were loaded into a model whose classes are ``labels``, or their own where those still hold."""
+    """Build the provenance of loaded weights.
+
+    ``labels`` are the model's classes. None keeps the labels of the weights where they still hold.
+    """
     own = None if set(CLASSIFIER) & set(loaded.fresh) else weights.labels
     return Provenance(
         name=name,
@@ -349,9 +420,9 @@ def _load_classes(
     labels: LabelSpace | None,
     in_chans: int | None = None,
 ) -> _Loaded:
-    """`load_state_dict` for weights whose classes are ``known`` and a model whose classes are ``labels``.
+    """Load weights with the classes ``known`` into a model with the classes ``labels``.
 
-    None is for classes that nobody names: those of the weights are then the model's, in this order.
+    None stands for unnamed classes. The weights' classes are then the model's, in the same order.
     """
     if labels is None:
         other = known is not None and len(known) != model.num_classes
@@ -386,7 +457,7 @@ def _as_labels(labels: LabelSpace | Sequence[str] | None, num_classes: int | Non
 
 
 def _describe(entry: registry.Entry, config: ModelConfig, labels: LabelSpace | None) -> Provenance:
-    """What is known of a model before any weights: name, input and, where somebody says, what its classes mean."""
+    """Build the provenance of a model before any weights are loaded: name, input and, if known, labels."""
     preprocess = entry.preprocess or imagenet_preprocess(config.backbone)
     if labels is not None:
         return Provenance(name=entry.name, preprocess=preprocess, labels=labels, reinitialized=labels.names)

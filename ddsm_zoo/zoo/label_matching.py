@@ -1,11 +1,11 @@
-"""Which classes of two tasks are the same: by name, whatever its case, number and spelling, and by known synonyms."""
+"""Match classes of two tasks by name, ignoring case, number and spelling, and by known synonyms."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-# What data sets of street, indoor and natural scenes call the same thing. Each line is one class.
+# Synonyms in data sets of street, indoor and natural scenes. Each line is one class.
 _SYNONYMS: tuple[tuple[str, ...], ...] = (
     ("person", "pedestrian", "people", "human"),
     ("rider", "bicyclist", "cyclist"),
@@ -33,10 +33,17 @@ _IRREGULAR = {"people": "people", "bus": "bus", "buses": "bus", "grass": "grass"
 
 
 def match_classes(names: Sequence[str], known: Sequence[str]) -> dict[int, int]:
-    """For each class of ``names`` that is one of ``known``, by index, that class's index.
+    """Match each class of ``names`` to the same class of ``known``.
 
-    A class of ``known`` is given once: first to the class of exactly its name, then to one whose name differs in case,
-    number or spelling, then to a synonym, and among equals to the one that comes first.
+    Each class of ``known`` is matched at most once: first to the exact name, then to a name that differs in case,
+    number or spelling, then to a synonym. Ties go to the class that comes first.
+
+    Args:
+        names: Your class names.
+        known: Class names of the weights.
+
+    Returns:
+        Index in ``known`` by index in ``names``, without the classes that have no match.
     """
     matches: dict[int, int] = {}
     for key in _KEYS:
@@ -51,7 +58,7 @@ def match_classes(names: Sequence[str], known: Sequence[str]) -> dict[int, int]:
 
 
 def plain_name(name: str) -> str:
-    """The name in lower case, its words apart and in the singular: ``TrafficSigns`` is ``traffic sign``."""
+    """Normalize a name: lower case, separate words, singular. ``TrafficSigns`` becomes ``traffic sign``."""
     apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name)
     words = re.findall(r"\w+", apart.replace("_", " ").casefold())
     return " ".join(_singular(word) for word in words)
@@ -70,7 +77,7 @@ def _singular(word: str) -> str:
 
 
 def _canonical(groups: Iterable[Sequence[str]]) -> dict[str, str]:
-    """Each name of a group, as `plain_name` has it, with the first of its group."""
+    """Map each normalized name of a group to the first name of its group."""
     return {plain_name(name): plain_name(group[0]) for group in groups for name in group}
 
 
@@ -78,7 +85,7 @@ _CANONICAL = _canonical(_SYNONYMS)
 
 
 def _plain(name: str) -> str:
-    return plain_name(name) or name  # a name without letters and digits is like no other
+    return plain_name(name) or name  # a name without letters and digits matches only itself
 
 
 def _synonym(name: str) -> str:

@@ -1,7 +1,7 @@
-"""The table of models: every name, the architecture behind it and the weights that exist for it.
+"""Table of models: every name with its architecture and the weights that exist for it.
 
 A name is ``{decoder}[_{fusion}]_{backbone}[_{dataset}]``. A dot is read as an underscore, so timm's spelling
-``uper_ddsm_r101.cityscapes`` names the same model. Without a data set it is an architecture with no task weights.
+``uper_ddsm_r101.cityscapes`` names the same model. A name without a data set is an architecture without task weights.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ ORGANISATION = "ddsm-zoo"
 
 
 class UnknownModelError(LookupError):
-    """A model name that is not in the table; the message names the nearest ones."""
+    """Raised for a model name that is not in the table. The message suggests the nearest names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneRow:
-    """A timm backbone with the decoder geometry its models are built in and the input its ImageNet weights expect.
+    """A timm backbone with its decoder geometry and the input that its ImageNet weights expect.
 
-    A ``preprocess`` of None is what timm says of them.
+    ``preprocess`` is None if timm knows the input.
     """
 
     timm_name: str
@@ -42,7 +42,10 @@ class BackboneRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One row of the table. ``preprocess`` is the weights' own, else the backbone's, None where only timm knows it."""
+    """One row of the table.
+
+    ``preprocess`` is that of the weights or, without weights, of the backbone. It is None if only timm knows it.
+    """
 
     name: str
     config: ModelConfig
@@ -51,7 +54,7 @@ class Entry:
 
     @property
     def published(self) -> bool:
-        """Whether task weights can be had now: published weights, and no others, have a pinned hash."""
+        """Return True if the task weights can be loaded now. Only published weights have a pinned hash."""
         return self.weights is not None and self.weights.sha256 is not None
 
 
@@ -89,21 +92,21 @@ DATASETS: Mapping[str, LabelSpace] = {"cityscapes": CITYSCAPES, "camvid": CAMVID
 def architecture(
     decoder: str, fusion: str, backbone: str, *, num_classes: int = len(CITYSCAPES), auxiliary: bool = False
 ) -> ModelConfig:
-    """The config of decoder, fusion and backbone in the zoo's geometry.
+    """Build the config of a decoder, fusion and backbone in the zoo's geometry.
 
-    ``backbone`` is a name of `BACKBONES` or a timm name, which gets the geometry of `ModelConfig`'s defaults.
+    ``backbone`` is a name in `BACKBONES` or a timm name. A timm name gets the geometry of `ModelConfig`'s defaults.
     """
     config = _config(decoder, fusion, _row(backbone))
     return dataclasses.replace(config, num_classes=num_classes, auxiliary=auxiliary)
 
 
 def _row(backbone: str) -> BackboneRow:
-    """The row of a short name, or of a timm name in the geometry of `ModelConfig`'s defaults."""
+    """Return the row of a short name, or a row for a timm name in the geometry of `ModelConfig`'s defaults."""
     return BACKBONES.get(backbone, BackboneRow(timm_name=backbone, preprocess=None))
 
 
 def _config(decoder: str, fusion: str, row: BackboneRow) -> ModelConfig:
-    """The architecture in the row's geometry. Raises ConfigError for a row that no model can have."""
+    """Build the architecture in the row's geometry. Raises ConfigError for an invalid row."""
     return ModelConfig(
         decoder=decoder,
         backbone=row.timm_name,
@@ -117,19 +120,19 @@ def _config(decoder: str, fusion: str, row: BackboneRow) -> ModelConfig:
 
 
 def backbone_preprocess(timm_name: str) -> Preprocess | None:
-    """The input that the ImageNet weights of a backbone in the table expect, None for what timm says."""
+    """Return the input that a backbone's ImageNet weights expect, None if timm knows it."""
     known = (row.preprocess for row in BACKBONES.values() if row.timm_name == timm_name)
     return next(known, None)
 
 
-# The rows of the paper's tables, without loading what they stand for
+# Decoders and fusions of the paper's tables, listed here so that their code need not be loaded
 _DECODERS, _FUSIONS = ("uper", "deeplabv3plus"), ("none", "dcn", "ddsm_s", "ddsm_c", "ddsm")
 
 
 def families() -> dict[str, tuple[str, str]]:
-    """Every decoder with every fusion, registered ones too, by their common name: ``uper``, ``uper_dcn``, ...
+    """Return decoder and fusion by family name (``uper``, ``uper_dcn``, ...), registered ones included.
 
-    Raises ValueError where two of them make one name.
+    Raises ValueError if two pairs make the same name.
     """
     decoders, fusions = dict.fromkeys((*_DECODERS, *DECODERS)), dict.fromkeys((*_FUSIONS, *FUSIONS))
     known: dict[str, tuple[str, str]] = {}
@@ -151,7 +154,7 @@ def _ambiguous(name: str) -> ValueError:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What the task weights of several architectures share: data set, size (H, W), recipe and the paper's measure."""
+    """Facts shared by the task weights of several architectures: data set, size (H, W), recipe, the paper's metric."""
 
     dataset: str
     size: tuple[int, int]
@@ -160,7 +163,7 @@ class Task:
     suffix: str | None = None
 
 
-# Each task with its architectures and the figures that the paper publishes for them, None where it has none.
+# Each task with its architectures and the scores that the paper publishes, None if it has none.
 _TASKS: tuple[tuple[Task, Mapping[str, float | None]], ...] = (
     (  # Table 1
         Task(dataset="cityscapes", size=(1024, 2048), recipe="cityscapes_r50", metric="miou (val)"),
@@ -205,18 +208,18 @@ _TASKS: tuple[tuple[Task, Mapping[str, float | None]], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Publication:
-    """Task weights that are on the Hub: the commit, the hash of the file, and the scores measured on it."""
+    """Task weights on the Hub: commit, SHA-256 of the file and the scores measured on it."""
 
     commit: str
     sha256: str
     metrics: Mapping[str, float]
 
 
-# By the name of the model; `ddsm-zoo push` prints the commit (docs/publishing.md).
+# By model name. `ddsm-zoo push` prints the commit (docs/publishing.md).
 _PUBLICATIONS: Mapping[str, Publication] = {}
 
-# The weights inside the package: the one task model with a file today. Its channel half died in training, under version
-# 0.1.0's sampler, and is switched off: `channel.out.weight` is zero, and what its taps read is of no account.
+# Weights inside the package, the only published task model today. Its channel half died in training with version
+# 0.1.0's sampler and is switched off: `channel.out.weight` is zero, so the values its taps read do not matter.
 _BUNDLED = WeightsSpec(
     uri="bundled:uper_ddsm_lite0_camvid.safetensors",
     dataset="camvid",
@@ -281,12 +284,12 @@ def _build_table(publications: Mapping[str, Publication] = _PUBLICATIONS) -> dic
     return table | {bundled.name: bundled}
 
 
-# Models of the zoo and those of `register_model`; `_table` adds what registered parts make
+# Models of the zoo and of `register_model`. `_table` adds the combinations with registered parts.
 _TABLE = _build_table()
 
 
 def _table() -> dict[str, Entry]:
-    """Everything by name. Raises ValueError for a name that registered parts and something else share."""
+    """Build the table of all models. Raises ValueError if a name is ambiguous because of registered parts."""
     known, table = families(), dict(_TABLE)
     for entry in _architectures():
         if entry.name in known or table.setdefault(entry.name, entry) != entry:
@@ -297,9 +300,18 @@ def _table() -> dict[str, Entry]:
 def list_models(
     filter: str | Sequence[str] = "*", pretrained: bool = False, exclude_filters: str | Sequence[str] = ()
 ) -> list[str]:
-    """Sorted names that match any of the shell wildcards in ``filter`` and none of ``exclude_filters``.
+    """List the names of models.
 
-    ``pretrained`` keeps the models whose task weights exist; those not published yet are left out.
+    Args:
+        filter: Shell wildcards. A name must match at least one.
+        pretrained: Keep only models whose task weights exist. Unpublished weights do not count.
+        exclude_filters: Shell wildcards. A name must match none.
+
+    Returns:
+        Sorted names.
+
+    Raises:
+        ValueError: Registered parts make a name ambiguous.
     """
     names = _matching(filter) - _matching(exclude_filters)
     table = _table()
@@ -307,25 +319,48 @@ def list_models(
 
 
 def list_pretrained(filter: str | Sequence[str] = "*") -> list[str]:
-    """Sorted names of the models that ``pretrained=True`` gives task weights today."""
+    """List the models that have task weights today, for ``pretrained=True``.
+
+    Args:
+        filter: Shell wildcards. A name must match at least one.
+
+    Returns:
+        Sorted names.
+    """
     return list_models(filter, pretrained=True)
 
 
 def is_model(name: str) -> bool:
-    """Whether the table has this name."""
+    """Return True if the table has this name.
+
+    Args:
+        name: Name of a model. A dot counts as an underscore.
+    """
     return _normalize(name) in _table()
 
 
 def model_config(name: str) -> ModelConfig:
-    """The architecture behind a name. Raises UnknownModelError."""
+    """Return the architecture of a name.
+
+    Args:
+        name: Name of a model. A dot counts as an underscore.
+
+    Raises:
+        UnknownModelError: The table has no model of this name.
+    """
     return find(name).config
 
 
 def register_model(name: str, config: ModelConfig, weights: WeightsSpec | None = None) -> None:
     """Add a model to the table of this process.
 
-    Raises ValueError for a name that is taken, that is no lower-case identifier, or whose weights have another
-    number of classes than ``config``.
+    Args:
+        name: Lower-case letters, digits and underscores, starting with a letter.
+        config: Architecture.
+        weights: Task weights. Their labels must match the number of classes in ``config``.
+
+    Raises:
+        ValueError: The name is taken or malformed, or the weights have another number of classes than ``config``.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(f"{name!r} is no model name, expected lower-case letters, digits and underscores")
@@ -350,20 +385,21 @@ def register_backbone(
     separable: bool = False,
     preprocess: Preprocess | None = None,
 ) -> None:
-    """Give a timm backbone a short name: then ``uper_{name}``, ``deeplabv3plus_ddsm_{name}`` and so on are models.
+    """Give a timm backbone a short name, so that ``uper_{name}``, ``deeplabv3plus_ddsm_{name}`` and so on are models.
 
     Args:
-        name: lower-case letters, digits and underscores.
-        timm_name: a timm model with feature levels at strides 4, 8, 16 and 32, one of your own registration too.
-        width: the decoders' features.
-        fused_stages: the stages s whose x~s UPerNet forms by the fusion module, out of 2, 3 and 4.
-        ddsm: sizes of the modules.
-        separable: depthwise-separable 3 x 3 convolutions in the decoders, for light backbones.
-        preprocess: the input that the ImageNet weights expect; unless given, what timm says of them.
+        name: Lower-case letters, digits and underscores.
+        timm_name: A timm model with feature levels at strides 4, 8, 16 and 32. Models that you registered in timm
+            count.
+        width: Number of feature channels in the decoders.
+        fused_stages: Stages s whose x~s UPerNet forms with the fusion module, out of 2, 3 and 4.
+        ddsm: Sizes of the modules.
+        separable: Use depthwise-separable 3 x 3 convolutions in the decoders, for light backbones.
+        preprocess: Input that the ImageNet weights expect. Unless given, timm's.
 
     Raises:
-        ValueError: the name is taken or malformed.
-        ConfigError: no model can have these sizes, or ``timm_name`` is none.
+        ValueError: The name is taken or malformed.
+        ConfigError: The sizes are invalid, or timm has no model ``timm_name``.
     """
     row = BackboneRow(
         timm_name=timm_name,
@@ -378,10 +414,10 @@ def register_backbone(
 
 
 def find(name: str, backbone: str | None = None) -> Entry:
-    """The row of a name, with ``backbone`` (a short name or a timm name) in place of its own where that is given.
+    """Look up the entry of a name, optionally on another backbone (short name or timm name).
 
-    A name without a backbone, such as ``uper_ddsm``, needs one here. The Hub addresses in the row are those of the
-    organisation in the environment variable DDSM_ZOO_ORG, where it is set. Raises UnknownModelError.
+    A family such as ``uper_ddsm`` has no backbone of its own and needs one here. If the environment variable
+    DDSM_ZOO_ORG is set, Hub addresses in the entry use that organization. Raises UnknownModelError.
     """
     key, known, table = _normalize(name), families(), _table()
     if key in known:
@@ -398,7 +434,7 @@ def find(name: str, backbone: str | None = None) -> Entry:
 
 
 def with_backbone(entry: Entry, backbone: str | None) -> Entry:
-    """The entry on another backbone, by short name or timm name, in its own geometry; the entry itself for None."""
+    """Return the entry on another backbone (short name or timm name) in its own geometry. None changes nothing."""
     if backbone is None:
         return entry
     row = _row(backbone)
