@@ -1,4 +1,4 @@
-"""What the folders promise: few modules at the top, a name for one class, imports that the linter can see."""
+"""Promises of the folders: few modules at the top, a name for one class, imports that the linter can see, plain docs."""
 
 from __future__ import annotations
 
@@ -38,3 +38,12 @@ def test_no_import_hides_from_the_linter() -> None:
         if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__")
     ]
     assert set(hidden) <= DYNAMIC
+
+
+def test_docstrings_begin_with_a_noun_or_a_verb() -> None:
+    """A clause without one makes the reader go back."""
+    nodes = [(path, node) for path, tree in trees().items() for node in ast.walk(tree)]
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    texts = [(path, ast.get_docstring(node) or "") for path, node in nodes if isinstance(node, documented)]
+    riddles = ("What", "Which", "How", "Whether", "From", "Of")
+    assert [(path, text[:60]) for path, text in texts if text.partition(" ")[0] in riddles] == []
