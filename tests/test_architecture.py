@@ -1,4 +1,4 @@
-"""Promises of the folders: few modules at the top, a name for one class, imports that the linter can see, plain docs."""
+"""Promises of the folders: few modules at the top, one name a class, imports that the linter sees, plain docstrings."""
 
 from __future__ import annotations
 
