@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,23 +87,39 @@ _FOLDERS: Mapping[str, Callable[[str, Sequence[SegmentationDataset]], tuple[str,
 }
 
 
-def plan_folds(pool: Pool, plan: FoldPlan) -> list[Fold]:
-    """The folds of a plan.
+# Told of a fold that cannot be, in one line; the other folds go on
+Refuse = Callable[[str], None]
 
-    Raises DatasetError for a sequence that the data does not have, and for a fold without images to train on or to
-    validate on.
+
+def plan_folds(pool: Pool, plan: FoldPlan, refuse: Refuse | None = None) -> list[Fold]:
+    """The folds of a plan, without those that ``refuse`` is told of.
+
+    Raises DatasetError where no fold is left and, without ``refuse``, for a sequence that the data does not have and a
+    fold without images to train on or to validate on.
     """
     names = pool.names
-    held = dict(_sequences(names, plan) if plan.by == "sequence" else _blocks(names, plan))
-    folds = [
-        Fold(name=fold, train=tuple(name for name in names if name not in set(val)), val=tuple(val))
-        for fold, val in held.items()
-    ]
-    for fold in folds:
-        if not fold.train or not fold.val:
-            empty = "validate on" if fold.train else "train on"
-            raise DatasetError(f"fold {fold.name} of {pool.root} has no images to {empty}; it has {len(names)} in all")
+    held = _sequences(names, plan) if plan.by == "sequence" else _blocks(names, plan)
+    folds = []
+    for fold, val in held:
+        made = Fold(name=fold, train=tuple(name for name in names if name not in set(val)), val=tuple(val))
+        if made.train and made.val:
+            folds.append(made)
+        elif refuse is None:
+            raise DatasetError(_unusable(pool, plan, made))
+        else:
+            refuse(_unusable(pool, plan, made))
+    if not folds:
+        raise DatasetError(f"{pool.root} has images for none of the folds {', '.join(plan.folds)}")
     return folds
+
+
+def _unusable(pool: Pool, plan: FoldPlan, fold: Fold) -> str:
+    if plan.by == "sequence" and not fold.val:
+        present = Counter(map(_sequence, pool.names))
+        found = ", ".join(f"{known[:40]} ({present[known]})" for known in sorted(present)[:8])
+        return f"the data has no sequence {fold.name}, it has {found}"
+    empty = "validate on" if fold.train else "train on"
+    return f"fold {fold.name} of {pool.root} has no images to {empty}; it has {len(pool.names)} in all"
 
 
 def never_held_out(folds: Iterable[Fold]) -> list[str]:
@@ -112,14 +129,14 @@ def never_held_out(folds: Iterable[Fold]) -> list[str]:
     return [name for name in folds[0].train if name not in held]
 
 
-def write_folds(pool: Pool, plan: FoldPlan, out: Path) -> dict[str, tuple[str, Fold]]:
+def write_folds(pool: Pool, plan: FoldPlan, out: Path, refuse: Refuse | None = None) -> dict[str, tuple[str, Fold]]:
     """Make a folder for each fold in ``out``, or check the one that is there.
 
     Returns the data set (``camvid:FOLDER``, ``folder:FOLDER``) and the fold by the fold's name. Raises DatasetError for
     a folder that holds another fold, and what `plan_folds` raises, before anything is written.
     """
     made = {}
-    for fold in plan_folds(pool, plan):
+    for fold in plan_folds(pool, plan, refuse):
         target = out / fold.name
         record = {"source": str(pool.root), "ids": dict(plan.ids), "train": list(fold.train), "val": list(fold.val)}
         if not target.exists():
@@ -144,25 +161,26 @@ def write_scenes(folder: Path, sequences: Sequence[str], count: int) -> str:
     return f"camvid:{folder}"
 
 
-def open_folds(spec: str, plan: FoldPlan, out: Path) -> dict[str, tuple[str, Fold]]:
+def open_folds(spec: str, plan: FoldPlan, out: Path, refuse: Refuse | None = None) -> dict[str, tuple[str, Fold]]:
     """`write_folds` into ``out/folds`` for ``camvid:ROOT``, ``folder:ROOT`` or ``scenes:N`` (N in each sequence)."""
     if find_kind(spec).open is Scenes:
         count = Scenes(spec.partition(":")[2]).count
         if plan.by != "sequence" or count > 1000:
             raise DatasetError(f"got {spec!r}, expected scenes:N with N from 1 to 1000 for a matrix of sequences")
         spec = write_scenes(out / f"scenes{count}", plan.names, count)
-    return write_folds(read_pool(spec), plan, out / "folds")
+    return write_folds(read_pool(spec), plan, out / "folds", refuse)
 
 
 def _sequences(names: Sequence[str], plan: FoldPlan) -> Iterator[tuple[str, list[str]]]:
     present: dict[str, list[str]] = {}
     for name in names:
-        present.setdefault(name.partition("_")[0], []).append(name)
+        present.setdefault(_sequence(name), []).append(name)
     for sequence in plan.names:
-        if sequence not in present:
-            found = ", ".join(f"{known[:40]} ({len(present[known])})" for known in sorted(present)[:8])
-            raise DatasetError(f"the data has no sequence {sequence}, it has {found}")
-        yield sequence, present[sequence]
+        yield sequence, present.get(sequence, [])
+
+
+def _sequence(name: str) -> str:
+    return name.partition("_")[0]
 
 
 def _blocks(names: Sequence[str], plan: FoldPlan) -> Iterator[tuple[str, list[str]]]:

@@ -46,8 +46,8 @@ class Request:
             folder=self.out / matrix.name / "cells" / cell.name, log=self.logs / matrix.name / f"{cell.name}.jsonl"
         )
 
-    def folds(self, matrix: Matrix) -> Mapping[str, tuple[str, Fold]]:
-        return open_folds(self.data, matrix.folds, self.out / matrix.name)
+    def folds(self, matrix: Matrix, refuse: Callable[[str], None] | None = None) -> Mapping[str, tuple[str, Fold]]:
+        return open_folds(self.data, matrix.folds, self.out / matrix.name, refuse)
 
 
 def run_matrix(request: Request, say: Callable[[str], None]) -> int:
@@ -62,16 +62,18 @@ def run_matrix(request: Request, say: Callable[[str], None]) -> int:
     matrix = Matrix.load(request.path)
     for name, arm in matrix.arms.items():
         check_arm(name, arm)
-    folds = request.folds(matrix)
+    refused: list[str] = []
+    folds = request.folds(matrix, lambda reason: refused.append(f"{matrix.name}: refused: {reason}"))
     if always := never_held_out(fold for _, fold in folds.values()):
         say(f"{matrix.name}: all folds train on {len(always)} images and none holds them out, first {always[0]}")
-    cells = matrix.cells()
+    cells = [cell for cell in matrix.cells() if cell.fold in folds]
     states = {cell: _state(request.place(matrix, cell), describe(matrix, cell, folds[cell.fold][1])) for cell in cells}
-    refused = [f"{cell}: refused: {state}" for cell, state in states.items() if isinstance(state, OtherRunError)]
+    refused_cells = [cell for cell, state in states.items() if isinstance(state, OtherRunError)]
+    refused += [f"{cell}: refused: {states[cell]}" for cell in refused_cells]
     for line in refused:
         say(line)
     waiting = [cell for cell, state in states.items() if state is False]
-    done = len(cells) - len(waiting) - len(refused)
+    done = len(cells) - len(waiting) - len(refused_cells)
     say(f"{matrix.name}: {done} of {len(cells)} cells are finished")
     with interruptible() as interrupted:
         pool = _Pool(request, matrix, say, done=done, total=len(cells))
@@ -88,7 +90,11 @@ def run_cell(request: Request, name: str, parent: int | None) -> int:
     cell = next((each for each in matrix.cells() if each.name == name), None)
     if cell is None:
         raise LookupError(f"{request.path} has no cell {name}, expected one such as {matrix.cells()[0].name}")
-    data, fold = request.folds(matrix)[cell.fold]
+    reasons: list[str] = []
+    folds = request.folds(matrix, reasons.append)
+    if cell.fold not in folds:
+        raise LookupError(f"{name} has no fold to train on: {reasons[0]}")
+    data, fold = folds[cell.fold]
     return train_cell(matrix, cell, data, fold, request.place(matrix, cell), parent)
 
 

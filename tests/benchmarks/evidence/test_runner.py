@@ -147,6 +147,29 @@ def test_a_log_of_another_recipe_is_refused_and_stays(out: Path, capfd: pytest.C
     assert path.read_bytes() == foreign
 
 
+def test_a_fold_without_images_is_one_line_and_the_others_go_on(
+    finished: Path, out: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    matrix = out / "matrix.toml"
+    text = QUICK.read_text(encoding="utf-8")
+    assert text.count('"north", "south"') == 1
+    matrix.write_text(text.replace('"north", "south"', '"north", "south", "west"'), encoding="utf-8")
+    data = ["--data", f"camvid:{finished / 'quick' / 'scenes3'}", "--out", str(out), "--logs", str(out / "logs")]
+    assert main(["run", str(matrix), *data]) == 1
+    lines = capfd.readouterr().out.splitlines()
+    assert [line for line in lines if "west" in line] == [
+        "quick: refused: the data has no sequence west, it has north (3), south (3)"
+    ]
+    assert "quick: 4 of 4 cells are finished" in lines
+    assert main(["cell", str(matrix), "plain-west-0", *data]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "plain-west-0 has no fold to train on: the data has no sequence west" in line
+    matrix.write_text(text.replace('"north", "south"', '"east", "west"'), encoding="utf-8")
+    assert main(["run", str(matrix), *data]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert "images for none of the folds east, west" in line
+
+
 def test_a_run_folder_of_another_fold_is_refused(out: Path, capfd: pytest.CaptureFixture[str]) -> None:
     log(out, "plain-north-0").unlink()
     shutil.copy(out / "quick/cells/plain-south-0/cell.json", out / "quick/cells/plain-north-0/cell.json")
