@@ -185,7 +185,7 @@ def _arms(matrix: Matrix, results: Results) -> list[str]:
         "Taps other",
         "Params (M)",
         "Multiply-adds (G)",
-        "Core minutes",
+        "Wall minutes",
     ]
     rows = []
     for name, arm in matrix.arms.items():
@@ -197,7 +197,8 @@ def _arms(matrix: Matrix, results: Results) -> list[str]:
             taps = [_taps(own, half) for half in ("S", "C", "other")]
             rows.append([f"`{name}`", arm.title or arm.model, str(len(own)), *means, *taps, *cost, minutes])
     size = " x ".join(map(str, reversed(next(iter(results.values())).score["size"])))
-    note = f"Means over folds. Taps: share on the map at the end, mean (lowest). Multiply-adds at {size}."
+    note = f"Means over folds. Taps: share on the map at the end, mean (lowest). Multiply-adds at {size}. "
+    note += "Minutes are wall time of the training steps, other work on the cores included."
     return [*_table(heads, rows, text=2), "", note]
 
 
