@@ -72,8 +72,8 @@ def architecture_table(entries: Sequence[registry.Entry]) -> list[str]:
     return lines
 
 
-def short_page(entries: Sequence[registry.Entry]) -> list[str]:
-    return task_table(entries)
+def published_page(entries: Sequence[registry.Entry]) -> list[str]:
+    return task_table([entry for entry in entries if entry.published])
 
 
 def full_page(entries: Sequence[registry.Entry]) -> list[str]:
@@ -90,7 +90,7 @@ def recipe_table() -> list[str]:
 
 
 PAGES: dict[str, Callable[[Sequence[registry.Entry]], list[str]]] = {
-    "README.md": short_page,
+    "README.md": published_page,
     "docs/models.md": full_page,
     "docs/recipes.md": lambda _: recipe_table(),
 }
