@@ -25,7 +25,7 @@ from huggingface_hub.errors import HTTPError as ClientError  # type: ignore[attr
 from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # nor in this
 
 from ddsm_zoo.config import printable
-from ddsm_zoo.utils.files import atomic_path, sha256_of, write_text
+from ddsm_zoo.utils.files import LocalFile, atomic_path, sha256_of, write_text
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -54,8 +54,8 @@ class HubError(LookupError):
 
 def fetch(
     uri: str, *names: str, cache_dir: str | os.PathLike[str] | None = None, sha256: str | None = None
-) -> list[Path]:
-    """Download the files ``names`` at ``uri`` and return their local paths.
+) -> list[LocalFile]:
+    """Download the files ``names`` at ``uri`` and return them as local files, with the hashes that were verified.
 
     All files of a Hub repository come from one commit. ``bundled:``, ``file:`` and ``https:`` are single files and
     ignore ``names``. HF_ENDPOINT, HF_HUB_OFFLINE and the client's token are honoured.
@@ -77,11 +77,11 @@ def fetch(
         raise ValueError(f"{public_uri(uri)[:120]!r} names no weights, expected an address after one of {expected}")
     cache = None if cache_dir is None else Path(cache_dir).expanduser()
     if scheme == "bundled":
-        return [_bundled(rest)]
+        return [LocalFile(path=_bundled(rest))]
     if scheme == "file":
-        return [find_weights(rest)]
+        return [LocalFile(path=find_weights(rest))]
     if scheme == "local-dir":
-        return _from_folder(Path(rest).expanduser(), names)
+        return [LocalFile(path=path) for path in _from_folder(Path(rest).expanduser(), names)]
     if scheme == "https":
         return [_from_web(uri, cache, sha256)]
     return _from_hub(rest, names, cache)
@@ -213,7 +213,7 @@ def _from_folder(folder: Path, names: tuple[str, ...]) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _from_web(url: str, cache_dir: Path | None, sha256: str | None) -> Path:
+def _from_web(url: str, cache_dir: Path | None, sha256: str | None) -> LocalFile:
     """Download one file from any server. Its hash makes it trustworthy, and is its name in the cache."""
     where = public_uri(url)
     if not _WEB.fullmatch(where):
@@ -224,7 +224,7 @@ def _from_web(url: str, cache_dir: Path | None, sha256: str | None) -> Path:
         assets = None if cache_dir is None else cache_dir / "assets"
         path = huggingface_hub.cached_assets_path("ddsm-zoo", "weights", assets_dir=assets) / f"{sha256}.safetensors"
         if path.is_file():
-            return path
+            return LocalFile(path=path)  # it may have changed since
         logger.info("fetching %s", where)
         with huggingface_hub.get_session().stream("GET", url, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
             hf_raise_for_status(response)
@@ -234,18 +234,18 @@ def _from_web(url: str, cache_dir: Path | None, sha256: str | None) -> Path:
                         file.write(block)
                 if sha256_of(temporary) != sha256:
                     raise HubError(f"{where} is another file than expected: its sha256 is not {sha256[:16]}...")
-    return path
+    return LocalFile(path=path, sha256=sha256)
 
 
-def _from_hub(rest: str, names: tuple[str, ...], cache_dir: Path | None) -> list[Path]:
+def _from_hub(rest: str, names: tuple[str, ...], cache_dir: Path | None) -> list[LocalFile]:
     repository, revision = _parse_repository(rest)
-    paths: list[Path] = []
+    files: list[LocalFile] = []
     for name in names:
         # the folder in the cache is named after the commit: the other files must come from the same one
-        commit = paths[0].parent.name if paths else revision
-        paths.append(_download(repository, commit, name, cache_dir))
-    _note_commit(paths[0].parent, revision)
-    return paths
+        commit = files[0].path.parent.name if files else revision
+        files.append(_download(repository, commit, name, cache_dir))
+    _note_commit(files[0].path.parent, revision)
+    return files
 
 
 def _parse_repository(rest: str) -> tuple[str, str]:
@@ -264,7 +264,7 @@ def _endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
 
 
-def _download(repository: str, revision: str, name: str, cache_dir: Path | None) -> Path:
+def _download(repository: str, revision: str, name: str, cache_dir: Path | None) -> LocalFile:
     """Download one file of a repository through the client's cache. Without a server, fall back to the cached copy."""
     where = f"hf-hub:{repository}@{revision}/{name}"
     cached = huggingface_hub.try_to_load_from_cache(repository, name, cache_dir=cache_dir, revision=revision)
@@ -359,12 +359,12 @@ def _note_commit(folder: Path, revision: str) -> None:
             write_text(reference, folder.name)
 
 
-def _checked(path: Path, where: str) -> Path:
+def _checked(path: Path, where: str) -> LocalFile:
     """Compare the downloaded file with the hash that the Hub gave. A damaged copy is removed from the cache."""
     blob = path.resolve()
     try:
         if _has_its_hash(blob):
-            return path
+            return LocalFile(path=path, sha256=blob.name if _SHA256.fullmatch(blob.name) else None)
         for damaged in (path, blob):
             damaged.unlink(missing_ok=True)
     except OSError as error:

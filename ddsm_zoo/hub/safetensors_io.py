@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddsm_zoo.config import printable
-from ddsm_zoo.utils.files import CheckpointError, sha256_of
+from ddsm_zoo.utils.files import CheckpointError, LocalFile, sha256_of
 
 MAX_HEADER_BYTES = 16 * 2**20
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)
@@ -38,12 +38,12 @@ def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     return safetensors.torch.save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)})
 
 
-def verify(path: Path, expected: str | None) -> str:
+def verify(file: LocalFile, expected: str | None) -> str:
     """Return the file's SHA-256. Raises CheckpointError if it differs from ``expected``, unless that is None."""
-    found = sha256_of(path)
+    found = file.sha256 or sha256_of(file.path)
     if expected is not None and found != expected:
         raise CheckpointError(
-            f"{path} has sha256 {found[:16]}..., expected {expected[:16]}...: it is damaged, it was changed or "
+            f"{file.path} has sha256 {found[:16]}..., expected {expected[:16]}...: it is damaged, it was changed or "
             "saving it was interrupted; save it again, or delete it and fetch it again"
         )
     return found

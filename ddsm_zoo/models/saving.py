@@ -83,10 +83,11 @@ def load(
             "those of ddsm_zoo.from_pretrained"
         )
     config_file, weights_file = client.fetch(uri, client.CONFIG_FILE, client.WEIGHTS_FILE, cache_dir=cache_dir)
-    manifest, tensors = read_saved(config_file), read_tensors(weights_file)
-    check_fit(on_meta(build, manifest.model_args), tensors, str(weights_file))
+    where = str(weights_file.path)
+    manifest, tensors = read_saved(config_file.path), read_tensors(weights_file.path)
+    check_fit(on_meta(build, manifest.model_args), tensors, where)
     model = build(manifest.model_args)
-    fresh = load_state_dict(model, tensors, str(weights_file))
+    fresh = load_state_dict(model, tensors, where)
     weights = dataclasses.replace(
         manifest.pretrained_cfg, uri=uri, sha256=verify(weights_file, manifest.pretrained_cfg.sha256)
     )

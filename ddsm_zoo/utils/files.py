@@ -12,6 +12,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 # Seconds after which a change of a file changes its modification time on any file system
@@ -27,6 +28,14 @@ class OutputError(OSError):
 
 class CheckpointError(ValueError):
     """Unusable weights or training state. The text is one line with the file and the problem."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalFile:
+    """File on this machine, with its SHA-256 where that was computed on the way here, so that nobody reads it again."""
+
+    path: Path
+    sha256: str | None = None
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +20,7 @@ from ddsm_zoo.hub.safetensors_io import read_tensors, verify
 from ddsm_zoo.hub.state_dict import CLASSIFIER, check_fit, load_state_dict, remap_classifier
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.models import Segmenter, hub_uri, imagenet_preprocess, packaged_weights, saving
+from ddsm_zoo.utils.files import LocalFile
 from ddsm_zoo.zoo import registry
 from ddsm_zoo.zoo.label_matching import match_classes
 
@@ -93,12 +93,12 @@ def create_model(
     if task is not None and weights_file is None:
         weights_file = _fetch_task_weights(entry, task, cache_dir)
     if checkpoint_path is not None:
-        weights_file = client.find_weights(checkpoint_path)
-    tensors = None if weights_file is None else read_tensors(weights_file)
+        weights_file = LocalFile(path=client.find_weights(checkpoint_path))
+    tensors = None if weights_file is None else read_tensors(weights_file.path)
     if client.is_uri(model_name):  # only its weights vouch for its size
         skeleton = saving.on_meta(Segmenter, config)
-        if task is not None and tensors is not None:
-            check_fit(skeleton, tensors, str(weights_file), CLASSIFIER, entry.config.in_chans)
+        if task is not None and weights_file is not None and tensors is not None:
+            check_fit(skeleton, tensors, str(weights_file.path), CLASSIFIER, entry.config.in_chans)
         else:
             saving.check_size(skeleton, model_name)
     imagenet = pretrained if pretrained_backbone is None else pretrained_backbone
@@ -106,7 +106,7 @@ def create_model(
     model = Segmenter(config, backbone_weights=backbone_weights)
     model.provenance = _describe(entry, config, label_space)
     if weights_file is not None and tensors is not None:
-        load = partial(_load_classes, model, tensors, str(weights_file))
+        load = partial(_load_classes, model, tensors, str(weights_file.path))
         if task is not None:
             _load_task_weights(model, entry, task, weights_file, label_space, load)
         else:
@@ -251,7 +251,7 @@ def push_to_hub(
 
 def _resolve(
     name: str, backbone: str | None, pretrained: bool, cache_dir: str | os.PathLike[str] | None
-) -> tuple[registry.Entry, Path | None]:
+) -> tuple[registry.Entry, LocalFile | None]:
     """Return the entry for a name or an address, and for an address its weights file if ``pretrained``."""
     if not client.is_uri(name):
         if "/" in name or ":" in name:
@@ -262,7 +262,7 @@ def _resolve(
         return registry.find(name, backbone), None
     wanted = (client.CONFIG_FILE, client.WEIGHTS_FILE) if pretrained else (client.CONFIG_FILE,)
     files = client.fetch(name, *wanted, cache_dir=cache_dir)
-    manifest = saving.read_saved(files[0])
+    manifest = saving.read_saved(files[0].path)
     weights = dataclasses.replace(manifest.pretrained_cfg, uri=name)
     entry = registry.Entry(
         name=manifest.architecture, config=manifest.model_args, weights=weights, preprocess=weights.preprocess
@@ -306,13 +306,15 @@ def _imagenet_weights(timm_name: str, cache_dir: str | os.PathLike[str] | None) 
     packaged = packaged_weights(timm_name)
     if packaged is not None:
         return packaged
-    (path,) = client.fetch(hub_uri(timm_name), client.WEIGHTS_FILE, cache_dir=cache_dir)
-    return read_tensors(path)
+    (file,) = client.fetch(hub_uri(timm_name), client.WEIGHTS_FILE, cache_dir=cache_dir)
+    return read_tensors(file.path)
 
 
-def _fetch_task_weights(entry: registry.Entry, task: WeightsSpec, cache_dir: str | os.PathLike[str] | None) -> Path:
+def _fetch_task_weights(
+    entry: registry.Entry, task: WeightsSpec, cache_dir: str | os.PathLike[str] | None
+) -> LocalFile:
     try:
-        (path,) = client.fetch(task.uri, client.WEIGHTS_FILE, cache_dir=cache_dir, sha256=task.sha256)
+        (file,) = client.fetch(task.uri, client.WEIGHTS_FILE, cache_dir=cache_dir, sha256=task.sha256)
     except HubError as error:
         if entry.published:
             raise
@@ -320,7 +322,7 @@ def _fetch_task_weights(entry: registry.Entry, task: WeightsSpec, cache_dir: str
             f"the weights of {entry.name} are not published yet ({error}); train them with recipe {task.recipe}, "
             f"or use a model whose weights exist: {_available()}"
         ) from error
-    return path
+    return file
 
 
 def _available() -> str:
@@ -341,13 +343,13 @@ class _Loaded:
 
 
 def _load_task_weights(
-    model: Segmenter, entry: registry.Entry, task: WeightsSpec, path: Path, labels: LabelSpace | None, load: _Load
+    model: Segmenter, entry: registry.Entry, task: WeightsSpec, file: LocalFile, labels: LabelSpace | None, load: _Load
 ) -> None:
     loaded = load(task.labels, labels, entry.config.in_chans)
     # after the strict checks: their messages name the problem, a hash mismatch does not
     known = dataclasses.replace(
         task,
-        sha256=verify(path, task.sha256),
+        sha256=verify(file, task.sha256),
         # copies, because all models share those of the table
         metrics=dict(task.metrics),
         published=dict(task.published),
@@ -358,7 +360,8 @@ def _load_task_weights(
     model.provenance = _provenance(entry.name, task.preprocess, known, labels, loaded)
 
 
-def _load_checkpoint(model: Segmenter, path: Path, labels: LabelSpace | None, load: _Load) -> None:
+def _load_checkpoint(model: Segmenter, file: LocalFile, labels: LabelSpace | None, load: _Load) -> None:
+    path = file.path
     config_file = path.with_name(client.CONFIG_FILE)
     # a config describes only the weights file that was saved with it
     described = path.name == client.WEIGHTS_FILE and config_file.is_file()
@@ -372,7 +375,7 @@ def _load_checkpoint(model: Segmenter, path: Path, labels: LabelSpace | None, lo
         known = WeightsSpec(uri="", dataset="unknown", labels=names)
     else:
         preprocess = known.preprocess
-    known = dataclasses.replace(known, uri=f"file:{path}", sha256=verify(path, known.sha256))
+    known = dataclasses.replace(known, uri=f"file:{path}", sha256=verify(file, known.sha256))
     if manifest is not None and _reads_otherwise(model.config, manifest.model_args):
         known = known.without_scores()
     if recorded is None:

@@ -91,7 +91,8 @@ FETCH = """
 import sys
 from ddsm_zoo.hub import client
 
-print(*client.fetch(sys.argv[1], client.CONFIG_FILE, client.WEIGHTS_FILE, cache_dir=sys.argv[2]))
+files = client.fetch(sys.argv[1], client.CONFIG_FILE, client.WEIGHTS_FILE, cache_dir=sys.argv[2])
+print(*(file.path for file in files))
 """
 
 

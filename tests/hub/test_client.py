@@ -18,6 +18,7 @@ import trustme
 
 from ddsm_zoo.hub import client
 from ddsm_zoo.hub.client import HubError
+from ddsm_zoo.utils.files import LocalFile
 from tests.support.hub_server import Fault, HubServer
 from tests.support.tiny_weights import one_line
 
@@ -38,25 +39,25 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
 
 
 def test_files_arrive_and_are_cached(server: HubServer, tmp_path: Path) -> None:
-    paths = client.fetch(URI, *BOTH, cache_dir=tmp_path)
-    assert [path.read_bytes() for path in paths] == [FILES[name] for name in BOTH]
+    files = client.fetch(URI, *BOTH, cache_dir=tmp_path)
+    assert [file.path.read_bytes() for file in files] == [FILES[name] for name in BOTH]
     before = len(server.paths("GET"))
-    assert client.fetch(URI, *BOTH, cache_dir=tmp_path) == paths
+    assert client.fetch(URI, *BOTH, cache_dir=tmp_path) == files
     assert len(server.paths("GET")) == before
 
 
 def test_a_commit_in_the_cache_needs_no_server(server: HubServer, tmp_path: Path) -> None:
     commit = server.publish("someone/model", {**FILES, "notes.txt": b"2"}, revision="v2")
-    paths = client.fetch(f"{URI}@{commit}", *BOTH, cache_dir=tmp_path)
+    files = client.fetch(f"{URI}@{commit}", *BOTH, cache_dir=tmp_path)
     before = len(server.requests)
-    assert client.fetch(f"{URI}@{commit}", *BOTH, cache_dir=tmp_path) == paths
+    assert client.fetch(f"{URI}@{commit}", *BOTH, cache_dir=tmp_path) == files
     assert len(server.requests) == before
 
 
 def test_a_revision_is_honoured(server: HubServer, tmp_path: Path) -> None:
     server.publish("someone/model", {**FILES, client.CONFIG_FILE: b"other"}, revision="v2")
-    assert client.fetch(f"{URI}@v2", client.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == b"other"
-    assert client.fetch(URI, client.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == FILES[client.CONFIG_FILE]
+    assert client.fetch(f"{URI}@v2", client.CONFIG_FILE, cache_dir=tmp_path)[0].path.read_bytes() == b"other"
+    assert client.fetch(URI, client.CONFIG_FILE, cache_dir=tmp_path)[0].path.read_bytes() == FILES[client.CONFIG_FILE]
 
 
 def test_all_files_come_from_one_commit(server: HubServer, tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_all_files_come_from_one_commit(server: HubServer, tmp_path: Path) -> No
         server.publish("someone/model", dict.fromkeys(BOTH, b"newer"))
 
     server.after_get = publish_again
-    assert [path.read_bytes() for path in client.fetch(URI, *BOTH, cache_dir=tmp_path)] == [
+    assert [file.path.read_bytes() for file in client.fetch(URI, *BOTH, cache_dir=tmp_path)] == [
         FILES[name] for name in BOTH
     ]
 
@@ -86,10 +87,10 @@ def test_offline_mode(server: HubServer, tmp_path: Path, monkeypatch: pytest.Mon
 def test_offline_mode_with_a_copy(
     server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    paths = client.fetch(URI, *BOTH, cache_dir=tmp_path)
+    files = client.fetch(URI, *BOTH, cache_dir=tmp_path)
     before = len(server.requests)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert client.fetch(URI, *BOTH, cache_dir=tmp_path) == paths
+    assert client.fetch(URI, *BOTH, cache_dir=tmp_path) == files
     assert len(server.requests) == before
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
 
@@ -103,7 +104,7 @@ def test_a_file_that_cannot_be_renewed_is_used_as_it_is(
     assert client.fetch(URI, client.CONFIG_FILE, cache_dir=tmp_path) == [old]
     assert "using the copy in the cache" in caplog.text
     server.faults.clear()
-    assert client.fetch(URI, client.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == b"newer"
+    assert client.fetch(URI, client.CONFIG_FILE, cache_dir=tmp_path)[0].path.read_bytes() == b"newer"
 
 
 def test_a_newer_commit_of_which_less_is_there(
@@ -112,12 +113,12 @@ def test_a_newer_commit_of_which_less_is_there(
     """Its config alone arrived: the older copy is whole, and does when no server can be asked for the rest."""
     old = client.fetch(URI, *BOTH, cache_dir=tmp_path)
     server.publish("someone/model", {**FILES, client.CONFIG_FILE: b"newer"})
-    assert client.fetch(URI, client.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == b"newer"
+    assert client.fetch(URI, client.CONFIG_FILE, cache_dir=tmp_path)[0].path.read_bytes() == b"newer"
     with monkeypatch.context() as context:
         context.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
         assert client.fetch(URI, *BOTH, cache_dir=tmp_path) == old
     new = client.fetch(URI, *BOTH, cache_dir=tmp_path)
-    assert new[0].read_bytes() == b"newer"
+    assert new[0].path.read_bytes() == b"newer"
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert client.fetch(URI, *BOTH, cache_dir=tmp_path) == new
 
@@ -126,7 +127,7 @@ def test_an_endpoint_with_a_slash_at_its_end(
     server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_ENDPOINT", f"{server.endpoint}/")
-    assert client.fetch(URI, client.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == FILES[client.CONFIG_FILE]
+    assert client.fetch(URI, client.CONFIG_FILE, cache_dir=tmp_path)[0].path.read_bytes() == FILES[client.CONFIG_FILE]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +165,7 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(
 
 
 def test_the_client_reads_its_environment(server: HubServer, tmp_path: Path) -> None:
-    script = f"from ddsm_zoo.hub import client; print(client.fetch({URI!r}, {client.WEIGHTS_FILE!r})[0])"
+    script = f"from ddsm_zoo.hub import client; print(client.fetch({URI!r}, {client.WEIGHTS_FILE!r})[0].path)"
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": server.endpoint}
     found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     assert Path(found.stdout.strip()).is_relative_to(tmp_path)
@@ -173,7 +174,7 @@ def test_the_client_reads_its_environment(server: HubServer, tmp_path: Path) -> 
 @pytest.mark.parametrize("etag", [lambda content: hashlib.sha1(content).hexdigest(), lambda content: "of-any-kind"])
 def test_a_mirror_with_hashes_of_its_own(server: HubServer, tmp_path: Path, etag: Callable[[bytes], str]) -> None:
     server.etag = etag
-    assert client.fetch(URI, client.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == FILES[client.CONFIG_FILE]
+    assert client.fetch(URI, client.CONFIG_FILE, cache_dir=tmp_path)[0].path.read_bytes() == FILES[client.CONFIG_FILE]
 
 
 def test_a_private_repository_needs_the_token(
@@ -185,7 +186,7 @@ def test_a_private_repository_needs_the_token(
         client.fetch(URI, *BOTH, cache_dir=tmp_path)
     one_line(error)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    assert client.fetch(URI, *BOTH, cache_dir=tmp_path)[0].read_bytes() == FILES[client.CONFIG_FILE]
+    assert client.fetch(URI, *BOTH, cache_dir=tmp_path)[0].path.read_bytes() == FILES[client.CONFIG_FILE]
 
 
 # -- any other server
@@ -214,10 +215,11 @@ def test_a_file_from_any_server_is_kept_by_its_hash(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     uri = f"{secure_server.endpoint}/lfs/{SHA256}"
-    (path,) = client.fetch(uri, client.WEIGHTS_FILE, cache_dir=tmp_path, sha256=SHA256)
-    assert path.read_bytes() == FILES[client.WEIGHTS_FILE]
-    assert path.is_relative_to(tmp_path)
-    assert client.fetch(uri, client.WEIGHTS_FILE, cache_dir=tmp_path, sha256=SHA256) == [path]
+    (file,) = client.fetch(uri, client.WEIGHTS_FILE, cache_dir=tmp_path, sha256=SHA256)
+    assert (file.path.read_bytes(), file.sha256) == (FILES[client.WEIGHTS_FILE], SHA256)
+    assert file.path.is_relative_to(tmp_path)
+    (again,) = client.fetch(uri, client.WEIGHTS_FILE, cache_dir=tmp_path, sha256=SHA256)
+    assert (again.path, again.sha256) == (file.path, None)  # it may have changed in the cache
     assert [request.authorization for request in secure_server.requests] == [None]
 
 
@@ -294,10 +296,10 @@ def test_addresses_that_are_none(uri: str, tmp_path: Path) -> None:
 
 def test_a_folder_a_training_run_and_a_file(tmp_path: Path) -> None:
     client.write_files(tmp_path / "run" / "best", FILES)
-    expected = [tmp_path / "run" / "best" / name for name in BOTH]
+    expected = [LocalFile(path=tmp_path / "run" / "best" / name) for name in BOTH]
     assert client.fetch(f"local-dir:{tmp_path}/run/best", *BOTH) == expected
     assert client.fetch(f"local-dir:{tmp_path}/run", *BOTH) == expected
-    assert client.fetch(f"file:{expected[1]}", client.WEIGHTS_FILE) == expected[1:]
+    assert client.fetch(f"file:{expected[1].path}", client.WEIGHTS_FILE) == expected[1:]
     with pytest.raises(FileNotFoundError, match="save_pretrained"):
         client.fetch(f"local-dir:{tmp_path}", *BOTH)
     with pytest.raises(FileNotFoundError, match="expected a .safetensors file"):

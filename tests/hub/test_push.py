@@ -30,7 +30,9 @@ def test_files_arrive_in_one_commit(server: HubServer, tmp_path: Path) -> None:
     address = client.push("someone/model", FILES)
     assert server.files("someone/model") == FILES
     assert len(server.repositories["someone/model"]) == 1
-    assert [path.read_bytes() for path in client.fetch(address, *FILES, cache_dir=tmp_path)] == list(FILES.values())
+    assert [file.path.read_bytes() for file in client.fetch(address, *FILES, cache_dir=tmp_path)] == list(
+        FILES.values()
+    )
 
 
 def test_a_branch_and_a_pull_request_leave_main_alone(server: HubServer, tmp_path: Path) -> None:
@@ -39,10 +41,11 @@ def test_a_branch_and_a_pull_request_leave_main_alone(server: HubServer, tmp_pat
     for options in ({"revision": "trial"}, {"create_pr": True}):
         address = client.push("someone/model", other, **options)
         assert server.files("someone/model") == FILES
-        assert client.fetch(address, client.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == b"other"
+        assert client.fetch(address, client.CONFIG_FILE, cache_dir=tmp_path)[0].path.read_bytes() == b"other"
     assert server.files("someone/model", "trial") == other
     assert (
-        client.fetch("hf-hub:someone/model@trial", client.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == b"other"
+        client.fetch("hf-hub:someone/model@trial", client.CONFIG_FILE, cache_dir=tmp_path)[0].path.read_bytes()
+        == b"other"
     )
 
 
@@ -51,7 +54,7 @@ def test_a_private_repository(server: HubServer, tmp_path: Path) -> None:
     client.push("someone/other", FILES)
     assert server.private == {"someone/model"}
     address = client.push("someone/model", {**FILES, client.CONFIG_FILE: b"newer"}, private=True)
-    assert client.fetch(address, client.CONFIG_FILE, cache_dir=tmp_path)[0].read_bytes() == b"newer"
+    assert client.fetch(address, client.CONFIG_FILE, cache_dir=tmp_path)[0].path.read_bytes() == b"newer"
 
 
 @pytest.mark.parametrize(("is_private", "state"), [(False, "public"), (True, "private")])

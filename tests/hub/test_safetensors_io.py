@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddsm_zoo.hub.safetensors_io import pack_tensors, read_tensors, verify
-from ddsm_zoo.utils.files import CheckpointError, sha256_of
+from ddsm_zoo.utils.files import CheckpointError, LocalFile, sha256_of
 from tests.support.tiny_weights import one_line, write
 
 TENSORS = {"a.weight": torch.arange(600.0).reshape(20, 30), "a.steps": torch.tensor(7)}
@@ -96,7 +96,7 @@ def test_the_same_tensors_give_the_same_bytes() -> None:
 
 def test_a_hash_that_does_not_match(tmp_path: Path) -> None:
     path = write(tmp_path / "model.safetensors", GOOD)
-    assert verify(path, None) == verify(path, sha256_of(path))
+    assert verify(LocalFile(path=path), None) == verify(LocalFile(path=path), sha256_of(path))
     with pytest.raises(CheckpointError, match="expected 0000") as error:
-        verify(path, "0" * 64)
+        verify(LocalFile(path=path), "0" * 64)
     one_line(error)

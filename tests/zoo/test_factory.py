@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub.constants
@@ -22,6 +24,7 @@ from ddsm_zoo.hub.config_file import read_manifest
 from ddsm_zoo.hub.safetensors_io import pack_tensors, read_tensors
 from ddsm_zoo.labels import CITYSCAPES
 from ddsm_zoo.models import Segmenter
+from ddsm_zoo.utils import files
 from ddsm_zoo.utils.files import CheckpointError, sha256_of
 from ddsm_zoo.zoo import factory, registry
 from ddsm_zoo.zoo.factory import WeightsNotFoundError, create_model
@@ -328,6 +331,35 @@ def test_an_unpublished_model_works_the_day_it_is_published(
     server.publish("ddsm-zoo/mine", {path.name: path.read_bytes() for path in saved.iterdir()})
     model = create_model("mine", pretrained=True, cache_dir=tmp_path / "cache")
     assert torch.equal(logits(model), logits(trained))
+
+
+class CountingHash:
+    """hashlib's own SHA-256, which counts the bytes that it is fed."""
+
+    fed = 0
+
+    def __init__(self) -> None:
+        self._real = hashlib.sha256()
+        self.hexdigest = self._real.hexdigest
+
+    def update(self, content: bytes) -> None:
+        CountingHash.fed += len(content)
+        self._real.update(content)
+
+
+@pytest.mark.parametrize("load", [Segmenter.from_pretrained, factory.from_pretrained])
+def test_a_downloaded_file_is_hashed_once(
+    load: Callable[..., Segmenter], saved: Path, server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both when it arrives and when it is taken from the cache a moment later."""
+    content = (saved / "model.safetensors").read_bytes()
+    server.publish("someone/model", {path.name: path.read_bytes() for path in saved.iterdir()})
+    monkeypatch.setattr(files, "hashlib", SimpleNamespace(sha256=CountingHash))
+    for _ in range(2):
+        CountingHash.fed = 0
+        model = load("hf-hub:someone/model", cache_dir=tmp_path / "cache")
+        assert CountingHash.fed == len(content)
+        assert model.pretrained_cfg["sha256"] == hashlib.sha256(content).hexdigest()
 
 
 def test_a_model_on_the_hub(trained: Segmenter, saved: Path, server: HubServer, tmp_path: Path) -> None:
