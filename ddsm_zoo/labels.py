@@ -13,6 +13,9 @@ Color = tuple[int, int, int]
 class LabelSpace:
     """Classes of a task. Class id ``i`` has the name ``names[i]`` and the colour ``palette[i]``.
 
+    A single name is a binary task: models give one logit per pixel, and masks hold 0 for the background and 1 for the
+    class, see `in_masks`.
+
     Attributes:
         names: Name of each class, all different.
         palette: RGB colour of each class, 0 to 255.
@@ -37,14 +40,25 @@ class LabelSpace:
             raise ValueError(f"class names must differ, got {', '.join(repeated[:3])} more than once")
         if any(not 0 <= value <= 255 for color in self.palette for value in color):
             raise ValueError("palette values must lie in 0..255")
-        if 0 <= self.ignore_index < len(self.names):
+        if 0 <= self.ignore_index < max(2, len(self.names)):
+            taken = self.names if len(self.names) > 1 else (_background(self.names[0]), *self.names)
             raise ValueError(
-                f"ignore_index {self.ignore_index} is also the id of class {self.names[self.ignore_index]!r}; "
+                f"ignore_index {self.ignore_index} is also the id of class {taken[self.ignore_index]!r}; "
                 "use an id outside the classes, for example 255"
             )
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def in_masks(self) -> LabelSpace:
+        """Classes of the ids in masks: these or, for a single class, black background (0) and the class (1)."""
+        if len(self.names) > 1:
+            return self
+        background = _background(self.names[0])
+        return LabelSpace(
+            names=(background, *self.names), palette=(voc_color(0), *self.palette), ignore_index=self.ignore_index
+        )
 
     @classmethod
     def from_names(cls, names: Sequence[str], ignore_index: int = 255) -> LabelSpace:
@@ -59,6 +73,11 @@ class LabelSpace:
             palette=tuple(voc_color(index + 1) for index in range(len(names))),
             ignore_index=ignore_index,
         )
+
+
+def _background(name: str) -> str:
+    """Return the name of the pixels outside the only class ``name``."""
+    return "background" if name.casefold() != "background" else "not background"
 
 
 def voc_color(index: int) -> Color:

@@ -259,8 +259,8 @@ def _read_labels(path: Path) -> tuple[LabelSpace, MaskDecoder]:
         labels = LabelSpace(names=given.names, palette=given.palette, ignore_index=given.ignore_index)
     except ValueError as error:  # not UTF-8, not JSON, not these fields, no label space
         raise DatasetError(f"{path} cannot be used: {error}") from error
-    colors = {color: index for index, color in enumerate(labels.palette)}
-    if len(colors) < len(labels):
+    colors = {color: index for index, color in enumerate(labels.in_masks.palette)}
+    if len(colors) < len(labels.in_masks):
         raise DatasetError(f"{path} gives two classes the same colour, expected one each")
     return labels, MaskDecoder(ids=identity(labels), colors=colors)
 

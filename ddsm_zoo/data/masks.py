@@ -63,11 +63,11 @@ class MaskDecoder:
     def require_classes(self, labels: LabelSpace) -> None:
         """Raise DatasetError unless all decoded ids are class ids of ``labels`` or their ``ignore_index``."""
         given = {*self.ids.values(), *self.colors.values()} - {labels.ignore_index}
-        strange = sorted(given - set(range(len(labels))))
+        strange = sorted(given - set(range(len(labels.in_masks))))
         if strange:
             raise DatasetError(
-                f"masks are decoded to class id {strange[0]}, expected 0 to {len(labels) - 1} for the {len(labels)} "
-                f"classes or the ignored {labels.ignore_index}"
+                f"masks are decoded to class id {strange[0]}, expected 0 to {len(labels.in_masks) - 1} for the "
+                f"{len(labels)} classes or the ignored {labels.ignore_index}"
             )
 
     @cached_property
@@ -111,7 +111,7 @@ def ranges(ids: Iterable[int]) -> str:
 
 def identity(labels: LabelSpace) -> dict[int, int]:
     """Build the table of masks that hold the class ids themselves. An ignored id that no file can hold is left out."""
-    ids = [*range(len(labels)), labels.ignore_index]
+    ids = [*range(len(labels.in_masks)), labels.ignore_index]
     return {value: value for value in ids if 0 <= value < 65536}
 
 

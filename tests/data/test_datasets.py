@@ -115,6 +115,17 @@ def test_folder_without_palette_has_distinct_colours(custom: Path) -> None:
     assert len(set(dataset.labels.palette)) == 3
 
 
+def test_folder_of_a_single_class_has_masks_of_background_and_class(custom: Path) -> None:
+    (custom / "labels.json").write_text('{"names": ["crack"], "palette": [[200, 10, 20]]}')
+    ids = np.where(IDS == 10, 255, IDS > 4).astype(np.uint8)
+    write(custom / "masks/train/a.png", ids)
+    dataset = folder(custom, "train")
+    assert dataset.labels.names == ("crack",)
+    np.testing.assert_array_equal(dataset[0][1].numpy(), ids)
+    write(custom / "masks/train/a.png", painted((ids == 1).astype(int), [(0, 0, 0), (200, 10, 20)]))
+    np.testing.assert_array_equal(folder(custom, "train")[0][1].numpy(), ids == 1)
+
+
 def test_folder_with_more_classes_than_a_byte_holds(custom: Path) -> None:
     write_labels(custom, names=[f"class {index}" for index in range(400)], ignore_index=1000)
     write(custom / "masks/train/a.png", np.where(IDS == 0, 1000, IDS.astype(np.uint16) + 300).astype(np.uint16))

@@ -90,7 +90,7 @@ class MaskCheck:
     @property
     def counts(self) -> Counts:
         """Pixels of each class id (masks, K) in each readable mask, in their order."""
-        return np.array(self._counts, np.int32).reshape(-1, len(self.layout.labels))
+        return np.array(self._counts, np.int32).reshape(-1, len(self.layout.labels.in_masks))
 
     def add(self, file: str, stored: Stored, lossy: bool, palette: Mapping[int, Color] | None = None) -> None:
         """Count the values (H, W) or colours (H, W, 3) in the mask ``file``. A ``palette`` shows values as colours."""
@@ -118,7 +118,7 @@ class MaskCheck:
     ) -> None:
         """Add the values of a mask: their pixels in ``counts``, ``size`` in all, and the known ones in ``classes``."""
         ignored = 0
-        pixels = np.zeros(len(self.layout.labels), np.int32)
+        pixels = np.zeros(len(self.layout.labels.in_masks), np.int32)
         for value, count in counts.items():
             class_id = classes.get(value)
             if class_id == self.layout.labels.ignore_index:
@@ -150,7 +150,9 @@ class MaskCheck:
         for value in values:
             shown = self.decode.colors.get(palette.get(value, (-1, -1, -1)))
             if shown is not None and self.decode.ids and shown != self.decode.ids.get(value):
-                self._renumbered.append(f"{file} ({value} has the colour of {self.layout.labels.names[shown]})")
+                self._renumbered.append(
+                    f"{file} ({value} has the colour of {self.layout.labels.in_masks.names[shown]})"
+                )
                 return
 
     def problems(self) -> list[Problem]:
@@ -239,7 +241,7 @@ class MaskCheck:
 
     def _empty_classes(self) -> Problem:
         occurs = [bool(column.any()) for column in self.counts.T]
-        names = [name for name, found in zip(self.layout.labels.names, occurs, strict=True) if not found]
+        names = [name for name, found in zip(self.layout.labels.in_masks.names, occurs, strict=True) if not found]
         return Problem(
             kind="empty-class",
             severity="warning",
@@ -248,7 +250,7 @@ class MaskCheck:
             noun="classes",
             advice="which cannot be learnt from it, nor scored on it",
             count=len(names) if any(occurs) else 0,
-            total=len(self.layout.labels),
+            total=len(self.layout.labels.in_masks),
             examples=tuple(names),
         )
 
