@@ -51,6 +51,7 @@ def fixed_seed() -> None:
 @pytest.fixture(autouse=True)
 def nothing_stays_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test or a page of the documentation registers is gone after it."""
+    import ddsm_zoo.models.segmenter  # noqa: F401 - fills the tables; later they would be emptied after this test
     from ddsm_zoo.data.kinds import DATASET_KINDS
     from ddsm_zoo.utils.registry import DECODERS, FUSIONS
     from ddsm_zoo.zoo import registry
