@@ -315,7 +315,7 @@ def check_predict(release: Release) -> str:
     sample = package / "data" / "sample"
     release.offline("ddsm-zoo", "predict", sample / "street.png", "-o", "predictions")
     written = sorted(path.name for path in (release.folder / "predictions").iterdir())
-    expected = [f"street_{kind}.png" for kind in ("colour", "ids", "overlay")]
+    expected = [f"street_{kind}.png" for kind in ("color", "ids", "overlay")]
     require(written == expected, f"predict wrote {written}, expected {expected}")
     ids = release.folder / "predictions" / "street_ids.png"
     return release.offline("python", "-c", PREDICTED, sample / "street_mask.png", ids).strip()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from ddsm_zoo.inference.folder import FileResult
     from ddsm_zoo.inference.modes import Precision
+    from ddsm_zoo.inference.predictor import Palette
     from ddsm_zoo.labels import LabelSpace
 
 DEFAULT_MODEL = "uper_ddsm_lite0_camvid"
@@ -53,10 +54,13 @@ def predict(
         int | None, typer.Option(min=0, help="Label what camera N sees, until Ctrl-C.", metavar="N")
     ] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="At most so many of a video or camera.")] = None,
+    palette: Annotated[
+        str, typer.Option(help="Colors of overlays: contrast, or own for the data set's.", metavar="NAME")
+    ] = "contrast",
     device: DeviceOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Label images: writes NAME_ids.png (class ids), NAME_colour.png and NAME_overlay.png for each of them.
+    """Label images: writes NAME_ids.png (class ids), NAME_color.png and NAME_overlay.png for each of them.
 
     Of a video or camera it writes NAME_overlay.mp4. docs/large-images.md has more on --tile and --memory.
 
@@ -81,8 +85,15 @@ def predict(
 
         if inputs.videos or camera is not None:
             find_av()  # fail before a model is loaded
-        # the predictor rejects an unknown precision
-        predictor = Predictor(model, device, precision=cast("Precision", precision), tile=side, memory=limit)
+        predictor = Predictor(
+            model,
+            device,
+            # the predictor rejects an unknown precision or palette
+            precision=cast("Precision", precision),
+            palette=cast("Palette", palette),
+            tile=side,
+            memory=limit,
+        )
         with bars() as show:
             files = (*inputs.images, *inputs.videos)
             results += predict_folder(predictor, files, out, camera=camera, frames=frames, progress=show)

@@ -14,7 +14,7 @@ from ddsm_zoo.data.images import SUFFIXES, is_lossy, read_mask
 from ddsm_zoo.data.masks import DatasetError, MaskDecoder
 
 # Files that `ddsm-zoo predict` writes, and the images that it adds
-_IDS, _PICTURES = "_ids.png", ("_colour.png", "_overlay.png")
+_IDS, _PICTURES = "_ids.png", ("_color.png", "_colour.png", "_overlay.png")  # 0.1.0 wrote _colour
 
 
 def find_predictions(folder: str | Path, names: Sequence[str]) -> list[Path]:

@@ -87,7 +87,7 @@ class View:
 
     def classes(self) -> str:
         """Return the legend as HTML: colour, name and share of each class present, the largest first."""
-        colors = dict(zip(self.result.labels.names, self.result.labels.palette, strict=True))
+        colors = dict(zip(self.result.labels.names, self.result.overlay_labels.palette, strict=True))
         shares = sorted(self.result.shares().items(), key=lambda item: -item[1])
         largest = shares[0][1]
         rows = [

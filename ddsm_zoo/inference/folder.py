@@ -16,7 +16,7 @@ from ddsm_zoo.inference.video import VIDEO_SUFFIXES, Clip, VideoSource, find_av,
 from ddsm_zoo.utils import Progress
 from ddsm_zoo.utils.prefetch import passing_errors, prefetch
 
-WRITTEN = ("_ids.png", "_colour.png", "_overlay.png")  # names of results, which are not labelled again
+WRITTEN = ("_ids.png", "_color.png", "_overlay.png", "_colour.png")  # names of results, which are not labelled again
 THREADS = min(4, os.cpu_count() or 1)  # reader threads, and as many writer threads
 
 Source = str | os.PathLike[str]
@@ -35,7 +35,8 @@ class FileResult:
         source: Path, or camera-N.
         size: (H, W) in pixels.
         shares: Fraction of the pixels by class name, 0 to 1.
-        files: Paths by kind: ids, colour and overlay for an image, overlay for a video.
+        confidence: Mean probability of the predicted classes, 0 to 1.
+        files: Paths by kind: ids, color and overlay for an image, overlay for a video.
         clip: Summary of a video.
         error: Error message in one line.
     """
@@ -43,6 +44,7 @@ class FileResult:
     source: str
     size: tuple[int, int] | None = None
     shares: Mapping[str, float] = field(default_factory=dict)
+    confidence: float | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
     clip: Clip | None = None
     error: str | None = None
@@ -60,7 +62,9 @@ class FileResult:
         files = {kind: str(path) for kind, path in self.files.items()}
         if self.clip is not None:
             return {"video": self.source, **self.clip.to_dict(), "files": files}
-        return {"image": self.source, "size": list(self.size or ()), "shares": dict(self.shares), "files": files}
+        size = list(self.size or ())
+        shares, confidence = dict(self.shares), self.confidence
+        return {"image": self.source, "size": size, "shares": shares, "confidence": confidence, "files": files}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +87,7 @@ def predict_folder(
 ) -> list[FileResult]:
     """Label images and videos, or all images of folders, and write the results into one folder.
 
-    Writes ``NAME_ids.png``, ``NAME_colour.png`` and ``NAME_overlay.png`` for each image, as `Segmentation.save` does,
+    Writes ``NAME_ids.png``, ``NAME_color.png`` and ``NAME_overlay.png`` for each image, as `Segmentation.save` does,
     and ``NAME_overlay.mp4`` for each video. Equal names are numbered. The next images are prefetched and the last ones
     written while the model runs. With tiles, images are processed one by one, because several might not fit into
     memory.
@@ -181,8 +185,13 @@ def _predict_images(
     def write(path: Path, labeled: tuple[str, Segmentation]) -> FileResult:
         stem, result = labeled
         height, width = result.mask.shape
-        files = result.save(out_dir, stem)
-        return FileResult(source=str(path), size=(height, width), shares=result.shares(), files=files)
+        return FileResult(
+            source=str(path),
+            size=(height, width),
+            shares=result.shares(),
+            confidence=result.confidence,
+            files=result.save(out_dir, stem),
+        )
 
     ahead = 0 if predictor.tile else THREADS
     pictures = prefetch(passing_errors(read), ((image, None) for image in images), THREADS, ahead)
@@ -211,7 +220,9 @@ def _predict_videos(
         except (ValueError, OSError) as error:
             yield FileResult.failed(name, error)
         else:
-            yield FileResult(source=name, size=clip.size, shares=clip.shares, files={"overlay": target}, clip=clip)
+            files = {"overlay": target}
+            shares, confidence = clip.shares, clip.confidence
+            yield FileResult(source=name, size=clip.size, shares=shares, confidence=confidence, files=files, clip=clip)
 
 
 def _task(progress: NamedProgress | None, name: str) -> Progress | None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +27,11 @@ from ddsm_zoo.utils import Progress
 from ddsm_zoo.utils.files import atomic_path
 from ddsm_zoo.utils.memory import enough_memory, working_memory
 from ddsm_zoo.utils.png import write_png
-from ddsm_zoo.utils.visualize import bands, colorize, overlay, overlay_bands, shares
+from ddsm_zoo.utils.visualize import bands, colorize, contrast, overlay, overlay_bands, shares
 from ddsm_zoo.zoo.factory import create_trained, resolve_data_config
+
+Palette = Literal["contrast", "own"]
+"""Colors of overlays: the labels' own, or ones that are easy to tell apart where the labels' own are not."""
 
 ImageInput = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
 
@@ -45,11 +48,20 @@ class Segmentation:
         mask: Class ids (H, W), uint8.
         labels: Names and colours of the class ids.
         image: RGB image of the same size.
+        confidence: Mean over the pixels of the probability that the model gives to its class, 0 to 1. None if unknown.
+        palette: Colors of the overlay.
     """
 
     mask: npt.NDArray[np.uint8]
     labels: LabelSpace
     image: Image.Image
+    confidence: float | None = None
+    palette: Palette = "contrast"
+
+    @property
+    def overlay_labels(self) -> LabelSpace:
+        """Labels with the colors of the overlay: those of `contrast`, or unchanged for the palette "own"."""
+        return contrast(self.labels) if self.palette == "contrast" else self.labels
 
     def color(self) -> Image.Image:
         """Return the mask in the colours of the classes."""
@@ -62,21 +74,21 @@ class Segmentation:
             alpha: Weight of the colours, 0 to 1.
             legend: Add a legend of the classes.
         """
-        return overlay(self.image, self.mask, self.labels, alpha=alpha, legend=legend)
+        return overlay(self.image, self.mask, self.overlay_labels, alpha=alpha, legend=legend)
 
     def shares(self) -> dict[str, float]:
         """Return the fraction of all pixels (0 to 1) of every class, in the order of the labels."""
         return shares(self.mask, self.labels)
 
     def save(self, folder: str | os.PathLike[str], stem: str) -> dict[str, Path]:
-        """Write ``STEM_ids.png`` (class ids), ``STEM_colour.png`` and ``STEM_overlay.png``.
+        """Write ``STEM_ids.png`` (class ids), ``STEM_color.png`` (the labels' own colors) and ``STEM_overlay.png``.
 
         Args:
             folder: Target folder.
             stem: Start of the file names.
 
         Returns:
-            Paths by the kinds ids, colour and overlay.
+            Paths by the kinds ids, color and overlay.
 
         Raises:
             OutputError: A file cannot be written. Then none is written.
@@ -84,8 +96,8 @@ class Segmentation:
         parts = bands(self.mask)
         pictures: dict[str, Iterator[npt.NDArray[np.uint8]]] = {
             "ids": (self.mask[rows] for rows in parts),
-            "colour": (np.asarray(colorize(self.mask[rows], self.labels)) for rows in parts),
-            "overlay": overlay_bands(self.image, self.mask, self.labels),
+            "color": (np.asarray(colorize(self.mask[rows], self.labels)) for rows in parts),
+            "overlay": overlay_bands(self.image, self.mask, self.overlay_labels),
         }
         paths = {kind: Path(folder) / f"{stem}_{kind}.png" for kind in pictures}
         with contextlib.ExitStack() as whole_files:  # no file is moved into place before all are written
@@ -111,10 +123,12 @@ class Predictor:
         memory: Memory limit in bytes for ``tile="auto"``: at most half for the model's work and half for the picture.
             With tiles, files may hold as many pixels as fit into that half. Without tiles, Pillow's default limit
             applies.
+        palette: Colors of overlays. "own" are those of the labels. "contrast" replaces them by others if two of them
+            are hard to tell apart.
 
     Raises:
         ValueError: The model does not take 3 channels or has more than 256 classes, the tiles are too small, or
-            ``precision`` or ``device`` is unknown.
+            ``precision``, ``palette`` or ``device`` is unknown.
         Exception: Anything that `create_model` raises.
     """
 
@@ -126,7 +140,10 @@ class Predictor:
         precision: Precision = "fp32",
         tile: int | Literal["auto"] | None = None,
         memory: int = MEMORY,
+        palette: Palette = "contrast",
     ) -> None:
+        if palette not in get_args(Palette):
+            raise ValueError(f"palette is {palette!r}, expected {' or '.join(get_args(Palette))}")
         if tile not in (None, "auto") and (not isinstance(tile, int) or tile < MIN_SIDE):
             raise ValueError(f"tile is {tile!r}, expected 'auto' or a number of pixels from {MIN_SIDE} on")
         self.model = prepare(model, device)
@@ -138,6 +155,7 @@ class Predictor:
         self.predict = full_image(self.model, precision)
         self.tile = tile
         self.memory = memory
+        self.palette: Palette = palette
 
     def __call__(self, image: ImageInput, progress: Progress | None = None) -> Segmentation:
         """Label one image.
@@ -163,14 +181,21 @@ class Predictor:
         with enough_memory(f"labelling a picture of {width} x {height} pixels", advice):
             # allocated at once: parts allocated between tiles would keep the freed memory from being returned
             mask = np.empty((height, width), np.uint8)
-            top = 0
+            top, certain = 0, 0.0
             for band in self._scores(image, progress):
                 rows = band.shape[2]
                 mask[top : top + rows] = _classes(band)
+                certain += _certainty(band)
                 top += rows
         if not isinstance(image, Image.Image):
             image = Image.fromarray(image)
-        return Segmentation(mask=mask, labels=self.labels, image=to_rgb(image))
+        return Segmentation(
+            mask=mask,
+            labels=self.labels,
+            image=to_rgb(image),
+            confidence=certain / mask.size,
+            palette=self.palette,
+        )
 
     def read(self, path: str | os.PathLike[str]) -> Image.Image:
         """Read an image file and turn it upright by its EXIF orientation.
@@ -224,6 +249,14 @@ def _classes(scores: Tensor) -> npt.NDArray[np.uint8]:
     if scores.isnan().any():
         raise ValueError("the model gives NaN on this image; its weights are probably damaged")
     return scores[0].argmax(0).to("cpu", torch.uint8).numpy()
+
+
+def _certainty(scores: Tensor) -> float:
+    """Sum the probability of the predicted class over the pixels of logits (1, K, h, W). K = 1 is a sigmoid's logit."""
+    parts = torch.split(scores, 64, dim=2)  # few rows at a time: probabilities of all would double the memory
+    if scores.shape[1] == 1:
+        return sum(float(part.abs().sigmoid().sum(dtype=torch.float64)) for part in parts)
+    return sum(float(part.softmax(1).amax(1).sum(dtype=torch.float64)) for part in parts)
 
 
 def model_labels(model: Segmenter) -> LabelSpace:

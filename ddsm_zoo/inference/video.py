@@ -67,12 +67,14 @@ class Clip:
         size: Frame size (H, W) in pixels.
         seconds: Processing time.
         shares: Mean fraction of the pixels by class name, 0 to 1.
+        confidence: Mean probability of the predicted classes, 0 to 1.
     """
 
     frames: int
     size: tuple[int, int]
     seconds: float
     shares: dict[str, float]
+    confidence: float | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, with ``frames_per_second``."""
@@ -108,7 +110,7 @@ def label_video(
         OutputError: The clip cannot be written.
     """
     began = time.perf_counter()
-    masks = 0
+    masks, certain = 0, 0.0
     shares = dict.fromkeys(predictor.labels.names, 0.0)
     live = source.format is not None
     with contextlib.ExitStack() as stack:
@@ -122,13 +124,20 @@ def label_video(
             masks += 1
             for name, share in result.shares().items():
                 shares[name] += share
+            certain += result.confidence or 0.0
             if progress:
                 progress(masks, min(reader.total, frames or reader.total))
         if not masks:
             raise VideoError(f"{source.name} has no frames that can be decoded")
         size = result.mask.shape
     means = {name: total / masks for name, total in shares.items()}
-    return Clip(frames=masks, size=(size[0], size[1]), seconds=time.perf_counter() - began, shares=means)
+    return Clip(
+        frames=masks,
+        size=(size[0], size[1]),
+        seconds=time.perf_counter() - began,
+        shares=means,
+        confidence=certain / masks,
+    )
 
 
 class _Reader:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from ddsm_zoo.labels import LabelSpace
+from ddsm_zoo.labels import Color, LabelSpace
 
 Mask = npt.NDArray[np.integer]
 
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
+DISTINCT = 30.0  # distance in CIELAB from which two colors are easy to tell apart under a photo at half strength
 BAND = 2**22  # pixels that are drawn at a time: an image may be hundreds of times larger
 
 
@@ -24,6 +28,27 @@ def colorize(mask: Mask, labels: LabelSpace) -> Image.Image:
     """
     palette = np.array([*labels.palette, BLACK], np.uint8)
     return Image.fromarray(palette[_class_index(mask, labels, "mask")])
+
+
+@functools.lru_cache(maxsize=64)
+def contrast(labels: LabelSpace) -> LabelSpace:
+    """Return labels whose colors are easy to tell apart: unchanged if they are already, else with a palette of ours.
+
+    Colors are easy to tell apart if any two are `DISTINCT` or more apart in CIELAB. Each class gets the color of our
+    palette that is nearest to its own and still free.
+    """
+    own = _cielab(np.array(labels.palette))
+    if len(labels) == 1 or _apart(own, own)[~np.eye(len(labels), dtype=bool)].min() >= DISTINCT:
+        return labels
+    colors = _distinct_colors(len(labels))
+    distance = _apart(own, _cielab(colors))
+    palette: dict[int, Color] = {}
+    for nearest in distance.ravel().argsort():
+        index, color = divmod(int(nearest), len(labels))
+        if index not in palette and np.isfinite(distance[index, color]):
+            palette[index] = (int(colors[color, 0]), int(colors[color, 1]), int(colors[color, 2]))
+            distance[:, color] = np.inf
+    return dataclasses.replace(labels, palette=tuple(palette[index] for index in range(len(labels))))
 
 
 def shares(mask: Mask, labels: LabelSpace) -> dict[str, float]:
@@ -183,6 +208,37 @@ def draw_confusion(matrix: npt.NDArray[np.integer], labels: LabelSpace) -> Image
             center = (corner[0] + cell // 2, corner[1] + cell // 2)
             pen.text(center, f"{100 * share:.1f}", WHITE if share > 0.5 else BLACK, font, anchor="mm")
     return picture
+
+
+def _distinct_colors(count: int) -> npt.NDArray[np.uint8]:
+    """Choose ``count`` colors (count, 3): each is the color of a grid that is farthest from those before it."""
+    steps = np.linspace(0, 255, max(8, math.ceil((2.5 * count) ** (1 / 3))))
+    grid = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(-1, 3).round()
+    lab = _cielab(grid)
+    usable = (lab[:, 0] > 30) & (lab[:, 0] < 90)  # neither the black of ignored pixels nor the white of the legend
+    grid, lab = grid[usable], lab[usable]
+    chosen = [int(np.hypot(lab[:, 1], lab[:, 2]).argmax())]
+    free = _apart(lab, np.concatenate((_cielab(np.array([BLACK])), lab[chosen]))).min(1)
+    while len(chosen) < count:
+        chosen.append(int(free.argmax()))
+        free = np.minimum(free, _apart(lab, lab[chosen[-1:]])[:, 0])
+    return grid[chosen].astype(np.uint8)
+
+
+def _cielab(colors: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Convert sRGB colors (N, 3), 0 to 255, to CIELAB with the white point D65."""
+    value = colors / 255
+    linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = (linear @ to_xyz.T / to_xyz.sum(1)).T
+    x, y, z = (np.where(part > 0.008856, np.cbrt(part), 7.787 * part + 16 / 116) for part in (x, y, z))
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
+
+
+def _apart(first: npt.NDArray[np.float64], second: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Compute the distances (N, M) between N and M colors (N, 3), (M, 3)."""
+    distances: npt.NDArray[np.float64] = np.linalg.norm(first[:, None] - second, axis=-1)
+    return distances
 
 
 def _class_index(mask: Mask, labels: LabelSpace, name: str) -> npt.NDArray[np.int64]:

@@ -140,7 +140,7 @@ def test_predict_writes_three_pictures_and_a_table(run: Run, tmp_path: Path, tin
     write_scene(tmp_path / "street.png")
     result = run("predict", "street.png", "--model", tiny, "-o", "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"street_ids.png", "street_colour.png", "street_overlay.png"}
+    assert names == {"street_ids.png", "street_color.png", "street_overlay.png"}
     ids = np.asarray(Image.open(tmp_path / "out" / "street_ids.png"))
     assert ids.shape == (24, 32)
     assert ids.max() < 11

@@ -119,6 +119,7 @@ def test_a_clip_and_an_image(run: Run, tmp_path: Path, tiny: str) -> None:
         (["--tile", "100"], "tile is 100, expected 'auto' or a number of pixels from"),
         (["--tile", "half"], "--tile is 'half', expected auto or a number"),
         (["--memory", "much"], "--memory is 'much', expected an amount such as 4GiB"),
+        (["--palette", "bright"], "palette is 'bright', expected contrast or own"),
         (["--precision", "fp8"], "precision is 'fp8', expected fp32 or bf16"),
         (["--camera", "63"], "/dev/video63 cannot be read as a video"),
     ],

@@ -39,7 +39,8 @@ def test_a_record_has_what_the_predictor_says_of_the_image(predictor: Predictor,
         assert result.error is None
         assert result.size == alone.mask.shape
         assert result.shares == alone.shares()
-        assert set(result.files) == {"ids", "colour", "overlay"}
+        assert 1 / len(CAMVID) < result.confidence == alone.confidence <= 1
+        assert set(result.files) == {"ids", "color", "overlay"}
         assert np.array_equal(np.asarray(Image.open(result.files["ids"])), alone.mask)
         plain = result.to_dict()
         assert plain["size"] == list(alone.mask.shape)

@@ -21,6 +21,7 @@ from ddsm_zoo.inference.tiling import MIN_SIDE
 from ddsm_zoo.labels import CAMVID, CITYSCAPES
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.utils.files import OutputError
+from ddsm_zoo.utils.visualize import contrast
 from ddsm_zoo.zoo.registry import UnknownModelError
 
 pytestmark = pytest.mark.numeric  # masks are compared: rounding decides ties
@@ -113,13 +114,36 @@ def test_saved_pictures_hold_the_mask_and_its_colours(model: Segmenter, scene: I
     paths = result.save(tmp_path / "new" / "folder", "scene")
     assert {kind: path.name for kind, path in paths.items()} == {
         "ids": "scene_ids.png",
-        "colour": "scene_colour.png",
+        "color": "scene_color.png",
         "overlay": "scene_overlay.png",
     }
     ids = np.asarray(Image.open(paths["ids"]))
     assert np.array_equal(ids, result.mask)
     palette = np.array(result.labels.palette, np.uint8)
-    assert np.array_equal(np.asarray(Image.open(paths["colour"])), palette[ids])
+    assert np.array_equal(np.asarray(Image.open(paths["color"])), palette[ids])
+
+
+def test_overlays_have_colors_of_contrast_unless_asked_for_the_labels_own(model: Segmenter, scene: Image.Image) -> None:
+    mask, labels = Predictor(model)(scene).mask, model_labels(model)
+    for palette, colors in (("contrast", contrast(labels).palette), ("own", labels.palette)):
+        result = Predictor(model, palette=palette)(scene)
+        assert np.array_equal(np.asarray(result.overlay(alpha=1, legend=False)), np.array(colors, np.uint8)[mask])
+        assert np.array_equal(np.asarray(result.color()), np.array(labels.palette, np.uint8)[mask])
+    with pytest.raises(ValueError, match="palette is 'mine', expected contrast or own"):
+        Predictor(model, palette="mine")
+
+
+@pytest.mark.parametrize("tile", [None, MIN_SIDE])
+def test_confidence_is_the_mean_probability_of_the_predicted_class(
+    model: Segmenter, monkeypatch: pytest.MonkeyPatch, tile: int | None
+) -> None:
+    predictor = Predictor(model, tile=tile)
+    image = np.random.default_rng(0).integers(0, 256, (40, 2 * MIN_SIDE), dtype=np.uint8)
+    monkeypatch.setattr(predictor, "predict", lambda x: torch.cat([x[:, :1] * scale for scale in range(11)], 1))
+    value = ((image / 255 - 0.5) / 0.5).astype(np.float64)
+    powers = np.exp(value[..., None] * np.arange(11))
+    expected = (powers / powers.sum(-1, keepdims=True)).max(-1).mean()
+    assert predictor(image).confidence == pytest.approx(expected, abs=1e-4)
 
 
 def test_all_pictures_are_saved_or_none(model: Segmenter, scene: Image.Image, tmp_path: Path) -> None:

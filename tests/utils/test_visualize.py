@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
-from ddsm_zoo.labels import CAMVID, LabelSpace
+from ddsm_zoo.labels import CAMVID, CITYSCAPES, Color, LabelSpace
 from ddsm_zoo.utils.visualize import (
     colorize,
+    contrast,
     draw_confusion,
     error_map,
     error_sheet,
@@ -205,3 +210,42 @@ def test_what_does_not_fit_together_is_refused() -> None:
         overlay(np.zeros((2, 2, 3), np.uint8), MASK, LABELS, alpha=1.5)
     with pytest.raises(ValueError, match=r"image is float64 \(2, 2, 3\), expected a picture or a uint8 array"):
         overlay(np.zeros((2, 2, 3)), MASK, LABELS)
+
+
+# --- colors that are easy to tell apart --------------------------------------------------------------------------
+
+
+def smallest_difference(colors: Sequence[Color]) -> float:
+    """The smallest CIE76 difference between two of the colors, by Pillow's own conversion to L*a*b* (8 bits)."""
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    to_lab = ImageCms.buildTransform(*profiles, "RGB", "LAB")
+    picture = ImageCms.applyTransform(Image.fromarray(np.array([colors], np.uint8)), to_lab)
+    lightness, *chroma = np.moveaxis(np.asarray(picture)[0], -1, 0)
+    lab = np.stack([lightness / 2.55, *(channel.view(np.int8) for channel in chroma)], -1).astype(float)
+    return min(math.dist(first, second) for first, second in itertools.combinations(lab, 2))
+
+
+@pytest.mark.parametrize("labels", [CAMVID, CITYSCAPES, LabelSpace.from_names([f"c{i}" for i in range(21)])])
+def test_colors_that_look_alike_are_replaced_by_distinct_ones(labels: LabelSpace) -> None:
+    seen = contrast(labels)
+    assert (seen.names, seen.ignore_index) == (labels.names, labels.ignore_index)
+    assert smallest_difference(labels.palette) < 30 < smallest_difference(seen.palette)
+    assert smallest_difference([*seen.palette, (0, 0, 0), (255, 255, 255)]) > 15
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_colors_that_differ_are_kept(count: int) -> None:
+    labels = LabelSpace(names=("a", "b", "c")[:count], palette=(RED, GREEN, BLUE)[:count])
+    assert contrast(labels) == labels
+
+
+def test_every_class_gets_a_color_of_its_own_whatever_the_palette() -> None:
+    alike = LabelSpace(names=tuple(f"c{i}" for i in range(256)), palette=((7, 7, 7),) * 256, ignore_index=300)
+    assert len(set(contrast(alike).palette)) == 256
+
+
+def test_classes_get_the_distinct_color_nearest_to_their_own() -> None:
+    labels = LabelSpace(names=("plant", "lawn", "sea"), palette=((0, 200, 0), (10, 210, 0), (0, 0, 240)))
+    plant, lawn, sea = contrast(labels).palette
+    assert sea[2] > max(sea[:2])
+    assert max(plant[1] - max(plant[0], plant[2]), lawn[1] - max(lawn[0], lawn[2])) > 50
