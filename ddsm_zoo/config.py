@@ -184,6 +184,8 @@ class WeightsSpec:
         sha256: SHA-256 of the weights file, 64 hexadecimal digits.
         license: License of the weights.
         recipe: Training recipe.
+        start: Weights that the training started from.
+        changes: Fields of the recipe that the training changed, and ``overrides`` of the architecture.
         metrics: Scores measured on the file itself, in percent, keyed by metric and protocol.
         published: Scores that the paper reports, in the same form.
         taps_on_map: Share of the taps that read the map on images of the data set, keyed by sampler. 0 to 1, near 0 for
@@ -197,6 +199,8 @@ class WeightsSpec:
     sha256: str | None = None
     license: str = "unknown"
     recipe: str | None = None
+    start: str | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     published: Mapping[str, float] = field(default_factory=dict)
     taps_on_map: Mapping[str, float] = field(default_factory=dict)

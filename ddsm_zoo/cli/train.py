@@ -66,7 +66,8 @@ def train(
 
     given: dict[str, Any] = {"model": model, "epochs": epochs, "workers": workers}
     changes = {name: value for name, value in given.items() if value is not None}
-    chosen = Recipe.load(recipe, {**dict(map(parse_change, change or ())), **changes})
+    changes = {**dict(map(parse_change, change or ())), **changes}
+    chosen = Recipe.load(recipe, changes)
     check_folder(out)
     check_output(json)
     from ddsm_zoo.training.run import train
@@ -76,12 +77,12 @@ def train(
         if not reporting:  # the first process alone reports on the run
             logging.getLogger("ddsm_zoo").setLevel(logging.ERROR)
         summary = train(
-            chosen,
+            recipe,
             data,
             out,
             pretrained=pretrained,
+            changes=changes,
             resume=resume,
-            source=Path(recipe).name,
             progress=show,
             tensorboard=tensorboard,
         )

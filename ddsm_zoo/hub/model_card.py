@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]  # not in its __all__
 
-from ddsm_zoo.config import WeightsSpec
+from ddsm_zoo.config import ModelConfig, WeightsSpec
 from ddsm_zoo.hub.config_file import Manifest
 
 _TASK = "image-segmentation"
@@ -63,7 +63,9 @@ def _measured(weights: WeightsSpec) -> Iterator[EvalResult]:
 
 def _body(manifest: Manifest) -> Iterator[str]:
     config, weights = manifest.model_args, manifest.pretrained_cfg
-    yield f"\n# {manifest.architecture}\n"
+    # Weights of the zoo are called by their name, those that were trained from a recipe by their data
+    named = weights.start is None
+    yield f"\n# {manifest.architecture if named else f'{weights.dataset}: {_architecture(config)}'}\n"
     yield (
         f"Semantic segmentation into {manifest.num_classes} classes: decoder `{config.decoder}`, fusion "
         f"`{config.fusion}`, backbone `{config.backbone}`. Trained on: {weights.dataset}.\n"
@@ -77,7 +79,16 @@ def _body(manifest: Manifest) -> Iterator[str]:
     if weights.taps_on_map:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in weights.taps_on_map.items())
         yield f"\nTaps of the samplers that read the map, rather than zeros outside it: {shares}."
+    if weights.start:
+        changes = ", ".join(f"`{name} = {json.dumps(value)}`" for name, value in weights.changes.items())
+        yield f"\nStart: {weights.start}. Changes to the recipe: {changes or 'none'}."
     yield f"\nRecipe: {f'`{weights.recipe}`' if weights.recipe else 'not recorded'}. Licence: {weights.license}."
+
+
+def _architecture(config: ModelConfig) -> str:
+    """Return decoder, fusion and backbone in words."""
+    fusion = "" if config.fusion == "none" else f" with {config.fusion}"
+    return f"{config.decoder}{fusion} on {config.backbone}"
 
 
 def _results(kind: str, figures: Mapping[str, float]) -> Iterator[str]:

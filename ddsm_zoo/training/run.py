@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddsm_zoo.config import ConfigError, DDSMConfig, ModelConfig, Preprocess, WeightsSpec
+from ddsm_zoo.config import ConfigError, DDSMConfig, ModelConfig, WeightsSpec
 from ddsm_zoo.data.check.report import Report, require_sound
 from ddsm_zoo.data.datasets import SegmentationDataset, open_dataset
 from ddsm_zoo.data.kinds import dataset_title
@@ -34,7 +34,7 @@ from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.training.sampling import epoch_order, median_frequency, rarity
 from ddsm_zoo.training.visual_log import VisualLog
 from ddsm_zoo.utils.memory import enough_memory
-from ddsm_zoo.zoo.factory import create_model, describe_weights, resolve_data_config, save_pretrained
+from ddsm_zoo.zoo.factory import create_model, describe_weights, look_up, resolve_data_config, save_pretrained
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ def train(  # noqa: PLR0913 - each is a choice of its own
     *,
     model: Segmenter | None = None,
     pretrained: bool | None = None,
+    changes: Mapping[str, Any] | None = None,
     resume: bool = False,
     source: str | None = None,
     progress: Callable[[ProgressEvent], None] | None = None,
@@ -67,6 +68,7 @@ def train(  # noqa: PLR0913 - each is a choice of its own
             and overrides then only record what it was built from.
         pretrained: True starts from the model's task weights, False from random weights, None from the ImageNet weights
             of its backbone.
+        changes: New values for fields of a recipe that is given by name or path. The model card lists them.
         resume: Continue the run in ``out_dir``, or start if it has no state.
         source: Name to record for a recipe that is given as a `Recipe`.
         progress: Called with the progress of the data check, the training and each validation.
@@ -83,13 +85,17 @@ def train(  # noqa: PLR0913 - each is a choice of its own
     """
     if not isinstance(recipe, Recipe):
         source = source or Path(recipe).name
-        recipe = Recipe.load(recipe)
+        recipe = Recipe.load(recipe, changes)
+    elif changes:
+        raise ValueError(f"got a Recipe and changes of {', '.join(changes)}, expected its name or path beside changes")
     out_dir = Path(out_dir)
     labels = open_dataset(data, "train").labels
     resumed = resume and has_state(out_dir)
+    start = "the weights that the given model had"
     if model is None:
         _check_frozen(recipe, pretrained)
         model = _initial_model(recipe, labels, pretrained, resumed)
+        start = _start(recipe, model.config.backbone, pretrained)
     else:
         _check_model(model, pretrained, labels)
     report = _check(recipe, data, progress)
@@ -103,6 +109,16 @@ def train(  # noqa: PLR0913 - each is a choice of its own
     counts = _class_counts(recipe, train_set, trained, report)
     resolved = _resolve_recipe(recipe, model, len(train_set), counts, out_dir if resumed else None)
     visual_log = VisualLog(out_dir, val_set, tensorboard=tensorboard)
+    overrides = {"overrides": dict(recipe.overrides)} if recipe.overrides else {}
+    record = WeightsSpec(
+        uri=f"file:{client.WEIGHTS_FILE}",
+        dataset=dataset_title(data),
+        labels=labels,
+        preprocess=preprocess,
+        recipe=source,
+        start=start,
+        changes={**(changes or {}), **overrides},
+    )
     best = out_dir / "best" / client.WEIGHTS_FILE
     begun = False
 
@@ -132,7 +148,7 @@ def train(  # noqa: PLR0913 - each is a choice of its own
         visual_log.close()
         # A finished run reports no progress when it is resumed.
         if (begun or summary) and best.exists():
-            _publish(model, best, val_set, data, preprocess, source, summary)
+            _publish(model, best, val_set, record, summary)
     return summary
 
 
@@ -151,6 +167,16 @@ def _initial_model(recipe: Recipe, labels: LabelSpace, pretrained: bool | None, 
             pretrained_backbone=True if pretrained is None and not resumed else None,
             **recipe.overrides,
         )
+
+
+def _start(recipe: Recipe, backbone: str, pretrained: bool | None) -> str:
+    """Return the weights that a run of the recipe starts from, in words. Folders are named without their path."""
+    task = look_up(recipe.model).weights if pretrained else None
+    if task is not None:
+        folder = recipe.model.startswith("local-dir:")
+        name = f"local-dir:{Path(recipe.model).name}" if folder else client.public_uri(recipe.model)
+        return f"{name} (trained on {task.dataset})"
+    return "random weights" if pretrained is False else f"ImageNet weights of {backbone}"
 
 
 def _check_model(model: Segmenter, pretrained: bool | None, labels: LabelSpace) -> None:
@@ -264,25 +290,10 @@ def taps_on_map(model: Segmenter, samples: SegmentationDataset, images: int = 8)
 
 
 def _publish(
-    model: Segmenter,
-    weights: Path,
-    val_set: SegmentationDataset,
-    data: str,
-    preprocess: Preprocess,
-    source: str | None,
-    summary: dict[str, Any],
+    model: Segmenter, weights: Path, val_set: SegmentationDataset, record: WeightsSpec, summary: dict[str, Any]
 ) -> None:
-    """Make the folder of the best weights a saved model with labels, input and score."""
+    """Make the folder of the best weights a saved model with the record, its score and its taps."""
     load_state_dict(model, read_tensors(weights), str(weights))
-    spec = WeightsSpec(
-        uri=f"file:{weights.name}",
-        dataset=dataset_title(data),
-        labels=val_set.labels,
-        preprocess=preprocess,
-        license="unknown",  # depends on the data's license, which only the user knows
-        recipe=source,
-        metrics={"miou (val)": 100 * summary["best_miou"]} if summary else {},
-        taps_on_map=taps_on_map(model, val_set),
-    )
-    describe_weights(model, spec)
+    metrics = {"miou (val)": 100 * summary["best_miou"]} if summary else {}
+    describe_weights(model, dataclasses.replace(record, metrics=metrics, taps_on_map=taps_on_map(model, val_set)))
     save_pretrained(model, weights.parent)

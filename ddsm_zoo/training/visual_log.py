@@ -18,7 +18,7 @@ from torch import nn
 from ddsm_zoo.data.datasets import SegmentationDataset
 from ddsm_zoo.layers import resize
 from ddsm_zoo.utils.files import OutputError, atomic_path
-from ddsm_zoo.utils.visualize import WHITE, colorize
+from ddsm_zoo.utils.visualize import WHITE, add_legend, colorize
 
 PICTURE, CURVE, EVENTS = "val.png", "curve.png", "tensorboard"
 _SAMPLES = 4
@@ -107,19 +107,20 @@ class VisualLog:
 def sample_sheet(model: nn.Module, val_set: SegmentationDataset, caption: str) -> Image.Image:
     """Draw up to four images spread over ``val_set``, one row each: image, label, prediction.
 
-    ``model`` must be in evaluation mode.
+    The legend has the classes that occur in them. ``model`` must be in evaluation mode.
     """
     count = len(val_set)
     indices = [place * count // min(_SAMPLES, count) for place in range(min(_SAMPLES, count))]
-    rows = []
+    rows, masks = [], []
     for index in indices:
         image, mask = val_set.load(index)
         given = image if val_set.transform is None else val_set.transform(image, mask)[0]
         device = next(model.parameters()).device
         logits = model(given[None].to(device))
         prediction = resize(logits, (mask.shape[0], mask.shape[1])).argmax(1)[0].cpu()
+        masks += [mask.numpy(), prediction.numpy()]
         panels = [Image.fromarray(image.permute(1, 2, 0).numpy())]
-        panels += [colorize(ids.numpy(), val_set.labels) for ids in (mask, prediction)]
+        panels += [colorize(ids, val_set.labels) for ids in masks[-2:]]
         rows.append([_fitted(panel, smooth=place == 0) for place, panel in enumerate(panels)])
     height = sum(row[0].height for row in rows)
     sheet = Image.new("RGB", (3 * _PANEL, _CAPTION + height), WHITE)
@@ -130,7 +131,7 @@ def sample_sheet(model: nn.Module, val_set: SegmentationDataset, caption: str) -
         for place, panel in enumerate(row):
             sheet.paste(panel, (place * _PANEL, top))
         top += row[0].height
-    return sheet
+    return add_legend(sheet, masks, val_set.labels)
 
 
 def read_epochs(log: Path) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ Mask = npt.NDArray[np.integer]
 
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 DISTINCT = 30.0  # distance in CIELAB from which two colors are easy to tell apart under a photo at half strength
+_IGNORED = ""  # in a legend, the name of ignored pixels; no class has it
 BAND = 2**22  # pixels that are drawn at a time: an image may be hundreds of times larger
 
 
@@ -174,6 +175,18 @@ def error_sheet(
     return _add_legend(sheet, _iou_texts(prediction, target, labels), labels)
 
 
+def add_legend(picture: Image.Image, masks: Sequence[Mask], labels: LabelSpace) -> Image.Image:
+    """Add a legend with the classes in ``masks`` by their ids, and ignored pixels if there are any.
+
+    Raises ValueError as `colorize` does, for each mask.
+    """
+    present: set[int] = set()
+    for mask in masks:
+        present.update(np.unique(_class_index(mask, labels, "mask")).tolist())
+    texts = {name: name for index, name in enumerate(labels.names) if index in present}
+    return _add_legend(picture, texts | ({_IGNORED: "not labeled"} if len(labels) in present else {}), labels)
+
+
 def draw_confusion(matrix: npt.NDArray[np.integer], labels: LabelSpace) -> Image.Image:
     """Draw a confusion matrix (K, K), rows the true classes. Each cell has its percentage of the row, darker for more.
 
@@ -313,7 +326,7 @@ def _legend(size: tuple[int, int], texts: dict[str, str], labels: LabelSpace) ->
     """
     if not texts:
         return None
-    colors = dict(zip(labels.names, labels.palette, strict=True))
+    colors = {_IGNORED: BLACK, **dict(zip(labels.names, labels.palette, strict=True))}
     line = _line_height(size)
     gap = line // 2
     font = ImageFont.load_default(line)

@@ -25,16 +25,24 @@ from ddsm_zoo.utils.files import CheckpointError
 
 
 def test_a_tiny_model_learns_rendered_scenes(tmp_path: Path) -> None:
-    summary = train("tiny_scenes", "scenes:16", tmp_path, pretrained=False)
+    summary = train("tiny_scenes", "scenes:16", tmp_path, pretrained=False, changes={"jitter": 0.1})
     # one class everywhere scores 0.03: a third of the pixels is road, and ten classes are missed
     assert summary["best_miou"] > 0.15
 
     model = ddsm_zoo.create_model(f"local-dir:{tmp_path}", pretrained=True)
     assert model.pretrained_cfg["labels"]["names"] == CAMVID.names
     assert model.pretrained_cfg["recipe"] == "tiny_scenes"
+    card = (tmp_path / "best/README.md").read_text()
+    assert "\n# scenes: uper with ddsm on test_resnet.r160_in1k\n" in card
+    assert "Start: random weights. Changes to the recipe: `jitter = 0.1`.\n" in card
     scores = ddsm_zoo.evaluate(model, "scenes:16")
     assert scores["miou"] == pytest.approx(summary["best_miou"], abs=1e-3)
     assert min(scores["iou"]["Road"], scores["iou"]["Sky"]) > 0.5
+
+
+def test_changes_are_of_a_recipe_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="a Recipe and changes of epochs, expected its name or path"):
+        train(Recipe.load("tiny_scenes"), "scenes:4", tmp_path, changes={"epochs": 1})
 
 
 def test_the_least_size_of_images_belongs_to_the_weights(tmp_path: Path) -> None:

@@ -135,4 +135,9 @@ def test_batches_of_one_with_group_normalisation_from_batch_normalised_weights(t
     assert model.config.norm == "group"
     saved = json.loads((tmp_path / "out/best/config.json").read_text())
     assert saved["model_args"]["norm"] == "group"
+    card = (tmp_path / "out/best/README.md").read_text()
+    assert (
+        'Start: local-dir:first (trained on unknown). Changes to the recipe: `overrides = {"norm": "group"}`.' in card
+    )
+    assert str(tmp_path) not in card
     assert summary["epochs"] == 1

@@ -46,12 +46,20 @@ def val_set(tmp_path: Path) -> SegmentationDataset:
 
 def test_a_row_is_image_label_and_prediction(val_set: SegmentationDataset) -> None:
     sheet = np.asarray(sample_sheet(ByBrightness().eval(), val_set, "epoch 3"))
-    assert sheet.shape == (24 + 4 * 300, 3 * 400, 3)
+    assert sheet.shape[0] == 24 + 4 * 300
     for row, index in enumerate((0, 2, 4, 6)):
         image, label, prediction = (sheet[24 + row * 300 + 150, column * 400 + 200].tolist() for column in range(3))
         assert image == [30 * index] * 3
         assert label == list(LABELS.palette[1])
         assert prediction == list(LABELS.palette[2 if 30 * index > 127 else 0])
+
+
+def test_the_legend_has_the_classes_that_are_shown(val_set: SegmentationDataset) -> None:
+    """Class 1 is labeled everywhere; 0 is predicted on dark images, 2 on bright ones. Nothing is ignored."""
+    sheet = sample_sheet(ByBrightness().eval(), val_set, "epoch 3")
+    beside = sheet.crop((3 * 400, 0, sheet.width, sheet.height))
+    colors = {color for _, color in beside.getcolors(2**16) or ()}
+    assert set(LABELS.palette) <= colors
 
 
 def write_log(out: Path, count: int) -> list[dict[str, object]]:
@@ -134,7 +142,7 @@ def test_tensorboard_gets_the_figures_and_the_picture(tmp_path: Path, val_set: S
         "loss", "lr", "miou", "iou/road", "iou/car", "taps_on_map/a.spatial", "blind/a.spatial",
     }  # fmt: skip
     assert [(event.step, event.value) for event in events.Scalars("taps_on_map/a.spatial")] == [(2, 0.75)]
-    assert [(image.step, image.width) for image in events.Images("val")] == [(3, 1200)]
+    assert [image.step for image in events.Images("val")] == [3]
 
 
 def test_a_resumed_run_replaces_the_epochs_that_come_again(tmp_path: Path, val_set: SegmentationDataset) -> None:

@@ -15,6 +15,7 @@ from PIL import Image, ImageCms
 
 from ddsm_zoo.labels import CAMVID, CITYSCAPES, Color, LabelSpace
 from ddsm_zoo.utils.visualize import (
+    add_legend,
     colorize,
     contrast,
     draw_confusion,
@@ -80,6 +81,13 @@ def test_the_legend_lists_what_is_there_largest_first() -> None:
     assert top[BLUE] < top[RED]
     assert not (strip == GREEN).all(-1).any()
     assert np.array_equal(np.asarray(picture)[:, :100], np.asarray(colorize(mask, LABELS)))
+
+
+def test_a_legend_of_several_masks_names_the_ignored_too() -> None:
+    masks = [np.full((4, 5), 2, np.uint8), np.full((3, 3), 255, np.uint8)]
+    strip = np.asarray(add_legend(Image.new("RGB", (100, 120), RED), masks, LABELS))[:, 100:]
+    swatches = [tuple(strip[y, 12].tolist()) for y in (12, 30, 48)]  # text of 12 pixels, gaps of 6
+    assert swatches == [BLUE, (0, 0, 0), (255, 255, 255)]
 
 
 @settings(max_examples=20, deadline=None)
