@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import sys
 import threading
@@ -22,10 +23,18 @@ from ddsm_zoo.utils.files import atomic_path
 from ddsm_zoo.utils.prefetch import prefetch
 from ddsm_zoo.utils.signals import interruptible
 
-VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm", ".wmv"})
+VIDEO_SUFFIXES = frozenset(
+    {
+        ".3g2", ".3gp", ".asf", ".avi", ".dv", ".f4v", ".flv", ".m2ts", ".m2v", ".m4v", ".mjpeg", ".mjpg", ".mkv",
+        ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv",
+    }
+)  # fmt: skip
 
 AHEAD = 4  # frames to prefetch, and as many that wait to be encoded
 RATE = 25  # frames per second if the source does not say
+GAP = 3  # missing frames in a row that are reported; fewer are left out by cameras and screen recorders too
+TIMED = ("matroska,webm", "flv")  # containers without a number of frames, but with a duration in their header
+MOST_OBLONG = 4  # widest and highest pixels that are believed
 
 
 class VideoError(ValueError):
@@ -37,12 +46,22 @@ class VideoSource:
     """Input that FFmpeg opens.
 
     Attributes:
-        name: Path of a file, or name of a device.
+        name: Path or URL of a file, or name of a device.
         format: FFmpeg format of a device. None for a file. A device gives frames until you stop it.
     """
 
     name: str
     format: str | None = None
+
+    @property
+    def live(self) -> bool:
+        """True for a device, which has no end."""
+        return self.format is not None
+
+    @property
+    def is_file(self) -> bool:
+        """True for a local file."""
+        return not self.live and "://" not in self.name
 
     @classmethod
     def camera(cls, number: int) -> VideoSource:
@@ -64,10 +83,12 @@ class Clip:
 
     Attributes:
         frames: Number of frames.
-        size: Frame size (H, W) in pixels.
+        size: Frame size (H, W) in pixels, square ones.
         seconds: Processing time.
         shares: Mean fraction of the pixels by class name, 0 to 1.
         confidence: Mean probability of the predicted classes, 0 to 1.
+        lost: Number of frames of the source that could not be decoded, as far as the source says how many it has.
+        problem: Line about lost and damaged frames, None if there are none.
     """
 
     frames: int
@@ -75,6 +96,8 @@ class Clip:
     seconds: float
     shares: dict[str, float]
     confidence: float | None
+    lost: int = 0
+    problem: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, with ``frames_per_second``."""
@@ -91,7 +114,8 @@ def label_video(
 ) -> Clip:
     """Label a video and write it as an H.264 clip with the overlay, without sound.
 
-    Frames are decoded, labelled and encoded in parallel.
+    Frames are decoded, labelled and encoded in parallel. Frames that are not square in their pixels are widened or
+    heightened until they are. A damaged stretch is skipped, and the clip has the frames before and after it.
 
     Args:
         predictor: Model that labels the frames.
@@ -101,7 +125,7 @@ def label_video(
         progress: Called as ``progress(done, total)`` after each frame. A total of 0 is unknown.
 
     Returns:
-        Number and size of the frames, processing time and mean shares of the classes.
+        Number and size of the frames, processing time, mean shares of the classes, and the lost frames.
 
     Raises:
         LookupError: The package av is not installed.
@@ -112,13 +136,13 @@ def label_video(
     began = time.perf_counter()
     masks, certain = 0, 0.0
     shares = dict.fromkeys(predictor.labels.names, 0.0)
-    live = source.format is not None
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(_Reader.open(source))
-        stop = stack.enter_context(interruptible()) if live else threading.Event()
+        stop = stack.enter_context(interruptible()) if source.live else threading.Event()
         path = stack.enter_context(atomic_path(target))
         writer = stack.enter_context(contextlib.closing(_Writer(path, reader.rate)))
-        pictures = prefetch(_upright, itertools.islice(reader.frames(stop), frames), 1, AHEAD)
+        upright = functools.partial(_upright, size=reader.size)
+        pictures = prefetch(upright, itertools.islice(reader.frames(stop), frames), 1, AHEAD)
         labeled = ((place, predictor(picture)) for place, picture in pictures)
         for result in prefetch(writer.write, labeled, 1, AHEAD):
             masks += 1
@@ -129,7 +153,7 @@ def label_video(
                 progress(masks, min(reader.total, frames or reader.total))
         if not masks:
             raise VideoError(f"{source.name} has no frames that can be decoded")
-        size = result.mask.shape
+        size, lost, problem = result.mask.shape, reader.lost(), reader.problem()
     means = {name: total / masks for name, total in shares.items()}
     return Clip(
         frames=masks,
@@ -137,11 +161,13 @@ def label_video(
         seconds=time.perf_counter() - began,
         shares=means,
         confidence=certain / masks,
+        lost=lost,
+        problem=problem,
     )
 
 
 class _Reader:
-    """Frames and metadata of a source."""
+    """Frames and metadata of a source, and a count of the frames that are lost to damage."""
 
     def __init__(self, container: Any, source: VideoSource) -> None:
         self.container = container
@@ -150,12 +176,19 @@ class _Reader:
         self.stream.thread_type = "AUTO"
         self.rate = Fraction(self.stream.average_rate or RATE)
         self.total = int(self.stream.frames)
+        self.size = _square_pixels(self.stream)
+        self.damaged = 0  # frames that were decoded with errors
+        self._times: list[float] = []  # of the decoded frames
+        self._packets = self._discarded = self._errors = 0
+        self._last = 0.0  # end of all streams, sound included
+        self._ended = False
+        self._failure = ""
 
     @classmethod
     @contextlib.contextmanager
     def open(cls, source: VideoSource) -> Iterator[_Reader]:
         av = find_av()
-        if source.format is None and not Path(source.name).is_file():
+        if source.is_file and not Path(source.name).is_file():
             raise FileNotFoundError(f"no video file at {source.name}")
         with _readable(source):
             container = av.open(source.name, format=source.format)
@@ -168,11 +201,86 @@ class _Reader:
             yield cls(container, source)
 
     def frames(self, stop: threading.Event) -> Iterator[Any]:
-        with _readable(self.source):
-            for frame in self.container.decode(self.stream):
+        """Yield the frames that can be decoded, until the source ends, breaks off or ``stop`` is set.
+
+        Raises VideoError for a source that breaks off before its first frame.
+        """
+        error = find_av().error.FFmpegError
+        packets = self.container.demux()
+        while not self._ended:
+            try:
+                packet = next(packets, None)
+            except error as failure:
+                packet, self._failure = None, failure.strerror
+            self._ended = packet is None
+            for frame in self._decode(packet):
                 if stop.is_set():
                     return
                 yield frame
+        if self._failure and not self._times:
+            raise VideoError(f"{self.source.name} cannot be read as a video: {self._failure}")
+
+    def _decode(self, packet: Any) -> Iterator[Any]:
+        if packet is not None:
+            if packet.pts is not None:
+                self._last = max(self._last, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream.index != self.stream.index:
+                return
+            self._packets += packet.size > 0
+            self._discarded += packet.is_discard
+        try:
+            for frame in self.stream.decode(packet):
+                self.damaged += frame.is_corrupt
+                self._times.append(float(frame.time or 0))
+                yield frame
+        except find_av().error.EOFError:  # the decoder has given its last frame already
+            pass
+        except find_av().error.FFmpegError as failure:
+            self._errors += 1
+            self._failure = failure.strerror
+
+    def lost(self) -> int:
+        """Return the number of frames that the source says it has and that were not decoded, as far as it says."""
+        if not self._ended or self.source.live:
+            return self._errors
+        if self.total:  # without any sign of damage, the header may count frames that are not meant to be shown
+            damage = self._errors or self.damaged or self._packets < self.total
+            return max(0, self.total - self._discarded - len(self._times)) if damage else 0
+        return max(self._errors, self._gaps() + self._cut())
+
+    def problem(self) -> str | None:
+        """Describe what is missing from the source, None if nothing is."""
+        lost, shown = self.lost(), len(self._times)
+        parts = [f"{lost} of {shown + lost} frames are lost"] if lost else []
+        parts += [f"{self.damaged} of the {shown} that can be decoded are damaged"] if self.damaged else []
+        if not parts:
+            return f"{self.source.name}: {self._failure}" if self._failure else None
+        reason = "the source broke off" if self.source.live else "the file is cut short or damaged"
+        return f"{self.source.name}: {' and '.join(parts)}: {reason}"
+
+    def _gaps(self) -> int:
+        """Count the frames missing between others, where nearly all frames have the same distance."""
+        steps = np.diff(np.sort(self._times))
+        usual = float(np.median(steps)) if len(steps) else 0.0
+        if usual <= 0 or np.mean(np.abs(steps / usual - 1) < 0.1) < 0.9:
+            return 0
+        missing = np.rint(steps / usual).astype(int) - 1
+        return int(missing[missing >= GAP].sum())
+
+    def _cut(self) -> int:
+        """Estimate the frames missing at the end, where the header says how long the source is."""
+        duration = (self.container.duration or 0) / 1e6
+        if self.container.format.name not in TIMED or duration - self._last < max(1.0, 0.02 * duration):
+            return 0
+        return max(0, round((duration - max(self._times, default=0.0)) * self.rate) - 1)
+
+
+def _square_pixels(stream: Any) -> tuple[int, int]:
+    """Return width and height of frames with square pixels: the shorter direction of other pixels is enlarged."""
+    shape = Fraction(stream.sample_aspect_ratio or 1)
+    if not 1 / MOST_OBLONG <= shape <= MOST_OBLONG:  # metadata gone wrong
+        shape = Fraction(1)
+    return round(stream.width * max(1, shape)), round(stream.height / min(1, shape))
 
 
 @contextlib.contextmanager
@@ -183,9 +291,13 @@ def _readable(source: VideoSource) -> Iterator[None]:
         raise VideoError(f"{source.name} cannot be read as a video: {error.strerror}") from error
 
 
-def _upright(frame: Any) -> tuple[Fraction | None, npt.NDArray[np.uint8]]:
-    """Return the time of a frame in seconds and its pixels (H, W, 3), rotated as the video's metadata says."""
-    turned = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+def _upright(frame: Any, size: tuple[int, int]) -> tuple[Fraction | None, npt.NDArray[np.uint8]]:
+    """Return the time of a frame in seconds and its pixels (H, W, 3), rotated as the video's metadata says.
+
+    Before the rotation, the frame is resized to ``size`` (W, H), if it has another.
+    """
+    pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
+    turned = np.rot90(pixels, round(frame.rotation / 90))
     when = None if frame.pts is None else frame.pts * frame.time_base
     return when, np.ascontiguousarray(turned)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from fractions import Fraction
 from pathlib import Path
@@ -39,6 +40,21 @@ def write_clip(path: Path, levels: list[int], size: tuple[int, int] = (48, 64), 
             pixels = np.zeros((*size, 3), np.uint8)
             pixels[:, size[1] // 2 :] = level
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def write_noise(path: Path, count: int = 40, options: dict[str, str] | None = None, **stream_options: object) -> Path:
+    """A clip of noise, ten frames a second: about the same number of bytes for each frame."""
+    noise = np.random.default_rng(0)
+    with av.open(str(path), "w", options=options or {}) as container:
+        stream = container.add_stream("libvpx" if path.suffix == ".webm" else "libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt, stream.gop_size = 48, 64, "yuv420p", 8
+        for name, value in stream_options.items():
+            setattr(stream.codec_context, name, value)
+        for _ in range(count):
+            frame = av.VideoFrame.from_ndarray(noise.integers(0, 256, (48, 64, 3), np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
 
@@ -163,9 +179,91 @@ def test_a_turned_phones_clip_is_upright() -> None:
     class Turned:
         rotation, pts, time_base = 90, 3, Fraction(1, 30)
 
-        def to_ndarray(self, format: str) -> np.ndarray:
+        def to_ndarray(self, format: str, width: int, height: int) -> np.ndarray:
+            assert (format, width, height) == ("rgb24", 3, 2)
             return np.arange(6, dtype=np.uint8).reshape(2, 3, 1).repeat(3, 2)
 
-    when, pixels = _upright(Turned())
+    when, pixels = _upright(Turned(), (3, 2))
     assert when == Fraction(1, 10)
     assert pixels[..., 0].tolist() == [[2, 5], [1, 4], [0, 3]]
+
+
+# --- frames that are lost ----------------------------------------------------------------------------------------
+
+CONTAINERS = ("clip.mp4", "clip.mkv", "clip.ts", "clip.flv", "clip.webm", "clip.avi", "clip.3gp")
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_whole_file_has_lost_nothing(predictor: Predictor, tmp_path: Path, name: str) -> None:
+    clip = label_video(predictor, VideoSource(name=str(write_noise(tmp_path / name, 20))), tmp_path / "out.mp4")
+    assert (clip.frames, clip.lost, clip.problem) == (20, 0, None)
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv", "clip.avi"])
+def test_a_file_cut_short_gives_the_frames_it_has_and_says_how_many_are_lost(
+    predictor: Predictor, tmp_path: Path, name: str
+) -> None:
+    source = write_noise(tmp_path / name, options={"movflags": "faststart"} if name.endswith("mp4") else {})
+    source.write_bytes(source.read_bytes()[: source.stat().st_size // 2])
+    clip = label_video(predictor, VideoSource(name=str(source)), tmp_path / "out.mp4")
+    assert 10 < clip.frames == len(frames_of(tmp_path / "out.mp4")) < 25
+    assert clip.frames + clip.lost == pytest.approx(40, abs=0 if name in ("clip.mp4", "clip.avi") else 2)
+    assert f"{clip.lost} of {clip.frames + clip.lost} frames are lost" in clip.problem
+    assert "cut short or damaged" in clip.to_dict()["problem"]
+    part = label_video(predictor, VideoSource(name=str(source)), tmp_path / "part.mp4", frames=5)
+    assert (part.frames, part.lost) == (5, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "zeros"), [("a.mp4", True), ("a.mp4", False), ("a.mkv", True), ("a.ts", True), ("a.avi", False)]
+)
+def test_a_damaged_stretch_is_skipped_and_its_frames_are_counted(
+    predictor: Predictor, tmp_path: Path, name: str, zeros: bool
+) -> None:
+    source = write_noise(tmp_path / name)
+    content = bytearray(source.read_bytes())
+    middle, length = len(content) // 2, len(content) // 5
+    content[middle : middle + length] = bytes(length) if zeros else np.random.default_rng(1).bytes(length)
+    source.write_bytes(content)
+    clip = label_video(predictor, VideoSource(name=str(source)), tmp_path / "out.mp4")
+    frames = frames_of(tmp_path / "out.mp4")
+    assert 20 <= clip.frames == len(frames) < 40
+    assert clip.frames + clip.lost == pytest.approx(40, abs=0 if name in ("a.mp4", "a.avi") else 1)
+    assert f"{clip.lost} of {clip.frames + clip.lost} frames are lost" in clip.problem
+    times = [float(frame.time) for frame in frames]
+    assert min(times) == 0
+    assert max(times) > 3.4 or name == "a.avi"  # what comes after the damage has its time; AVI knows no times
+
+
+def test_pauses_of_a_recording_are_no_damage(predictor: Predictor, tmp_path: Path) -> None:
+    """Frames at irregular times, as screen recorders write them."""
+    with av.open(str(tmp_path / "screen.mkv"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for time in (0, 40, 300, 340, 1500, 1540, 1900, 4000):
+            frame = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    clip = label_video(predictor, VideoSource(name=str(tmp_path / "screen.mkv")), tmp_path / "out.mp4")
+    assert (clip.frames, clip.lost, clip.problem) == (8, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((2, 1), (48, 128)), ((1, 2), (96, 64)), ((1, 1), (48, 64)), ((99, 1), (48, 64))]
+)
+def test_pixels_become_square(
+    predictor: Predictor, tmp_path: Path, shape: tuple[int, int], size: tuple[int, int]
+) -> None:
+    source = write_noise(tmp_path / "tape.mp4", 2, sample_aspect_ratio=Fraction(*shape))
+    clip = label_video(predictor, VideoSource(name=str(source)), tmp_path / "out.mp4")
+    assert clip.size == size
+    assert {(frame.height, frame.width) for frame in frames_of(tmp_path / "out.mp4")} == {size}
+
+
+def test_names_that_are_not_utf8(predictor: Predictor, tmp_path: Path) -> None:
+    source = write_noise(tmp_path / "x.mp4", 2).rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4"))
+    target = source.with_name(f"{source.stem}_overlay.mp4")
+    assert label_video(predictor, VideoSource(name=str(source)), target).frames == 2
+    assert target.is_file()
