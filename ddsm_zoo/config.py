@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
+from ddsm_zoo.errors import UserError, facts
 from ddsm_zoo.labels import LabelSpace
 
 Smoothing = Literal["plain", "all", "none"]
@@ -23,8 +24,10 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """Invalid configuration. The message names the field, its value and the values it accepts."""
+
+    kind = "config"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +57,19 @@ class DDSMConfig:
 
     def __post_init__(self) -> None:
         if self.reading != READING:
-            raise ConfigError(
-                f"ddsm.reading is {self.reading}, expected {READING}: the weights are from ddsm-zoo 0.1.0, which "
-                "built the module differently (CHANGELOG.md); train them again"
+            raise ConfigError.of(
+                "ddsm.reading",
+                self.reading,
+                f"{READING}: the weights are from ddsm-zoo 0.1.0, which built the module differently (CHANGELOG.md)",
+                "train them again",
             )
         for name in ("pixels", "channels"):
             value = getattr(self, name)
             side = math.isqrt(max(value, 0))
             if side * side != value or side % 2 == 0 or side > 15:
-                raise ConfigError(
-                    f"ddsm.{name} is {value}, expected the square of an odd number up to 15: 1, 9, 25, ..."
-                )
+                raise ConfigError.of(f"ddsm.{name}", value, "the square of an odd number up to 15: 1, 9, 25, ...")
         if math.isqrt(max(self.width, 0)) ** 2 != self.width or not 1 <= self.width <= 1024:
-            raise ConfigError(f"ddsm.width is {self.width}, expected a square number from 1 to 1024")
+            raise ConfigError.of("ddsm.width", self.width, "a square number from 1 to 1024")
         _check_range("ddsm.pool", self.pool, 1, 64)
         _check_range("ddsm.positions", self.positions, 1, 1024)
 
@@ -112,24 +115,25 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("decoder", "fusion"):
             if not re.fullmatch(r"[a-z][a-z0-9_]{0,79}", getattr(self, name)):
-                raise ConfigError(f"{name} is {getattr(self, name)[:80]!r}, expected a name such as uper or ddsm")
+                raise ConfigError.of(
+                    name, getattr(self, name), "a name such as uper or ddsm", shown=repr(getattr(self, name)[:80])
+                )
         for name, choices in (("smoothing", Smoothing), ("norm", Norm)):
             if getattr(self, name) not in typing.get_args(choices):
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)!r}, expected one of {', '.join(typing.get_args(choices))}"
-                )
+                value = getattr(self, name)
+                raise ConfigError.of(name, value, f"one of {', '.join(typing.get_args(choices))}", shown=repr(value))
         _check_range("num_classes", self.num_classes, 1, 65536)
         _check_range("in_chans", self.in_chans, 1, 1024)
         _check_range("width", self.width, 8, 4096)
         if not 0.0 <= self.dropout < 1.0:
-            raise ConfigError(f"dropout is {self.dropout}, expected a number from 0 up to 1")
+            raise ConfigError.of("dropout", self.dropout, "a number from 0 up to 1")
         # timm would download from the repository in a name such as hf-hub:org/model
         if not re.fullmatch(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_-]{1,100})?", self.backbone):
-            raise ConfigError(f"backbone is {self.backbone[:80]!r}, expected the name of a timm model")
+            raise ConfigError.of("backbone", self.backbone, "the name of a timm model", shown=repr(self.backbone[:80]))
         if self.decoder == "deeplabv3plus" and self.smoothing != "plain":
-            raise ConfigError(f"smoothing is {self.smoothing}, expected plain: only UPerNet has levels to smooth")
+            raise ConfigError.of("smoothing", self.smoothing, "plain: only UPerNet has levels to smooth")
         if len(set(self.fused_stages)) != len(self.fused_stages) or not set(self.fused_stages) <= {2, 3, 4}:
-            raise ConfigError(f"fused_stages is {self.fused_stages}, expected different stages out of 2, 3 and 4")
+            raise ConfigError.of("fused_stages", self.fused_stages, "different stages out of 2, 3 and 4")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,11 +163,11 @@ class Preprocess:
                 f"mean has {len(self.mean)} and std {len(self.std)} values, expected one of each for every channel"
             )
         if min(self.std) <= 0:
-            raise ConfigError(f"std is {self.std}, expected numbers above 0")
+            raise ConfigError.of("std", self.std, "numbers above 0")
         for name in ("size", "min_size"):
             size = getattr(self, name)
             if size is not None and min(size) < 1:
-                raise ConfigError(f"{name} is {size}, expected a height and a width of at least 1")
+                raise ConfigError.of(name, size, "a height and a width of at least 1")
 
     def enlargement(self, height: int, width: int) -> float:
         """Return the factor, at least 1, by which an image of ``height`` x ``width`` pixels is enlarged."""
@@ -266,7 +270,7 @@ class Provenance:
 
 def _check_range(name: str, value: float, low: int, high: int) -> None:
     if not low <= value <= high:
-        raise ConfigError(f"{name} is {value}, expected {low} to {high}")
+        raise ConfigError.of(name, value, f"{low} to {high}")
 
 
 ConfigT = TypeVar("ConfigT")
@@ -284,21 +288,24 @@ def from_dict(cls: type[ConfigT], data: object, where: str = "config") -> Config
     its path below ``where``.
     """
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{where} is {_describe(data)}, expected a table of fields")
+        raise _wrong(where, data, "a table of fields")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls)) if f.init}
     unknown = sorted(str(key) for key in data if key not in fields)
     if unknown:
-        raise ConfigError(f"{where} has unknown field {unknown[0][:60]!r}, expected {', '.join(fields)}")
+        expected = ", ".join(fields)
+        raise ConfigError(
+            f"{where} has unknown field {unknown[0][:60]!r}, expected {expected}", name=unknown[0], expected=expected
+        )
     for name, declared in fields.items():
         required = declared.default is dataclasses.MISSING and declared.default_factory is dataclasses.MISSING
         if required and name not in data:
-            raise ConfigError(f"{where} lacks the field {name!r}")
+            raise ConfigError(f"{where} lacks the field {name!r}", name=name)
     values = {name: _coerce(hints[name], value, f"{where}.{name}") for name, value in data.items()}
     try:
         return cls(**values)
     except ValueError as error:
-        raise ConfigError(f"{where}: {printable(error)}") from error
+        raise ConfigError(f"{where}: {printable(error)}", **facts(error)) from error
 
 
 def printable(text: object) -> str:
@@ -314,7 +321,7 @@ def _coerce(hint: Any, value: object, where: str) -> Any:
     if origin is Literal:
         if value in args:
             return value
-        raise ConfigError(f"{where} is {_describe(value)}, expected one of {', '.join(map(str, args))}")
+        raise _wrong(where, value, f"one of {', '.join(map(str, args))}")
     if origin in (typing.Union, types.UnionType):
         words = [word for arg in args if typing.get_origin(arg) is Literal for word in typing.get_args(arg)]
         if value in words or (value is None and type(None) in args):
@@ -322,13 +329,13 @@ def _coerce(hint: Any, value: object, where: str) -> Any:
         other = next(arg for arg in args if arg is not type(None) and typing.get_origin(arg) is not Literal)
         if words and isinstance(value, str):
             kind = "a list" if typing.get_origin(other) is tuple else other.__name__
-            raise ConfigError(f"{where} is {_describe(value)}, expected {' or '.join([kind, *words])}")
+            raise _wrong(where, value, " or ".join([kind, *words]))
         return _coerce(other, value, where)
     if origin is tuple:
         return _coerce_tuple(args, value, where)
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
-            raise ConfigError(f"{where} is {_describe(value)}, expected a table")
+            raise _wrong(where, value, "a table")
         return {
             _coerce(args[0], key, where): _coerce(args[1], item, f"{where}.{printable(key)}")
             for key, item in value.items()
@@ -339,27 +346,30 @@ def _coerce(hint: Any, value: object, where: str) -> Any:
 def _coerce_plain(hint: Any, value: object, where: str) -> Any:
     # a larger one would overflow a float or flood the error message
     if isinstance(value, int) and abs(value) >= 2**63:
-        raise ConfigError(f"{where} is {_describe(value)}, expected a number of at most 64 bits")
+        raise _wrong(where, value, "a number of at most 64 bits")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     # bool is a subclass of int, but `true` is not a count
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{where} is {_describe(value)}, expected {hint.__name__}")
+        raise _wrong(where, value, hint.__name__)
     return value
 
 
 def _coerce_tuple(args: tuple[Any, ...], value: object, where: str) -> tuple[Any, ...]:
     if not isinstance(value, (list, tuple)):
-        raise ConfigError(f"{where} is {_describe(value)}, expected a list")
+        raise _wrong(where, value, "a list")
     if len(args) == 2 and args[1] is Ellipsis:
         return tuple(_coerce(args[0], item, f"{where}[{index}]") for index, item in enumerate(value))
     if len(value) != len(args):
-        raise ConfigError(f"{where} has {len(value)} entries, expected {len(args)}")
+        raise ConfigError(
+            f"{where} has {len(value)} entries, expected {len(args)}", name=where, got=len(value), expected=len(args)
+        )
     return tuple(
         _coerce(arg, item, f"{where}[{index}]") for index, (arg, item) in enumerate(zip(args, value, strict=True))
     )
 
 
-def _describe(value: object) -> str:
+def _wrong(where: str, value: object, expected: str) -> ConfigError:
     text = repr(value)
-    return f"{text[:60]}{'...' if len(text) > 60 else ''} ({type(value).__name__})"
+    shown = f"{text[:60]}{'...' if len(text) > 60 else ''} ({type(value).__name__})"
+    return ConfigError.of(where, value, expected, shown=shown)

@@ -107,7 +107,8 @@ def parse_change(text: str) -> tuple[str, Any]:
     """
     name, _, value = (part.strip() for part in text.partition("="))
     if not name.isidentifier() or not value:
-        raise ConfigError(f"got the change {text[:60]!r}, expected FIELD=VALUE such as sampling=balanced")
+        expected = "FIELD=VALUE such as sampling=balanced"
+        raise ConfigError(f"got the change {text[:60]!r}, expected {expected}", got=text, expected=expected)
     try:
         return name, tomllib.loads(f"{name} = {value}")[name]
     except ValueError:
@@ -199,7 +200,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not self.model:
-            raise ConfigError("model is empty, expected the name of a model")
+            raise ConfigError("model is empty, expected the name of a model", name="model", got="")
         for name in _COUNTS:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in _NOT_NEGATIVE:
@@ -241,7 +242,7 @@ class Recipe:
         try:
             data = tomllib.loads(path.read_bytes().decode("utf-8"))
         except ValueError as error:  # not TOML, or not even UTF-8
-            raise ConfigError(f"{path} is not valid TOML: {error}") from error
+            raise ConfigError(f"{path} is not valid TOML: {error}", kind="syntax", path=path) from error
         return from_dict(cls, {**data, **(changes or {})}, where=str(path))
 
     def to_plain(self) -> dict[str, Any]:
@@ -252,4 +253,4 @@ class Recipe:
 
     def _require(self, name: str, fulfilled: bool, expected: str) -> None:
         if not fulfilled:
-            raise ConfigError(f"{name} is {getattr(self, name)}, expected {expected}")
+            raise ConfigError.of(name, getattr(self, name), expected)
