@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ddsm_zoo.errors import UserError
 from ddsm_zoo.labels import Color
 
 # Pillow hands EPS and others to an interpreter; these formats are only decoded.
@@ -41,8 +42,10 @@ _DECODER_ERRORS = (
 _ENDS = (b"IEND\xaeB`\x82", b"\xff\xd9")
 
 
-class ImageError(ValueError):
+class ImageError(UserError, ValueError):
     """Unreadable image file. The message names the file and the problem."""
+
+    kind = "image"
 
 
 def read_image(path: str | Path, max_pixels: int | None = None) -> Image.Image:

@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ddsm_zoo.errors import UserError
 from ddsm_zoo.labels import CAMVID, CITYSCAPES, Color, LabelSpace
 
 _NO_CLASS = np.iinfo(np.int64).min
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError, ValueError):
     """Unusable data. The message names the file or folder, its content and the expected content."""
+
+    kind = "data"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from ddsm_zoo.config import Preprocess
+from ddsm_zoo.errors import UserError
 from ddsm_zoo.utils.files import to_json
 
 Run = Callable[[Tensor], Tensor]
@@ -21,8 +22,10 @@ MIN_SIDE = 33
 METADATA = "metadata.json"
 
 
-class ExportError(ValueError):
+class ExportError(UserError, ValueError):
     """Raised for a model that cannot be exported, or for a file that disagrees with the model."""
+
+    kind = "export"
 
 
 class Normalize(nn.Module):

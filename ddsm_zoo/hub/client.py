@@ -25,6 +25,7 @@ from huggingface_hub.errors import HTTPError as ClientError  # type: ignore[attr
 from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # nor in this
 
 from ddsm_zoo.config import printable
+from ddsm_zoo.errors import UserError
 from ddsm_zoo.utils.files import LocalFile, atomic_path, sha256_of, write_text
 
 WEIGHTS_FILE = "model.safetensors"
@@ -48,8 +49,10 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 logger = logging.getLogger(__name__)
 
 
-class HubError(LookupError):
+class HubError(UserError, LookupError):
     """Failed download or upload. The message names the URI, the cause and the fix."""
+
+    kind = "hub"
 
 
 def fetch(

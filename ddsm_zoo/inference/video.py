@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ddsm_zoo.errors import UserError
 from ddsm_zoo.inference.predictor import Predictor, Segmentation
 from ddsm_zoo.utils import Progress
 from ddsm_zoo.utils.files import atomic_path
@@ -37,8 +38,10 @@ TIMED = ("matroska,webm", "flv")  # containers without a number of frames, but w
 MOST_OBLONG = 4  # widest and highest pixels that are believed
 
 
-class VideoError(ValueError):
+class VideoError(UserError, ValueError):
     """Raised for a file or device that cannot be read as a video."""
+
+    kind = "video"
 
 
 @dataclass(frozen=True, kw_only=True)

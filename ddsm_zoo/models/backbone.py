@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddsm_zoo.config import Preprocess
+from ddsm_zoo.errors import UserError
 from ddsm_zoo.layers.common import BatchNorm2d, by_running_statistics
 
 _logger = logging.getLogger(__name__)
@@ -44,8 +45,10 @@ _PACKAGED_WEIGHTS = {
 }
 
 
-class BackboneError(ValueError):
+class BackboneError(UserError, ValueError):
     """Backbone that timm does not have, that lacks four feature levels, or whose weights are unavailable."""
+
+    kind = "backbone"
 
 
 class BatchNormAct2d(TimmBatchNormAct2d):

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ddsm_zoo.errors import UserError
 from ddsm_zoo.layers.sampler import TapCounts
 from ddsm_zoo.training.checkpoint import (
     RunLog,
@@ -43,8 +44,10 @@ from ddsm_zoo.utils.signals import interruptible
 logger = logging.getLogger(__name__)
 
 
-class TrainingDiverged(ValueError):
+class TrainingDiverged(UserError, ValueError):
     """Raised when the loss or a weight becomes infinite or NaN. Nothing is saved after that."""
+
+    kind = "diverged"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ddsm_zoo.config import ConfigError, from_dict, to_dict
+from ddsm_zoo.errors import UserError
 from ddsm_zoo.utils.files import OutputError, write_text
 
 if sys.version_info >= (3, 11):
@@ -35,8 +36,10 @@ _BELOW_ONE = ("momentum", "label_smoothing", "ema_decay", "ohem")
 _SHARES = ("holdout", "ohem_keep", "stage_decay")
 
 
-class UnknownRecipeError(LookupError):
+class UnknownRecipeError(UserError, LookupError):
     """Raised for a recipe name that the package does not have. The message suggests the nearest names."""
+
+    kind = "unknown-recipe"
 
 
 def list_recipes() -> list[str]:

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ddsm_zoo.errors import UserError
+
 # Seconds after which a change of a file changes its modification time on any file system
 _SETTLED = 3.0
 
@@ -26,8 +28,10 @@ class OutputError(OSError):
         return f"cannot write {self.filename}: {self.strerror}"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError, ValueError):
     """Unusable weights or training state. The text is one line with the file and the problem."""
+
+    kind = "checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,15 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
+from ddsm_zoo.errors import UserError
+
 ValueT = TypeVar("ValueT")
 
 
-class UnregisteredError(LookupError):
+class UnregisteredError(UserError, LookupError):
     """Unknown name in a registry. The message says what to import."""
+
+    kind = "unregistered"
 
 
 class Registry(Mapping[str, ValueT]):

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ddsm_zoo.config import DDSMConfig, ModelConfig, Preprocess, Provenance, WeightsSpec, from_dict, to_dict
+from ddsm_zoo.errors import UserError
 from ddsm_zoo.hub import client
 from ddsm_zoo.hub.client import HubError
 from ddsm_zoo.hub.config_file import read_manifest
@@ -27,8 +28,10 @@ from ddsm_zoo.zoo.label_matching import match_classes
 logger = logging.getLogger(__name__)
 
 
-class WeightsNotFoundError(LookupError):
+class WeightsNotFoundError(UserError, LookupError):
     """Raised for task weights that are not published yet. Names the recipe that makes them and models with weights."""
+
+    kind = "no-weights"
 
 
 def create_model(

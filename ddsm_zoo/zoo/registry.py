@@ -15,14 +15,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ddsm_zoo.config import DDSMConfig, ModelConfig, Preprocess, WeightsSpec
+from ddsm_zoo.errors import UserError
 from ddsm_zoo.labels import CAMVID, CITYSCAPES, LabelSpace
 from ddsm_zoo.utils.registry import DECODERS, FUSIONS, Registry
 
 ORGANISATION = "ddsm-zoo"
 
 
-class UnknownModelError(LookupError):
+class UnknownModelError(UserError, LookupError):
     """Raised for a model name that is not in the table. The message suggests the nearest names."""
+
+    kind = "unknown-model"
 
 
 @dataclass(frozen=True, kw_only=True)
