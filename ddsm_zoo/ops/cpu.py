@@ -2,10 +2,12 @@
 
 In channels-last memory every pixel is one contiguous row. A sampled value is then a weighted sum of rows, which
 ``embedding_bag`` computes in one pass. A sampled logit is a weighted sum of dot products between the query's row and
-four rows of the key, which the derivative of ``embedding_bag`` by its weights computes.
+four rows of the key. Those are some elements of a matrix product, which ``sampled_addmm`` computes.
 
-Positions are processed a few thousand at a time. Indices and weights of their 4K corners stay in the cache, and their
-memory does not grow with the map. Half precision is computed in float32 and rounded at the end.
+Positions are processed a thousand or more at a time, each such chunk in one thread (`ddsm_zoo.ops.threads`). Indices
+and weights of their 4K corners stay in the cache, and their memory does not grow with the map. Half precision is
+computed in float32 and rounded at the end: gathering rows of half the size is no faster as long as they are in the
+cache, and only float32 keeps the weights of the corners.
 
 Two cases fall back to the reference. One is gradients that are differentiated again. The other is infinity or NaN among
 the features: a corner outside the map is read as one inside with the weight 0, and 0 times these is NaN.
@@ -13,7 +15,10 @@ the features: a corner outside the map is read as one inside with the weight 0, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+import math
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +26,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ddsm_zoo.ops import reference
-from ddsm_zoo.ops.grid import bilinear_corners, bounded, tap_grid
+from ddsm_zoo.ops import reference, threads
+from ddsm_zoo.ops.grid import Neighbors, bounded, neighbors, outer, outer_sum, tap_grid
 from ddsm_zoo.ops.rows import map_shape, to_map, to_rows
 
 # Corners of one chunk: 512 KiB for each of its tensors, which fit a core's cache together with the rows it reads
@@ -42,15 +47,21 @@ class _SampledAttention(torch.autograd.Function):
     def forward(
         query: Tensor, key: Tensor, value: Tensor, offset: Tensor, modulation: Tensor, kernel_size: int
     ) -> Tensor:
+        _use_sparse_tensors()
         tensors = (query, key, value, offset, modulation)
         query_rows, key_rows, value_rows, offset_rows, taps = _full_rows(tensors)
         shape = map_shape(value)
         out = torch.empty_like(value_rows)
-        for chunk in _chunks(offset_rows, kernel_size, shape):
+        chunks = _Chunks(offset_rows, kernel_size, shape)
+
+        def attend(number: int) -> None:
+            chunk = chunks[number]
             part = chunk.positions
             key_dots = _row_dots(query_rows[part], key_rows, chunk.index)
             affinity = chunk.affinity(key_dots, taps[part])
             out[part] = _weighted_rows(value_rows, chunk.index, chunk.spread(affinity * taps[part]))
+
+        threads.run(attend, len(chunks))
         if not _finite(out):
             return reference.sampled_attention(*tensors, kernel_size)
         return to_map(out.to(value.dtype), shape)
@@ -84,7 +95,11 @@ def _gradients(grad: Tensor, tensors: Sequence[Tensor], kernel_size: int) -> lis
     shape = map_shape(grad)
     grad_query, grad_offset, grad_taps = (torch.empty_like(rows) for rows in (query_rows, offset_rows, taps))
     grad_key, grad_value = torch.zeros_like(key_rows), torch.zeros_like(value_rows)
-    for chunk in _chunks(offset_rows, kernel_size, shape):
+    chunks = _Chunks(offset_rows, kernel_size, shape)
+
+    def differentiate(number: int) -> tuple[slice, Tensor, Tensor]:
+        """Fill in what belongs to the chunk's positions. Return sums for a range of rows of the key and the value."""
+        chunk = chunks[number]
         part = chunk.positions
         key_dots = _row_dots(query_rows[part], key_rows, chunk.index)
         value_dots = _row_dots(grad_rows[part], value_rows, chunk.index)
@@ -98,8 +113,15 @@ def _gradients(grad: Tensor, tensors: Sequence[Tensor], kernel_size: int) -> lis
         key_weight, value_weight = chunk.spread(key_taps), chunk.spread(value_taps)
         grad_query[part] = _weighted_rows(key_rows, chunk.index, key_weight)
         scatter = _Scatter(chunk.index)
-        scatter.add(grad_key, query_rows[part], key_weight)
-        scatter.add(grad_value, grad_rows[part], value_weight)
+        return scatter.rows, scatter.sum(query_rows[part], key_weight), scatter.sum(grad_rows[part], value_weight)
+
+    def add(sums: tuple[slice, Tensor, Tensor]) -> None:
+        rows, key_sums, value_sums = sums
+        grad_key[rows] += key_sums
+        grad_value[rows] += value_sums
+
+    # in the order of the chunks, which makes the gradients the same in every run
+    threads.run(differentiate, len(chunks), add)
     grads = (grad_query, grad_key, grad_value, grad_offset, grad_taps)
     return [to_map(rows.to(grad.dtype), shape) for rows in grads]
 
@@ -114,18 +136,35 @@ def _full_rows(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [to_rows(tensor).to(torch.promote_types(tensor.dtype, torch.float32)) for tensor in tensors]
 
 
+class _Chunks:
+    """Chunks of at most ``CHUNK`` corners, in the order of their positions."""
+
+    def __init__(self, offset_rows: Tensor, kernel_size: int, shape: tuple[int, int, int]) -> None:
+        self.offset_rows, self.kernel_size, self.shape = offset_rows, kernel_size, shape
+        self.step = max(1, CHUNK // (4 * kernel_size**2))
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.offset_rows) / self.step)
+
+    def __getitem__(self, number: int) -> _Chunk:
+        start = number * self.step
+        positions = slice(start, min(start + self.step, len(self.offset_rows)))
+        return _chunk(positions, self.offset_rows, self.kernel_size, self.shape)
+
+
 @dataclass(frozen=True)
 class _Chunk:
     """Corners around the K taps of m neighbouring positions.
 
-    Each tensor is (m, 4, K), so that a position's corners are one bag. ``index`` holds row numbers of the whole batch.
+    ``index`` and ``weight`` are (m, 4, K), so that a position's corners are one bag. ``index`` holds row numbers of the
+    whole batch.
     """
 
     positions: slice
+    rows: Neighbors
+    columns: Neighbors
     index: Tensor
     weight: Tensor
-    weight_dy: Tensor
-    weight_dx: Tensor
 
     def gather(self, dots: Tensor) -> Tensor:
         """Average numbers of the corners (m, 4, K) bilinearly at each tap (m, K)."""
@@ -142,15 +181,11 @@ class _Chunk:
     def grad_offset(self, key_taps: Tensor, key_dots: Tensor, value_taps: Tensor, value_dots: Tensor) -> Tensor:
         """Compute the gradient of the offsets (m, 2K) from the gradient of each corner's weight."""
         grad_weight = key_taps[:, None] * key_dots + value_taps[:, None] * value_dots
-        slopes = (self.weight_dy, self.weight_dx)
+        slopes = (
+            outer(self.rows.slope(1), self.columns.weight, 1),
+            outer(self.rows.weight, self.columns.slope(1), 1),
+        )
         return torch.stack([(grad_weight * slope).sum(1) for slope in slopes], dim=-1).flatten(1)
-
-
-def _chunks(offset_rows: Tensor, kernel_size: int, shape: tuple[int, int, int]) -> Iterator[_Chunk]:
-    """Split the positions, in order, into chunks of at most ``CHUNK`` corners."""
-    step = max(1, CHUNK // (4 * kernel_size**2))
-    for start in range(0, len(offset_rows), step):
-        yield _chunk(slice(start, min(start + step, len(offset_rows))), offset_rows, kernel_size, shape)
 
 
 def _chunk(positions: slice, offset_rows: Tensor, kernel_size: int, shape: tuple[int, int, int]) -> _Chunk:
@@ -163,9 +198,10 @@ def _chunk(positions: slice, offset_rows: Tensor, kernel_size: int, shape: tuple
     offset = offset_rows[positions]
     y = bounded((place // width)[:, None] + tap_row + offset[:, 0::2], height)
     x = bounded((place % width)[:, None] + tap_column + offset[:, 1::2], width)
-    corners = bilinear_corners(y, x, (height, width), index_dtype)
-    index, *weights = (part.transpose(0, 1).contiguous() for part in corners)
-    return _Chunk(positions, index + (image * (height * width))[:, None, None], *weights)
+    rows, columns = neighbors(y, height, index_dtype, dim=1), neighbors(x, width, index_dtype, dim=1)
+    first = rows.pixel * width + (image * (height * width))[:, None, None]
+    index = outer_sum(first, columns.pixel, 1)
+    return _Chunk(positions, rows, columns, index, outer(rows.weight, columns.weight, 1))
 
 
 class _Scatter:
@@ -173,15 +209,16 @@ class _Scatter:
 
     def __init__(self, index: Tensor) -> None:
         touched, self.order = index.flatten().sort()
-        self.first, self.last = int(touched[0]), int(touched[-1])
-        self.source = (self.order // index[0].numel()).int()
-        between = torch.arange(self.first, self.last + 1, dtype=touched.dtype, device=touched.device)
-        self.starts = torch.searchsorted(touched, between).int()
+        first, last = int(touched[0]), int(touched[-1])
+        self.rows = slice(first, last + 1)
+        bags = torch.arange(len(index), dtype=touched.dtype, device=touched.device)
+        self.source = bags.repeat_interleave(index[0].numel()).index_select(0, self.order)
+        between = torch.arange(first, last + 1, dtype=touched.dtype, device=touched.device)
+        self.starts = torch.searchsorted(touched, between).to(touched.dtype)
 
-    def add(self, target: Tensor, rows: Tensor, weight: Tensor) -> None:
-        """Add in place: target[index[m, j]] += weight[m, j] * rows[m]. ``weight`` has the bags of ``index``."""
-        sums = _weighted_rows(rows, self.source, weight.flatten()[self.order], self.starts)
-        target[self.first : self.last + 1] += sums
+    def sum(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """Sum weight[m, j] * rows[m] over all index[m, j] that are the same. ``weight`` has the bags of ``index``."""
+        return _weighted_rows(rows, self.source, weight.flatten().index_select(0, self.order), self.starts)
 
 
 def _weighted_rows(rows: Tensor, index: Tensor, weight: Tensor, offsets: Tensor | None = None) -> Tensor:
@@ -194,8 +231,21 @@ def _weighted_rows(rows: Tensor, index: Tensor, weight: Tensor, offsets: Tensor 
 def _row_dots(left: Tensor, rows: Tensor, index: Tensor) -> Tensor:
     """Compute left[m] . rows[index[m, ...]], in the shape of ``index``."""
     samples = index[0].numel()
-    bags = torch.arange(len(index), dtype=index.dtype, device=index.device)
-    dots: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        left, rows, index.flatten(), bags * samples, bags.repeat_interleave(samples), 0
+    if len(rows) < samples:  # torch expects no more elements than the matrix has
+        rows = F.pad(rows, (0, 0, 0, samples - len(rows)))
+    bags = torch.arange(len(index) + 1, dtype=index.dtype, device=index.device) * samples
+    # a matrix with the bags as its rows, of which only the elements at ``index`` are computed
+    zeros = left.new_zeros(index.numel())
+    dots = torch.sparse_csr_tensor(
+        bags, index.flatten(), zeros, (len(left), len(rows)), device=left.device, check_invariants=False
     )
-    return dots.view(index.shape)
+    values: Tensor = torch.sparse.sampled_addmm(dots, left, rows.t(), beta=0).values()
+    return values.view(index.shape)
+
+
+@functools.cache
+def _use_sparse_tensors() -> None:
+    """Let torch say, once in a process, that its sparse tensors are new, and nobody hear it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.sparse_csr_tensor([0, 0], [], [], (1, 1), device="cpu")

@@ -40,42 +40,60 @@ def bounded(coordinate: Tensor, side: int) -> Tensor:
 class Corners(NamedTuple):
     """Four pixels around each sampling position: top left, top right, bottom left, bottom right; each (4, ...).
 
-    ``pixel`` is the flat pixel index row * width + column. ``weight`` is the bilinear weight, ``weight_dy`` and
-    ``weight_dx`` are its derivatives by the position's y and x. A pixel outside the map has the weight 0 and the index
-    of a pixel inside or, if the map has a margin, of the nearest pixel of the margin.
+    ``pixel`` is the flat pixel index row * width + column. ``weight`` is the bilinear weight. A pixel outside the map
+    has the weight 0 and the index of a pixel inside or, if the map has a margin, of the nearest pixel of the margin.
     """
 
     pixel: Tensor
     weight: Tensor
-    weight_dy: Tensor
-    weight_dx: Tensor
 
 
-def bilinear_corners(
-    y: Tensor, x: Tensor, size: tuple[int, int], index_dtype: torch.dtype = torch.int64, margin: int = 0
-) -> Corners:
+def bilinear_corners(y: Tensor, x: Tensor, size: tuple[int, int], *, margin: int = 0) -> Corners:
     """Compute the corners that sample a map of ``size`` (H, W) at bounded coordinates (...).
 
     The pixels are counted in the map with ``margin`` pixels added on each side.
     """
     height, width = size
-    rows, weights_y, slopes_y = _neighbors(y, height, index_dtype, margin)
-    columns, weights_x, slopes_x = _neighbors(x, width, index_dtype, margin)
+    rows, columns = neighbors(y, height, margin=margin), neighbors(x, width, margin=margin)
     return Corners(
-        pixel=((rows * (width + 2 * margin))[:, None] + columns).flatten(0, 1),
-        weight=(weights_y[:, None] * weights_x).flatten(0, 1),
-        weight_dy=(slopes_y[:, None] * weights_x).flatten(0, 1),
-        weight_dx=(weights_y[:, None] * slopes_x).flatten(0, 1),
+        pixel=outer_sum(rows.pixel * (width + 2 * margin), columns.pixel), weight=outer(rows.weight, columns.weight)
     )
 
 
-def _neighbors(coordinate: Tensor, side: int, index_dtype: torch.dtype, margin: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Find, along one axis, the pixels before and after each coordinate, their weights and slopes, each (2, ...)."""
+class Neighbors(NamedTuple):
+    """Pixels before and after each coordinate along one axis, and their weights.
+
+    The new dimension of size 2 is ``dim``. ``inside`` is 1 for pixels of the map and 0 for others.
+    """
+
+    pixel: Tensor
+    weight: Tensor
+    inside: Tensor
+
+    def slope(self, dim: int = 0) -> Tensor:
+        """Compute the derivative of ``weight`` by the coordinate."""
+        before, after = self.inside.unbind(dim)
+        return torch.stack((-before, after), dim)
+
+
+def neighbors(
+    coordinate: Tensor, side: int, index_dtype: torch.dtype = torch.int64, *, margin: int = 0, dim: int = 0
+) -> Neighbors:
+    """Find the pixels on both sides of each bounded coordinate along an axis of ``side`` pixels."""
     before = coordinate.floor()
     fraction = coordinate - before
-    pixels = torch.stack((before, before + 1))
-    inside = ((pixels >= 0) & (pixels < side)).to(coordinate.dtype)
-    weights = torch.stack((1 - fraction, fraction)) * inside
-    slopes = torch.stack((-inside[0], inside[1]))
+    pixels = torch.stack((before, before + 1), dim)
+    inside = (pixels == pixels.clamp(0, side - 1)).to(coordinate.dtype)
+    weights = torch.stack((1 - fraction, fraction), dim) * inside
     # in integers before they are combined: a float32 cannot count the pixels of a map above 2**24
-    return pixels.clamp(-margin, side - 1 + margin).to(index_dtype) + margin, weights, slopes
+    return Neighbors(pixels.clamp(-margin, side - 1 + margin).to(index_dtype) + margin, weights, inside)
+
+
+def outer(rows: Tensor, columns: Tensor, dim: int = 0) -> Tensor:
+    """Multiply each of two rows by each of two columns: two in dimension ``dim`` become four."""
+    return (rows.unsqueeze(dim + 1) * columns.unsqueeze(dim)).flatten(dim, dim + 1)
+
+
+def outer_sum(rows: Tensor, columns: Tensor, dim: int = 0) -> Tensor:
+    """Add each of two rows to each of two columns, as `outer` multiplies them."""
+    return (rows.unsqueeze(dim + 1) + columns.unsqueeze(dim)).flatten(dim, dim + 1)

@@ -34,7 +34,7 @@ def probe(
     row, column = position
     full = torch.promote_types(offset.dtype, torch.float32)
     y, x = (place[0, :, row, column] for place in sampling_positions(offset.to(full), kernel_size))  # (K,)
-    corners, weights, _, _ = bilinear_corners(y, x, (key.shape[-2], key.shape[-1]))  # (4, K)
+    corners, weights = bilinear_corners(y, x, (key.shape[-2], key.shape[-1]))  # (4, K)
     strength = modulation[0, :, row, column].to(full)
     keys = (to_rows(key[:1])[corners].to(full) * weights[..., None]).sum(dim=0)  # (K, C)
     logits = keys @ query[0, :, row, column].to(full) * strength

@@ -37,7 +37,7 @@ def sample(features: Tensor, offset: Tensor, modulation: Tensor, kernel_size: in
     taps = kernel_size**2
     # coordinates in half precision would be off by whole pixels
     y, x = sampling_positions(offset.to(torch.promote_types(offset.dtype, torch.float32)), kernel_size)
-    index, weight, _, _ = bilinear_corners(y, x, (height, width), margin=1)  # (4, N, K, H, W)
+    index, weight = bilinear_corners(y, x, (height, width), margin=1)  # (4, N, K, H, W)
     # pixels outside are read as 0; with a weight of 0 alone, infinity and NaN at the border would give NaN
     pixels = F.pad(features, (1, 1, 1, 1)).flatten(2)  # (N, C, (H + 2)(W + 2))
     out = features.new_zeros(batch, channels, taps, height, width)

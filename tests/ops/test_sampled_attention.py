@@ -167,7 +167,7 @@ def test_rows_of_large_maps_are_counted_without_overflow(batch: int, side: int, 
 def test_maps_of_more_pixels_than_float32_can_count() -> None:
     height, width = 5000, 5001
     last = [torch.full((1, 1, 1, 1), float(side - 1)) for side in (height, width)]
-    index, weight, _, _ = bilinear_corners(*last, (height, width))
+    index, weight = bilinear_corners(*last, (height, width))
     assert index[weight > 0].tolist() == [height * width - 1]
 
 
