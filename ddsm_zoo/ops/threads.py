@@ -122,10 +122,20 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1024, thread_name_prefix="ddsm-zoo", initializer=_run_operators_alone)
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked process has none of the threads
-
+# held while torch's settings are changed, and while the process forks, which then copies them as they should be
 _settings = threading.Lock()
+
+
+def _start_without_threads() -> None:
+    """Forget the threads, none of which a forked process has."""
+    _pool.cache_clear()
+    _settings.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_settings.acquire, after_in_parent=_settings.release, after_in_child=_start_without_threads
+    )
 
 
 def _run_operators_alone() -> None:

@@ -38,7 +38,7 @@ def test_results_are_collected_in_order_whatever_takes_long() -> None:
 
     threads.run(compute, 40, collected.append)
     assert collected == list(range(40))
-    assert len(workers) == THREADS
+    assert 1 < len(workers) <= THREADS
     assert threading.get_ident() not in workers
 
 
@@ -127,18 +127,21 @@ FORKED = """
 import os, sys, torch
 from ddsm_zoo.ops import threads
 
-torch.set_num_threads(2)
-threads.run(lambda part: None, 4)
-child = os.fork()
-if child == 0:
-    done = []
-    threads.run(done.append, 4)
-    os._exit(len(done))
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+torch.set_num_threads(8)
+threads.run(lambda part: None, 8)  # some of the threads may still be starting when the process forks
+for _ in range(5):
+    child = os.fork()
+    if child == 0:
+        done = []
+        threads.run(done.append, 8)
+        os._exit(len(done) if torch.get_num_threads() == 8 else 1)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code != 8:
+        sys.exit(code)
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
 def test_a_forked_process_starts_its_own_threads() -> None:
-    ran = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], timeout=60, check=False)
-    assert ran.returncode == 4
+    ran = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], timeout=120, check=False)
+    assert ran.returncode == 0
