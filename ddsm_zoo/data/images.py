@@ -16,16 +16,30 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ddsm_zoo.data.depth import DARK, Values, low_bytes, require_bits, scale_to_8_bit, stated_bits
 from ddsm_zoo.errors import UserError
 from ddsm_zoo.labels import Color
 
 # Pillow hands EPS and others to an interpreter; these formats are only decoded.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 
-SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+SUFFIXES = frozenset(
+    {
+        ".apng", ".bmp", ".dib", ".gif", ".jfif", ".jif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm", ".pjp",
+        ".pjpeg", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
+    }
+)  # fmt: skip
+
+# Suffixes of images that are not read. Files of these are counted where folders are searched.
+UNREAD_SUFFIXES = frozenset(
+    {
+        ".arw", ".avif", ".cr2", ".cr3", ".dcm", ".dng", ".eps", ".exr", ".hdr", ".heic", ".heif", ".ico", ".j2k",
+        ".jp2", ".jpx", ".jxl", ".nef", ".npy", ".orf", ".pdf", ".psd", ".raf", ".raw", ".rw2", ".svg", ".tga", ".xcf",
+    }
+)  # fmt: skip
 
 # Exceptions that Pillow's decoders raise on damaged bytes.
-_DECODER_ERRORS = (
+DECODER_ERRORS = (
     OSError,
     ValueError,
     SyntaxError,
@@ -48,18 +62,37 @@ class ImageError(UserError, ValueError):
     kind = "image"
 
 
-def read_image(path: str | Path, max_pixels: int | None = None) -> Image.Image:
+def read_image(path: str | Path, max_pixels: int | None = None, bits: int | None = None) -> Image.Image:
     """Read the image in ``path`` as 8-bit RGB, rotated upright by its EXIF orientation.
 
-    Grey, palette, CMYK and 16-bit images are converted (16 bits scale to 8). Transparency is dropped. An animation
-    gives its first frame.
+    Grey, palette, CMYK and 16-bit images are converted. Transparency is dropped. An animation or a TIFF of several
+    pages gives its first one. Values of more than 8 bits are scaled by the ``bits`` in use. Unless given, these are the
+    bits that the file states (PNG's sBIT, TIFF's BitsPerSample and MaxSampleValue), and 16 if it states none.
 
     Raises FileNotFoundError, and ImageError for a file that is empty, truncated, too large to be decoded safely or no
     image. An image is too large if it has more than ``max_pixels`` pixels, or more than Pillow's default limit of 179
-    million.
+    million. A value that ``bits`` bits cannot hold is an ImageError too.
     """
     path = Path(path)
-    return to_rgb(_upright(_decode(path, max_pixels)), str(path))
+    require_bits(bits)
+    image = _upright(_decode(path, max_pixels))
+    values = _deep_values(path, image, always=bits is not None)
+    if values is not None:
+        try:
+            image = Image.fromarray(scale_to_8_bit(values, bits or stated_bits(path, values) or 16))
+        except ValueError as error:
+            raise ImageError(f"{path} {error}") from error
+    return to_rgb(image, str(path))
+
+
+def largest_of_16_bits(path: str | Path) -> int | None:
+    """Return the largest value of a 16-bit image whose bits in use are unknown. None for any other image.
+
+    An RGB image that is bright enough for 16 bits is also None. Raises as `read_image` does.
+    """
+    path = Path(path)
+    values = _deep_values(path, _decode(path))
+    return None if values is None or stated_bits(path, values) else int(values.max())
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -99,11 +132,11 @@ def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode == "F" or image.mode.startswith("I"):
-        image = Image.fromarray(_scale_to_8_bit(_as_16_bit(image, name)))
+        image = Image.fromarray(scale_to_8_bit(_as_16_bit(image, name), 16))
     try:
         with _quiet():  # Pillow warns that it would rather keep some transparency
             return image.convert("RGB")
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise ImageError(f"cannot convert {name} from {image.mode} to RGB: {_first_line(error)}") from error
 
 
@@ -129,14 +162,21 @@ def read_mask(path: str | Path) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16
 
 def _decode(path: Path, max_pixels: int | None = None) -> Image.Image:
     """Decode the first frame of the image in ``path`` completely, in its stored mode."""
+    with open_header(path, max_pixels) as image:
+        image.load()
+        return image
+
+
+@contextmanager
+def open_header(path: Path, max_pixels: int | None = None) -> Iterator[Image.Image]:
+    """Open an image without decoding it. Errors in the block count as the file's: raises as `read_image` does."""
     Image.init()  # Pillow knows TIFF and WebP only after this call
     try:
         with _quiet():  # damaged metadata do not change the pixels
             with _limit(max_pixels):
                 image = Image.open(path, formats=FORMATS)
             with image:
-                image.load()
-                return image
+                yield image
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no image file at {path}") from error
     except IsADirectoryError as error:
@@ -148,7 +188,7 @@ def _decode(path: Path, max_pixels: int | None = None) -> Image.Image:
         raise ImageError(f"{path} {found}, expected one of {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"{path} is too large to be decoded safely: {_first_line(error)}") from error
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise ImageError(f"{path} is truncated or damaged: {_first_line(error)}") from error
 
 
@@ -203,7 +243,7 @@ def _details(path: str | Path) -> dict[Any, Any]:
     try:
         with _quiet(), Image.open(path, formats=FORMATS) as image:
             return image.info | ({"palette": image.getpalette() or ()} if image.mode == "P" else {})
-    except _DECODER_ERRORS:
+    except DECODER_ERRORS:
         return {}
 
 
@@ -228,7 +268,7 @@ def _looks_whole(path: Path) -> tuple[int, int] | None:
                 size = image.size
             file.seek(-len(_ENDS[0]), os.SEEK_END)
             ends = file.read().endswith(_ENDS)
-    except (*_DECODER_ERRORS, Warning):
+    except (*DECODER_ERRORS, Warning):
         return None
     return size if ends and not turned else None
 
@@ -236,7 +276,7 @@ def _looks_whole(path: Path) -> tuple[int, int] | None:
 def _upright(image: Image.Image) -> Image.Image:
     # Unreadable metadata cannot rotate. In place, since Pillow rotates the pixels before it rewrites the metadata,
     # which fails for a text tag that holds a number. In place, it also does not copy an upright image.
-    with suppress(*_DECODER_ERRORS, AttributeError), _quiet():
+    with suppress(*DECODER_ERRORS, AttributeError), _quiet():
         ImageOps.exif_transpose(image, in_place=True)
     return image
 
@@ -251,8 +291,25 @@ def _as_16_bit(image: Image.Image, name: str) -> npt.NDArray[np.uint16]:
     return values.astype(np.uint16)
 
 
-def _scale_to_8_bit(values: npt.NDArray[np.uint16]) -> npt.NDArray[np.uint8]:
-    return np.rint(values / 257.0).astype(np.uint8)  # 65535 / 255 = 257
+def _deep_values(path: Path, image: Image.Image, *, always: bool = False) -> Values | None:
+    """Return the values (H, W) or (H, W, 3) of more than 8 bits of the decoded and upright ``image``, None for 8 bits.
+
+    Of RGB images, Pillow gives the upper 8 bits, which are enough unless the picture is dark or ``always`` is True.
+    """
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _as_16_bit(image, str(path))
+    if image.mode not in ("RGB", "RGBA"):
+        return None
+    brightest: Any = image.getextrema()
+    if not always and max(top for _, top in brightest[:3]) >= DARK >> 8:
+        return None
+    with open_header(path, 2 * image.width * image.height) as opened:
+        lower = low_bytes(opened)
+    if lower is None:
+        return None
+    high, low = (np.asarray(part)[..., :3].astype(np.uint16) for part in (image, _upright(lower)))
+    values: Values = (high << 8 | low).astype(np.uint16)
+    return values
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,0 +1,85 @@
+"""Facts of an image file that its pixels do not show: rotation, bits in use, further pages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ddsm_zoo.data.depth import DARK, likely_bits
+from ddsm_zoo.data.images import DECODER_ERRORS, largest_of_16_bits, open_header
+
+ORIENTATION = 0x0112  # EXIF's tag
+_KIND_OF_PAGE = 254  # TIFF's tag NewSubfileType: bit 0 a smaller copy, bit 2 a mask of another page
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFacts:
+    """Facts of one image file.
+
+    Attributes:
+        rotated: True if its EXIF orientation rotates or mirrors it.
+        keeps_size: True if it is rotated and has the same height and width as before.
+        pages: Number of pages of a TIFF or frames of an animation, of which only the first is read.
+        largest: Largest value of a 16-bit image that does not state its bits in use, None for any other image.
+    """
+
+    rotated: bool = False
+    keeps_size: bool = False
+    pages: int = 1
+    largest: int | None = None
+
+
+def image_facts(path: str | Path, *, bits: int | None = None) -> ImageFacts:
+    """Return the facts of an image. Only an image of 16 bits is decoded, and only without ``bits``.
+
+    Raises FileNotFoundError and ImageError for a file that cannot be opened.
+    """
+    with open_header(Path(path)) as image:
+        orientation = _orientation(image)
+        tiles: Any = getattr(image, "tile", ())
+        deep = image.mode == "F" or image.mode.startswith("I") or any(";16" in str(tile.args) for tile in tiles)
+        pages = _pages(image)
+        square = image.width == image.height
+    return ImageFacts(
+        rotated=orientation != 1,
+        keeps_size=orientation in (2, 3, 4) or (orientation > 4 and square),
+        pages=pages,
+        largest=largest_of_16_bits(path) if deep and bits is None else None,
+    )
+
+
+def describe_dark(largest: Mapping[str, int]) -> str | None:
+    """Say which bits 16-bit images seem to use, given the largest value of each. None if they use all.
+
+    Bright images among them show that the others are dark, but use the same bits.
+    """
+    top = max(largest.values(), default=DARK)
+    if top >= DARK:
+        return None
+    return f"values of up to {top} where 16 bits reach 65535, as images of {likely_bits(top)} bits have"
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value: Any = image.getexif().get(ORIENTATION, 1)
+        return value if value in range(1, 9) else 1
+    except (*DECODER_ERRORS, AttributeError):  # damaged metadata, which rotate nothing
+        return 1
+
+
+def _pages(image: Image.Image) -> int:
+    """Count the pages, without the smaller copies and masks that a TIFF may have, and the previews of a photo."""
+    if image.format not in ("TIFF", "GIF", "WEBP", "PNG"):
+        return 1
+    count = int(getattr(image, "n_frames", 1))
+    if count == 1 or image.format != "TIFF":
+        return count
+    pages = 0
+    for index in range(count):
+        image.seek(index)
+        pages += not int(image.tag_v2.get(_KIND_OF_PAGE, 0)) & 0b101  # type: ignore[attr-defined]
+    return max(1, pages)
