@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.logging import RichHandler
 from typer.core import TyperGroup
 
-from ddsm_zoo.cli.console import print_error, print_lines, stderr
+from ddsm_zoo.cli.console import LogLines, print_any_text, print_error, print_lines, stderr
 
 
 class OneLineErrors(TyperGroup):
@@ -106,8 +105,9 @@ def configure(
 
     Label a street with the bundled model:  ddsm-zoo predict street.jpg
     """
+    print_any_text()
     for module in plugin or ():
         load_plugin(module)
     logger = logging.getLogger("ddsm_zoo")
-    logger.handlers = [RichHandler(console=stderr, show_time=False, show_level=False, show_path=False)]
+    logger.handlers = [LogLines()]
     logger.setLevel(logging.INFO)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
+import io
+import logging
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from json import dumps, loads
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,8 +27,33 @@ if TYPE_CHECKING:
     from ddsm_zoo.labels import LabelSpace
     from ddsm_zoo.training.loop import ProgressEvent
 
-stdout = Console()
-stderr = Console(stderr=True)
+WIDE = 10_000  # columns of a file or pipe, where nothing should wrap
+
+
+def _console(*, to_stderr: bool = False) -> Console:
+    console = Console(stderr=to_stderr)
+    if "COLUMNS" not in os.environ and not console.file.isatty():
+        console.width = WIDE
+    return console
+
+
+stdout = _console()
+stderr = _console(to_stderr=True)
+
+
+class LogLines(logging.Handler):
+    """Log handler that prints each message as one line on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print the message of a record."""
+        print_notes([self.format(record)])
+
+
+def print_any_text() -> None:
+    """Print characters that the terminal's encoding lacks, and bytes of file names that are not UTF-8, as escapes."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def check_folder(folder: Path) -> None:
@@ -48,7 +77,12 @@ def check_output(json: str | None) -> None:
 
 def report(figures: object, json: str | None) -> None:
     if json == "-":
-        sys.stdout.write(to_json(figures))
+        text = to_json(figures)
+        try:
+            text.encode(sys.stdout.encoding or "utf-8")
+        except UnicodeEncodeError:  # the escapes that are printed instead are not JSON's
+            text = dumps(loads(text), indent=2) + "\n"
+        sys.stdout.write(text)
     elif json is not None:
         write_json(json, figures)
 
@@ -64,6 +98,12 @@ def print_error(error: BaseException) -> None:
 def print_lines(lines: Iterable[str]) -> None:
     for line in lines:
         stdout.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_notes(lines: Iterable[str]) -> None:
+    """Print lines on stderr: remarks on a run, apart from its results."""
+    for line in lines:
+        stderr.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:

@@ -83,8 +83,12 @@ def write_json(path: str | os.PathLike[str], data: object) -> None:
 
 
 def to_json(data: object) -> str:
-    """Format as indented JSON with a final newline. NaN and the infinities, which JSON lacks, become null."""
-    return json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """Format as indented JSON with a final newline. NaN and the infinities, which JSON lacks, become null.
+
+    The bytes of a file name that is not UTF-8, which Python reads as lone surrogates, become JSON's escapes for these.
+    """
+    text = json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def sha256_of(path: Path) -> str:
