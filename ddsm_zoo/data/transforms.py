@@ -31,6 +31,9 @@ class TrainTransform:
         flip: Probability of a flip, 0 to 1.
         jitter: Strength from 0 to 1 of a change of brightness, contrast and saturation. The hue changes by a quarter of
             it: more would give sky and trees each other's colours.
+        blur: Probability of a Gaussian blur of 0.15 to 1.15 pixels, 0 to 1.
+        class_crops: Share of the crops, 0 to 1, that show a pixel of a random class. The class is drawn from those in
+            the image, all alike, so that small objects are seen as often as roads.
 
     Raises:
         ValueError: A parameter is out of range.
@@ -44,18 +47,23 @@ class TrainTransform:
         scale: tuple[float, float] = (0.75, 2.0),
         flip: float = 0.5,
         jitter: float = 0.0,
+        blur: float = 0.0,
+        class_crops: float = 0.0,
     ) -> None:
         if min(crop_size) < 1:
             raise ValueError(f"crop_size is {crop_size}, expected a height and a width of at least 1")
         if not 0.0 < scale[0] <= scale[1]:
             raise ValueError(f"scale is {scale}, expected a smallest and a largest factor above 0")
-        for name, value in (("flip", flip), ("jitter", jitter)):
+        for name, value in (("flip", flip), ("jitter", jitter), ("blur", blur), ("class_crops", class_crops)):
             if not 0.0 <= value <= 1.0:
                 raise ValueError(f"{name} is {value}, expected 0 to 1")
         fill = {tv_tensors.Image: [round(255 * m) for m in preprocess.mean], tv_tensors.Mask: ignore_index}
-        steps: list[v2.Transform] = [v2.RandomHorizontalFlip(flip), RandomResizedWindow(crop_size, scale, preprocess)]
+        window = RandomResizedWindow(crop_size, scale, preprocess, class_crops, ignore_index)
+        steps: list[v2.Transform] = [v2.RandomHorizontalFlip(flip), window]
         if jitter > 0.0:  # before the padding, whose colour must stay the mean
             steps.append(v2.ColorJitter(jitter, jitter, jitter, jitter / 4))
+        if blur > 0.0:
+            steps.append(v2.RandomApply([v2.GaussianBlur(5, (0.15, 1.15))], p=blur))
         steps.append(v2.RandomCrop(crop_size, pad_if_needed=True, fill=fill))
         steps.append(_normalize(preprocess))
         self.steps = v2.Compose(steps)
@@ -164,22 +172,50 @@ class RandomResizedWindow(v2.Transform):  # type: ignore[misc]  # torchvision sh
 
     Cutting the window from the source first costs the pixels of the crop instead of those of the resized image. Apart
     from rounding the window to whole source pixels, the result is the same. A side shorter than ``size`` stays so.
+
+    The share ``class_crops`` of the windows contains a random pixel of a random class of the mask.
     """
 
-    def __init__(self, size: tuple[int, int], scale: tuple[float, float], preprocess: Preprocess) -> None:
+    def __init__(
+        self,
+        size: tuple[int, int],
+        scale: tuple[float, float],
+        preprocess: Preprocess,
+        class_crops: float = 0.0,
+        ignore_index: int = 255,
+    ) -> None:
         super().__init__()
         self.size = size
         self.scale = scale
         self.preprocess = preprocess
+        self.class_crops = class_crops
+        self.ignore_index = ignore_index
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         low, high = self.scale
         source_size = v2.functional.get_size(flat_inputs[0])  # [H, W]
         factor = self.preprocess.enlargement(*source_size) * (low + (high - low) * torch.rand(()).item())
-        sides = [_draw_window(side, crop, factor) for side, crop in zip(source_size, self.size, strict=True)]
+        shown = self._draw_pixel(flat_inputs) or (None, None)
+        sides = [
+            _draw_window(side, crop, factor, inside)
+            for side, crop, inside in zip(source_size, self.size, shown, strict=True)
+        ]
         (top, height, new_height), (left, width, new_width) = sides
         window = {"top": top, "left": left, "height": height, "width": width}
         return {"window": window, "size": [new_height, new_width]}
+
+    def _draw_pixel(self, flat_inputs: list[Any]) -> tuple[int, int] | None:
+        """Draw row and column of the pixel that the window must show, None if any window will do."""
+        if not self.class_crops or torch.rand(()).item() >= self.class_crops:
+            return None
+        mask = next(each for each in flat_inputs if isinstance(each, tv_tensors.Mask)).as_subclass(Tensor)
+        classes = mask.unique()
+        classes = classes[classes != self.ignore_index]
+        if not len(classes):
+            return None
+        pixels = (mask == classes[torch.randint(len(classes), ())]).nonzero()
+        row, column = pixels[torch.randint(len(pixels), ())].tolist()
+        return row, column
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         cropped = v2.functional.crop(inpt, **params["window"])
@@ -188,10 +224,16 @@ class RandomResizedWindow(v2.Transform):  # type: ignore[misc]  # torchvision sh
         return tv_tensors.wrap(_resize_bilinear(cropped, params["size"]), like=inpt)
 
 
-def _draw_window(side: int, crop: int, factor: float) -> tuple[int, int, int]:
-    """Draw a random source window along one axis: its start, its length, and its length after the resize."""
+def _draw_window(side: int, crop: int, factor: float, inside: int | None = None) -> tuple[int, int, int]:
+    """Draw a random source window along one axis: its start, its length, and its length after the resize.
+
+    If ``inside`` is given, the window contains that pixel.
+    """
     length = min(side, max(1, round(crop / factor)))
-    start = int(torch.randint(side - length + 1, ()).item())
+    first, last = 0, side - length
+    if inside is not None:
+        first, last = max(first, inside - length + 1), min(last, inside)
+    start = first + int(torch.randint(last - first + 1, ()).item())
     resized = crop if length < side else min(crop, max(1, round(side * factor)))
     return start, length, resized
 

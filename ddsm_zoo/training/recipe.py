@@ -162,6 +162,8 @@ class Recipe:
     scale: tuple[float, float] = (0.75, 2.0)  # range of the random resize factor
     flip: float = 0.5  # probability of mirroring an image, 0 to 1
     jitter: float = 0.0  # strength of the color jitter, 0: none
+    blur: float = 0.0  # probability of a slight Gaussian blur, 0 to 1
+    class_crops: float = 0.0  # share of crops that show a pixel of a random class of the image, 0 to 1
     min_size: tuple[int, int] | None = None  # (H, W): smaller images are enlarged to as many pixels
     workers: int = 2  # data loading processes per training process
     images_per_epoch: int = 0  # images an epoch shows if fewer than there are; 0: all images
@@ -219,7 +221,8 @@ class Recipe:
             usable = all(0 <= weight < math.inf for weight in self.class_weights) and any(self.class_weights)
             self._require("class_weights", usable, "numbers of 0 or more, not all of them 0")
         self._require("lr", 0 < self.lr < math.inf, "more than 0")
-        self._require("flip", 0 <= self.flip <= 1, "a probability, 0 to 1")
+        for name in ("flip", "blur", "class_crops"):
+            self._require(name, 0 <= getattr(self, name) <= 1, "a probability, 0 to 1")
         self._require("crop_size", min(self.crop_size) >= 1, "height and width in pixels, each at least 1")
         if self.min_size is not None:
             self._require("min_size", min(self.min_size) >= 1, "height and width in pixels, each at least 1")

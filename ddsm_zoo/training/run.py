@@ -101,7 +101,14 @@ def train(  # noqa: PLR0913 - each is a choice of its own
     report = _check(recipe, data, progress)
     preprocess = dataclasses.replace(resolve_data_config(model), size=None, min_size=recipe.min_size)
     transform = TrainTransform(
-        preprocess, recipe.crop_size, labels.ignore_index, recipe.scale, recipe.flip, recipe.jitter
+        preprocess,
+        recipe.crop_size,
+        labels.ignore_index,
+        recipe.scale,
+        recipe.flip,
+        recipe.jitter,
+        recipe.blur,
+        recipe.class_crops,
     )
     train_set, val_set, trained = open_training_sets(
         data, recipe.holdout, transform, EvalTransform(preprocess), recipe.seed

@@ -140,6 +140,36 @@ def test_jitter_changes_colours_and_no_labels() -> None:
     assert new_image.max() <= 1.0
 
 
+def test_blur_smooths_the_image_and_changes_no_labels() -> None:
+    image, mask = random_item(24, 24)
+    still, blurred = (TrainTransform(PLAIN, (24, 24), scale=(1.0, 1.0), flip=0.0, blur=blur) for blur in (0.0, 1.0))
+    new_image, new_mask = blurred(image, mask)
+    assert torch.equal(new_mask, mask)
+    assert new_image.std() < still(image, mask)[0].std()
+    assert new_image.mean() == pytest.approx(still(image, mask)[0].mean().item(), abs=0.02)
+
+
+@settings(max_examples=60, deadline=None)
+@given(sides, sides, st.integers(1, 40), st.integers(1, 40), st.floats(1.0, 3.0), st.integers(0, 2**32))
+def test_class_crops_show_the_rare_class_as_often_as_the_common_one(
+    height: int, width: int, crop_height: int, crop_width: int, factor: float, seed: int
+) -> None:
+    """One pixel of a class is in about half of the crops, wherever it is; without class crops in few of them."""
+    torch.manual_seed(seed)
+    mask = torch.zeros(height, width, dtype=torch.int64)
+    mask[torch.randint(height, ()), torch.randint(width, ())] = 1
+    image = torch.zeros(3, height, width, dtype=torch.uint8)
+    transform = TrainTransform(PLAIN, (crop_height, crop_width), scale=(factor, factor), class_crops=1.0)
+    shown = sum(bool((transform(image, mask)[1] == 1).any()) for _ in range(40))
+    assert shown >= 6  # 20 expected: fewer than 6 have a probability of 3e-6
+
+
+def test_class_crops_of_a_mask_without_classes_are_random_crops() -> None:
+    image, mask = random_item(20, 20)
+    transform = TrainTransform(PLAIN, (8, 8), class_crops=1.0)
+    assert (transform(image, torch.full_like(mask, 255))[1] == 255).all()
+
+
 def test_inputs_are_left_alone() -> None:
     image, mask = random_item(30, 40)
     before = image.clone(), mask.clone()
@@ -225,6 +255,8 @@ def test_image_transform_refuses_other_arrays(array: np.ndarray) -> None:
         ({"crop_size": (4, 4), "scale": (2.0, 1.0)}, "scale"),
         ({"crop_size": (4, 4), "flip": 1.5}, "flip"),
         ({"crop_size": (4, 4), "jitter": -0.1}, "jitter"),
+        ({"crop_size": (4, 4), "blur": 2.0}, "blur"),
+        ({"crop_size": (4, 4), "class_crops": -1.0}, "class_crops"),
     ],
 )
 def test_training_parameters_out_of_range(arguments: dict[str, object], named: str) -> None:
