@@ -20,6 +20,8 @@ Norm = Literal["batch", "group"]
 # Reading 1: version 0.1.0. Reading 2: sampler input scaled, e_ph added before upsampling, value of K downsampled
 READING = 2
 
+DEFAULT_THRESHOLD = 0.5  # of models of a single class
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -194,6 +196,11 @@ class WeightsSpec:
         published: Scores that the paper reports, in the same form.
         taps_on_map: Share of the taps that read the map on images of the data set, keyed by sampler. 0 to 1, near 0 for
             a sampler that does nothing.
+        threshold: For a single class, the probability above which a pixel is the class, between 0 and 1. None stands
+            for 0.5.
+
+    Raises:
+        ConfigError: ``threshold`` is out of range, or given for several classes.
     """
 
     uri: str
@@ -208,10 +215,15 @@ class WeightsSpec:
     metrics: Mapping[str, float] = field(default_factory=dict)
     published: Mapping[str, float] = field(default_factory=dict)
     taps_on_map: Mapping[str, float] = field(default_factory=dict)
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None:
+            check_threshold(self.threshold, len(self.labels))
 
     def without_scores(self) -> WeightsSpec:
-        """Return the same weights without scores, which do not hold for a model with changed classes or input."""
-        return replace(self, metrics={}, published={}, taps_on_map={})
+        """Return the same weights without scores and threshold, which belong to their own classes and input."""
+        return replace(self, metrics={}, published={}, taps_on_map={}, threshold=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +257,12 @@ class Provenance:
         """Return True if the scores of the weights hold for this model: its classes are those of the weights."""
         return self.weights is not None and self.labels is not None and self.labels.names == self.weights.labels.names
 
+    @property
+    def threshold(self) -> float:
+        """Probability above which a pixel is the class, for a model of a single class."""
+        recorded = None if self.weights is None else self.weights.threshold
+        return DEFAULT_THRESHOLD if recorded is None else recorded
+
     def without_classes(self, fresh: tuple[str, ...]) -> Provenance:
         """Return the record of the same model after random ones replaced its classifier's tensors, named ``fresh``."""
         weights = None if self.weights is None else self.weights.without_scores()
@@ -266,6 +284,17 @@ class Provenance:
         if self.converted is not None:
             known["converted"] = dict(self.converted)
         return {"name": self.name, **known, **to_dict(self.preprocess)}
+
+
+def check_threshold(threshold: float, num_classes: int) -> None:
+    """Raise ConfigError unless ``threshold`` lies between 0 and 1 and there is a single class."""
+    if num_classes != 1:
+        raise ConfigError(
+            f"got the threshold {threshold} for {num_classes} classes, expected none: the class of the highest score "
+            "wins; only a model of a single class has a threshold"
+        )
+    if not 0 < threshold < 1:
+        raise ConfigError(f"threshold is {threshold}, expected a probability above 0 and below 1 such as 0.5")
 
 
 def _check_range(name: str, value: float, low: int, high: int) -> None:

@@ -52,6 +52,13 @@ ModelOption = Annotated[
 DATA_KINDS = "camvid:ROOT, cityscapes:ROOT, folder:ROOT, scenes:N or a kind of yours (--plugin)"
 DataOption = Annotated[str, typer.Option("--data", "-d", help=f"{DATA_KINDS}.", metavar="SPEC")]
 DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; unless given, a GPU where there is one.")]
+ThresholdOption = Annotated[
+    float | None,
+    typer.Option(
+        help="Model of a single class: probability above which a pixel is the class. Default: that of the weights.",
+        metavar="P",
+    ),
+]
 JsonOption = Annotated[
     str | None, typer.Option("--json", help="Write the figures to FILE; - is standard output.", metavar="FILE")
 ]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ddsm_zoo.cli.app import DataOption, DeviceOption, JsonOption, app
+from ddsm_zoo.cli.app import DataOption, DeviceOption, JsonOption, ThresholdOption, app
 from ddsm_zoo.cli.console import check_folder, check_output, percent, print_lines, print_table, progress_bar, report
 
 if TYPE_CHECKING:
@@ -79,6 +79,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder for predictions as the server of the data's benchmark takes them.", metavar="DIR"),
     ] = None,
+    threshold: ThresholdOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images of one size that are predicted together.")] = 1,
     device: DeviceOption = None,
     json: JsonOption = None,
@@ -107,6 +108,10 @@ def evaluate(
             "--protocol says how a model is run, expected --predictions DIR without it",
         ),
         (
+            predictions and threshold is not None,
+            "--threshold turns a model's probabilities into ids, expected --predictions DIR without it",
+        ),
+        (
             (compare and (out or submission)) or (predictions and submission),
             "--out is for one evaluation and --submission for one --model, expected them without others",
         ),
@@ -129,6 +134,7 @@ def evaluate(
         bootstrap_by=bootstrap_by or "image",
         batch_size=batch_size,
         device=device,
+        threshold=threshold,
     )
     scores: list[Callable[..., Evaluation]]
     if predictions:
@@ -187,13 +193,13 @@ def _report_scores(
     if not evaluation.labeled:
         print_lines([f"{title}: without labels there is nothing to score"])
         return
-    _print_scores(title, figures, evaluation.extra)
+    _print_scores(title, figures, evaluation)
     if out is not None:
         print_lines([f"pictures in {out}"])
 
 
-def _print_scores(title: str, figures: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
-    """Print a table of the classes and one of the means, with the numbers among the data set's ``extra`` scores."""
+def _print_scores(title: str, figures: Mapping[str, Any], evaluation: Evaluation) -> None:
+    """Print a table of the classes and one of the means, with the numbers among the data set's extra scores."""
     columns = {"IoU %": "iou", "boundary F %": "boundary_f_by_class", "boundary IoU %": "boundary_iou_by_class"}
     shown = {head: figures[key] for head, key in columns.items() if key in figures}
     intervals = figures.get("intervals", {})
@@ -204,10 +210,13 @@ def _print_scores(title: str, figures: Mapping[str, Any], extra: Mapping[str, An
         rows.append((name, *cells, *([_span(intervals["iou"][name])] if intervals else [])))
     print_table(title, head, rows)
     means = {
-        "mIoU": "miou",
+        evaluation.headline: "miou",
+        "Dice": "dice",
+        "precision": "precision",
+        "recall": "recall",
         "pixel accuracy": "pixel_accuracy",
-        "mean accuracy": "mean_accuracy",
-        **{_score_name(key): key for key, score in extra.items() if isinstance(score, float)},
+        **({} if "recall" in figures else {"mean accuracy": "mean_accuracy"}),  # for a single class, the same
+        **{_score_name(key): key for key, score in evaluation.extra.items() if isinstance(score, float)},
         "Boundary IoU": "boundary_iou",
     }
     scores = [(name, figures[key], intervals.get(key)) for name, key in means.items() if key in figures]
@@ -262,6 +271,7 @@ def _report_gain(title: str, first: Evaluation, second: Evaluation, draws: int, 
     means = {side: _means(figures[side]) for side in "ab"}
     for key, name in COMPARED.items():
         if key in gain:
+            name = second.headline if key == "miou" else name
             rows.append((name, *(percent(means[side][key]) for side in "ab"), percent(gain[key]), _span(spans[key])))
     print_table(title, ("IoU", "A %", "B %", "B - A", "95 %"), rows)
     print_lines([spans["note"]])

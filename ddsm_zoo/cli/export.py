@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ddsm_zoo.cli.app import JsonOption, app
+from ddsm_zoo.cli.app import JsonOption, ThresholdOption, app
 from ddsm_zoo.cli.console import check_output, percent, print_lines, print_table, progress_bar, report
 
 
@@ -31,6 +31,7 @@ def export(
     argmax: Annotated[
         bool, typer.Option("--argmax", help="Give the class of each pixel in 8 bits, no logits.")
     ] = False,
+    threshold: ThresholdOption = None,
     int8: Annotated[bool, typer.Option("--int8", help="ONNX: convolutions in 8 bits.")] = False,
     images: Annotated[
         Path | None,
@@ -65,6 +66,7 @@ def export(
         size=size,
         preprocess=with_preprocess,
         argmax=argmax,
+        threshold=threshold,
         int8=int8,
         images=images,
         data=data,

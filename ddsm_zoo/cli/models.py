@@ -73,6 +73,8 @@ def info(
         ("classes", str(entry.config.num_classes)),
         ("weights", describe_weights(entry)),
     ]
+    if entry.weights and entry.weights.threshold is not None:
+        rows.append(("threshold of the sigmoid", f"{entry.weights.threshold:g}"))
     if entry.weights:
         rows += [(f"{name}, measured", f"{value:g}") for name, value in entry.weights.metrics.items()]
         rows += [(f"{name}, in the paper", f"{value:g}") for name, value in entry.weights.published.items()]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from ddsm_zoo.cli.app import DeviceOption, JsonOption, ModelOption, app
+from ddsm_zoo.cli.app import DeviceOption, JsonOption, ModelOption, ThresholdOption, app
 from ddsm_zoo.cli.console import (
     check_folder,
     check_output,
@@ -57,6 +57,7 @@ def predict(
     palette: Annotated[
         str, typer.Option(help="Colors of overlays: contrast, or own for the data set's.", metavar="NAME")
     ] = "contrast",
+    threshold: ThresholdOption = None,
     device: DeviceOption = None,
     json: JsonOption = None,
 ) -> None:
@@ -93,6 +94,7 @@ def predict(
             palette=cast("Palette", palette),
             tile=side,
             memory=limit,
+            threshold=threshold,
         )
         with bars() as show:
             files = (*inputs.images, *inputs.videos)

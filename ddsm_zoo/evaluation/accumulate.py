@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from ddsm_zoo.inference.modes import Predict
+from ddsm_zoo.inference.scores import predict_ids
 from ddsm_zoo.layers import resize
 from ddsm_zoo.metrics import BoundaryFScore, BoundaryIoU, ConfusionMatrix
 from ddsm_zoo.metrics.boundary import check_radii, f_scores_of
 from ddsm_zoo.metrics.confusion import iou_of
+from ddsm_zoo.metrics.ids import id_count, without_background
 from ddsm_zoo.utils import Progress
 from ddsm_zoo.utils.distributed import all_reduce_sum, shard
 from ddsm_zoo.utils.memory import enough_memory
@@ -43,7 +45,7 @@ class PerImageCounts:
     Counts of different images and processes are kept apart and summed in a fixed order. The scores are therefore the
     same to the bit, however the images are distributed over processes. ``counts`` holds counts per image by metric:
     ``pixels`` (n, 3, K), and with ``boundary`` also ``boundary_f`` (n, 2 + R, K) for the R radii of `BoundaryFScore`,
-    and ``boundary_iou`` (n, 3, K).
+    and ``boundary_iou`` (n, 3, K). A single class has K = 2, the background and the class.
     """
 
     def __init__(
@@ -63,7 +65,7 @@ class PerImageCounts:
         self.confusion = ConfusionMatrix(num_classes, ignore_index)
         self.sizes = torch.zeros(images, 2, dtype=torch.int64)
         self.dtype: str | None = None
-        self.counts = {"pixels": torch.zeros(images, 3, num_classes, dtype=torch.int64)}
+        self.counts = {"pixels": torch.zeros(images, 3, id_count(num_classes), dtype=torch.int64)}
         if boundary:
             for name, metric in self._boundary_metrics().items():
                 self.counts[name] = metric.counts.new_zeros(images, *metric.counts.shape)
@@ -92,7 +94,7 @@ class PerImageCounts:
 
         It is nan for an image without labelled pixels.
         """
-        return iou_of(self.counts["pixels"]).nanmean(-1)
+        return without_background(iou_of(self.counts["pixels"]), self.num_classes).nanmean(-1)
 
     def figures(self) -> dict[str, Any]:
         """Return the scores of the set as fractions of 1, and the `facts`.
@@ -139,17 +141,21 @@ class PerImageCounts:
         }
 
 
-def summed_scores(sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def summed_scores(sums: Mapping[str, Tensor], num_classes: int | None = None) -> dict[str, Tensor]:
     """Compute scores from sums of `PerImageCounts.counts`, with any leading dimensions.
 
-    The means have shape (...), ``iou`` (..., K).
+    The means have shape (...), ``iou`` (..., K). With ``num_classes`` 1 the means leave out the background.
     """
+
+    def mean(values: Tensor) -> Tensor:
+        return without_background(values, num_classes).nanmean(-1)
+
     iou = iou_of(sums["pixels"])
-    scores = {"miou": iou.nanmean(-1)}
+    scores = {"miou": mean(iou)}
     if "boundary_f" in sums:
-        scores["boundary_f"] = f_scores_of(sums["boundary_f"], False).mean(-2).nanmean(-1)
-        scores["boundary_f_present_only"] = f_scores_of(sums["boundary_f"], True).mean(-2).nanmean(-1)
-        scores["boundary_iou"] = iou_of(sums["boundary_iou"]).nanmean(-1)
+        scores["boundary_f"] = mean(f_scores_of(sums["boundary_f"], False).mean(-2))
+        scores["boundary_f_present_only"] = mean(f_scores_of(sums["boundary_f"], True).mean(-2))
+        scores["boundary_iou"] = mean(iou_of(sums["boundary_iou"]))
     return {**scores, "iou": iou}
 
 
@@ -162,14 +168,15 @@ def evaluate_model(  # noqa: PLR0913 - each is a choice of its own, as in the co
     boundary: bool = False,
     boundary_radii: Sequence[int] | None = None,
     batch_size: int = 1,
+    threshold: float | None = None,
     progress: Progress | None = None,
     observe: Callable[[Prediction], None] | None = None,
 ) -> PerImageCounts:
     """Compare the predictions with every mask of ``dataset`` at the mask's own resolution.
 
-    Scores are resized bilinearly to the mask's size before the argmax. Consecutive images of equal size are predicted
-    together, up to ``batch_size``. In distributed runs the processes share the images, and every process gets all
-    counts.
+    Scores are resized bilinearly to the mask's size before the argmax or the ``threshold`` (see `predict_ids`).
+    Consecutive images of equal size are predicted together, up to ``batch_size``. In distributed runs the processes
+    share the images, and every process gets all counts.
 
     `progress` and `observe` are as for `count_predictions`. Raises ValueError for an empty set, another number of
     classes and NaN scores.
@@ -177,7 +184,7 @@ def evaluate_model(  # noqa: PLR0913 - each is a choice of its own, as in the co
     per_image = PerImageCounts(
         len(dataset), num_classes, ignore_index, boundary=boundary, boundary_radii=boundary_radii
     )
-    predictions = predict_set(predict, dataset, num_classes, shard(len(dataset)), batch_size)
+    predictions = predict_set(predict, dataset, num_classes, shard(len(dataset)), batch_size, threshold)
     return count_predictions(per_image, predictions, progress, observe)
 
 
@@ -205,7 +212,12 @@ def count_predictions(
 
 @torch.inference_mode()
 def predict_set(
-    predict: Predict, dataset: LabeledImages, num_classes: int, indices: Sequence[int], batch_size: int = 1
+    predict: Predict,
+    dataset: LabeledImages,
+    num_classes: int,
+    indices: Sequence[int],
+    batch_size: int = 1,
+    threshold: float | None = None,
 ) -> Iterator[Prediction]:
     """Predict the class ids of the images of these indices at the resolution of their masks.
 
@@ -221,7 +233,7 @@ def predict_set(
             _check_scores(scores, num_classes, [index for index, _, _ in group])
             dtype = str(scores.dtype).removeprefix("torch.")
             for score, (index, _, mask) in zip(scores, group, strict=True):
-                ids = resize(score[None], (mask.shape[-2], mask.shape[-1])).argmax(1)[0]
+                ids = predict_ids(resize(score[None], (mask.shape[-2], mask.shape[-1])), threshold)[0]
                 yield Prediction(index, ids, mask, dtype)
 
 
@@ -237,7 +249,7 @@ def _of_one_size(samples: Sequence[tuple[int, Tensor, Tensor]]) -> list[list[tup
 
 
 def _check_scores(scores: Tensor, num_classes: int, indices: Sequence[int]) -> None:
-    if scores.shape[1] != num_classes:
+    if id_count(scores.shape[1]) != id_count(num_classes):
         raise ValueError(f"the model predicts {scores.shape[1]} classes, but the data set has {num_classes}")
     broken = scores.isnan().flatten(1).any(1).tolist()
     if any(broken):

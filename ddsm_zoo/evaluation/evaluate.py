@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
-from ddsm_zoo.config import Preprocess, to_dict
+from ddsm_zoo.config import Preprocess, check_threshold, to_dict
 from ddsm_zoo.data.datasets import SegmentationDataset, open_dataset
 from ddsm_zoo.data.kinds import find_kind, known_specs, open_layout
 from ddsm_zoo.data.masks import DatasetError, MaskDecoder, identity
@@ -62,9 +62,12 @@ class Request:
         batch_size: Maximum number of images of equal size that are predicted together.
         device: Torch device. Unless given, a GPU if there is one.
         preprocess: Preprocessing of the images. Unless given, that of the model's training or, if unknown, ImageNet's.
+        threshold: For a model of a single class, the probability above which a pixel is the class. Unless given, that
+            of the weights.
 
     Raises:
-        ValueError: Radii are invalid or given without ``boundary``, or ``bootstrap_by`` is unknown.
+        ValueError: The threshold is not between 0 and 1, radii are invalid or given without ``boundary``, or
+            ``bootstrap_by`` is unknown.
     """
 
     data: str
@@ -76,9 +79,12 @@ class Request:
     batch_size: int = 1
     device: str | torch.device | None = None
     preprocess: Preprocess | None = None
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         check_unit(self.bootstrap_by)
+        if self.threshold is not None:
+            check_threshold(self.threshold, num_classes=1)
         if self.boundary_radii is None:
             return
         check_radii(self.boundary_radii)
@@ -108,7 +114,13 @@ class Evaluation:
 
     @property
     def labels(self) -> LabelSpace:
-        return self.dataset.labels
+        """Classes of the ids in masks, for a single class with the background."""
+        return self.dataset.labels.in_masks
+
+    @property
+    def headline(self) -> str:
+        """Name of the score ``miou``: the mean over the classes of the data, so for a single class its IoU."""
+        return "mIoU" if len(self.dataset.labels) > 1 else f"IoU of {self.dataset.labels.names[0]}"
 
     @property
     def count(self) -> int:
@@ -163,7 +175,7 @@ class Evaluation:
         if measures[0] != measures[1]:
             raise ValueError("the two evaluations have different boundary measures, expected one Request for both")
         mine, theirs = (
-            summed_scores({name: counts.sum(0) for name, counts in each.per_image.counts.items()})
+            each._summed({name: counts.sum(0) for name, counts in each.per_image.counts.items()})
             for each in (self, other)
         )
         gain = {name: (mine[name] - theirs[name]).tolist() for name in mine}
@@ -201,7 +213,10 @@ class Evaluation:
 
     def _draws(self, bootstrap: int, resampling: Resampling) -> dict[str, Tensor]:
         counts = self.per_image.counts.items()
-        return summed_scores({name: resample(each, bootstrap, units=resampling.units) for name, each in counts})
+        return self._summed({name: resample(each, bootstrap, units=resampling.units) for name, each in counts})
+
+    def _summed(self, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        return summed_scores(sums, self.per_image.num_classes)
 
     def _intervals(self, bootstrap: int, draws: dict[str, Tensor]) -> dict[str, Any]:
         drawn = {"by": self.resampling.by, "units": self.resampling.count, "note": self.resampling.note}
@@ -226,6 +241,7 @@ def evaluate(  # noqa: PLR0913 - each is a choice of its own, as in the command
     bootstrap: int = 0,
     bootstrap_by: str = "image",
     preprocess: Preprocess | None = None,
+    threshold: float | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Score a model on one split of a data set.
@@ -236,7 +252,7 @@ def evaluate(  # noqa: PLR0913 - each is a choice of its own, as in the command
     Args:
         model: Name of a pretrained model, or your own module or function. It maps images (N, 3, H, W), normalized by
             ``preprocess``, to scores (N, K, h, w) of the data's K classes in their order. The scores may have a lower
-            resolution than the images.
+            resolution than the images. For a single class they are logits (N, 1, h, w).
         data: Data set such as ``camvid:ROOT`` or ``folder:ROOT``.
         split: Split of the data set.
         device: Torch device. Unless given, a GPU if there is one.
@@ -248,6 +264,8 @@ def evaluate(  # noqa: PLR0913 - each is a choice of its own, as in the command
         bootstrap: Number of draws for 95 % confidence intervals, 0 for none.
         bootstrap_by: Unit that the bootstrap draws: ``image``, ``sequence`` or ``block:N``.
         preprocess: Preprocessing of the images. Unless given, that of the model's training or, if unknown, ImageNet's.
+        threshold: For a model of a single class, the probability above which a pixel is the class. Unless given, that
+            of the weights.
         progress: Called as ``progress(done, total)`` after each image.
 
     Returns:
@@ -269,6 +287,7 @@ def evaluate(  # noqa: PLR0913 - each is a choice of its own, as in the command
         batch_size=batch_size,
         device=device,
         preprocess=preprocess,
+        threshold=threshold,
     )
     return score_model(model, request, progress).figures(bootstrap)
 
@@ -294,7 +313,7 @@ def score_model(
     protocol = InferenceProtocol.load(request.protocol)
     opened = _open(request, None, submission)  # the data first: checking it is faster than loading a model
     labels, resampling = opened.labels, _resampling(opened, request)
-    scored = wrap_model(model, labels, request.device, request.preprocess)
+    scored = wrap_model(model, labels, request.device, request.preprocess, request.threshold)
     dataset = _open(request, EvalTransform(scored.preprocess), submission)
     predict = protocol.apply(scored.predict)
     kind = find_kind(request.data)
@@ -313,6 +332,7 @@ def score_model(
         boundary=request.boundary,
         boundary_radii=request.boundary_radii,
         batch_size=request.batch_size,
+        threshold=scored.threshold,
         progress=progress,
         observe=observe,
     )
@@ -322,7 +342,7 @@ def score_model(
         dataset=dataset,
         per_image=per_image,
         resampling=resampling,
-        again=lambda index: next(predict_set(predict, dataset, len(labels), [index])),
+        again=lambda index: next(predict_set(predict, dataset, len(labels), [index], threshold=scored.threshold)),
         record=_record(scored.record(), request, {"name": str(request.protocol), **to_dict(protocol)}),
         extra=extra.compute(per_image.confusion.matrix),
     )

@@ -14,7 +14,7 @@ from ddsm_zoo.hub.client import public_uri
 from ddsm_zoo.hub.safetensors_io import pack_tensors
 from ddsm_zoo.hub.state_dict import AUXILIARY
 from ddsm_zoo.inference.modes import Predict, full_image
-from ddsm_zoo.inference.predictor import choose_device, prepare, recorded_labels
+from ddsm_zoo.inference.predictor import choose_device, model_labels, model_threshold, prepare, recorded_labels
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.layers import resize
 from ddsm_zoo.models import Segmenter
@@ -23,27 +23,37 @@ from ddsm_zoo.zoo.factory import resolve_data_config
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredModel:
-    """Scoring function with the preprocessing it expects and the name, address and hash of its weights."""
+    """Scoring function with the preprocessing it expects and the name, address and hash of its weights.
+
+    ``threshold`` is that of `predict_ids`, None for several classes.
+    """
 
     predict: Predict
     preprocess: Preprocess
     name: str
     uri: str | None = None
     sha256: str | None = None
+    threshold: float | None = None
 
     def record(self) -> dict[str, Any]:
         """Return the part of a result that identifies the model."""
         done = {key: value for key, value in to_dict(self.preprocess).items() if key != "size"}  # size has no effect
-        return {"model": self.name, "weights": {"uri": self.uri, "sha256": self.sha256}, "preprocess": done}
+        binary = {} if self.threshold is None else {"threshold": self.threshold}
+        return {"model": self.name, "weights": {"uri": self.uri, "sha256": self.sha256}, "preprocess": done, **binary}
 
 
 def wrap_model(
-    model: str | Predict, labels: LabelSpace, device: str | torch.device | None, preprocess: Preprocess | None
+    model: str | Predict,
+    labels: LabelSpace,
+    device: str | torch.device | None,
+    preprocess: Preprocess | None,
+    threshold: float | None = None,
 ) -> ScoredModel:
     """Wrap the pretrained model of a name, a model, or any module or function from images to scores of the ``labels``.
 
-    ``preprocess`` defaults to that of the model's training or, if unknown, to ImageNet's. The scores have the
-    resolution of the images. Raises the errors of `create_model`, and ValueError for a model with other classes.
+    ``preprocess`` defaults to that of the model's training or, if unknown, to ImageNet's. ``threshold`` defaults to
+    that of the model's weights. The scores have the resolution of the images. Raises the errors of `create_model`, and
+    ValueError for a model with other classes.
     ``predict`` raises ValueError if the model does not return a tensor of scores.
     """
     uri: str | None = None
@@ -51,6 +61,7 @@ def wrap_model(
     if isinstance(model, (str, Segmenter)):
         segmenter = prepare(model, device)
         _check_classes(segmenter, labels)
+        threshold = model_threshold(segmenter, threshold)
         known = segmenter.provenance
         predict, preprocess = full_image(segmenter), preprocess or resolve_data_config(segmenter)
         if isinstance(model, str):
@@ -65,7 +76,12 @@ def wrap_model(
         name = getattr(model, "__name__", type(model).__name__)
         predict = _on(choose_device(device), model)
     return ScoredModel(
-        predict=_checked(predict), preprocess=preprocess or Preprocess(), name=name, uri=uri, sha256=sha256
+        predict=_checked(predict),
+        preprocess=preprocess or Preprocess(),
+        name=name,
+        uri=uri,
+        sha256=sha256,
+        threshold=threshold,
     )
 
 
@@ -95,14 +111,18 @@ def _hash_of(model: nn.Module) -> str:
 
 
 def _check_classes(model: Segmenter, labels: LabelSpace) -> None:
-    if model.num_classes != len(labels):
+    """Raise ValueError for other classes. A single class fits two, whatever its background is called there."""
+    own, known = model_labels(model), labels.in_masks
+    if len(own) != len(known):
         raise ValueError(
             f"the model predicts {model.num_classes} classes and the data has {len(labels)} "
             f"({', '.join(labels.names[:3])}, ...), expected the same"
         )
-    own = recorded_labels(model) or labels
-    for index, (ours, theirs) in enumerate(zip(own.names, labels.names, strict=True)):
-        if ours.casefold() != theirs.casefold():
+    if recorded_labels(model) is None:
+        return
+    binary = 1 in (model.num_classes, len(labels))
+    for index, (ours, theirs) in enumerate(zip(own.names, known.names, strict=True)):
+        if ours.casefold() != theirs.casefold() and not (binary and index == 0):
             raise ValueError(
                 f"class {index} is {ours!r} for the model and {theirs!r} in the data, expected the same classes in the "
                 "same order"

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddsm_zoo.config import Preprocess
+from ddsm_zoo.config import Preprocess, check_threshold
 from ddsm_zoo.data.images import SUFFIXES, read_image
 from ddsm_zoo.data.scenes.render import render_scene
 from ddsm_zoo.data.transforms import ImageTransform
@@ -36,7 +36,7 @@ from ddsm_zoo.export.program import (
     write_torch,
 )
 from ddsm_zoo.inference.modes import Predict, full_image
-from ddsm_zoo.inference.predictor import model_labels, prepare
+from ddsm_zoo.inference.predictor import model_labels, model_threshold, prepare
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.utils.files import atomic_path
 from ddsm_zoo.utils.memory import enough_memory
@@ -68,14 +68,16 @@ class ExportOptions:
         size: The only image size (H, W) that the file takes. Unless given, any size with sides from 33 pixels.
         preprocess: Take 8-bit RGB images (1, H, W, 3) and normalize them inside. Otherwise the input is normalized, (1,
             3, H, W).
-        argmax: Give class ids (1, H, W) in 8 bits instead of logits.
+        argmax: Give class ids (1, H, W) in 8 bits instead of logits. A model of a single class gives 1 where its
+            probability exceeds the threshold, else 0.
         int8: Compute convolutions in 8 bits, except those of the affinities. ONNX only.
         images: Folder of images like those in use. They replace rendered images for comparing file and model and for
             calibrating the 8-bit ranges.
         data: Data set to score file and model on, as `evaluate` takes it.
+        threshold: Threshold of a model of a single class, 0 to 1. Unless given, that of its weights.
 
     Raises:
-        ValueError: The size is invalid, or options exclude each other.
+        ValueError: The size or the threshold is invalid, or options exclude each other.
     """
 
     format: Literal["onnx", "torch"] = "onnx"
@@ -85,8 +87,11 @@ class ExportOptions:
     int8: bool = False
     images: Path | None = None
     data: str | None = None
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
+        if self.threshold is not None:
+            check_threshold(self.threshold, num_classes=1)
         if self.size is not None and min(self.size) < 1:
             raise ValueError(f"size is {self.size[0]} x {self.size[1]}, expected a height and a width of at least 1")
         if self.size is not None and self.data is not None:
@@ -129,14 +134,15 @@ def export(
     say = progress or (lambda _: None)
     onnx = _onnx_door() if options.format == "onnx" else None
     eager = prepare(model, "cpu")
+    threshold = model_threshold(eager, options.threshold)
     preprocess = resolve_data_config(eager)
     pictures = _compared_pictures(options)
     calibration = list(_calibration_pictures(options, preprocess)) if options.int8 else []
-    metadata = _metadata(eager, options)
+    metadata = _metadata(eager, options, threshold)
     take = _taking(preprocess, options)
     with atomic_path(path) as temporary, enough_memory("exporting for this size", "choose a smaller one"):
         say("tracing")
-        program = trace(_deployed(eager, options), *_example(options))
+        program = trace(_deployed(eager, options, threshold), *_example(options))
         say("writing")
         if onnx is None:
             write_torch(program, temporary, metadata)
@@ -153,7 +159,7 @@ def export(
         say("comparing")
         predict, normalize = full_image(eager), _taking(preprocess, ExportOptions())
         agreement = [
-            compare(size, ((predict(normalize(each)), run(take(each))) for each in _resized(pictures, size)))
+            compare(size, ((predict(normalize(each)), run(take(each))) for each in _resized(pictures, size)), threshold)
             for size in _checked_sizes(options)
         ]
         _refuse(agreement, options)
@@ -168,7 +174,9 @@ def export(
             figures["miou"] = {}
             for name, candidate in candidates.items():
                 say(f"scoring the {name}")
-                figures["miou"][name] = evaluate(candidate, options.data, preprocess=preprocess)["miou"]
+                given = None if options.argmax and name == "file" else threshold  # it is in the file
+                scores = evaluate(candidate, options.data, preprocess=preprocess, threshold=given)
+                figures["miou"][name] = scores["miou"]
     return figures
 
 
@@ -180,12 +188,12 @@ def _onnx_door() -> ModuleType:
     return onnx_file
 
 
-def _deployed(eager: Segmenter, options: ExportOptions) -> nn.Module:
+def _deployed(eager: Segmenter, options: ExportOptions, threshold: float | None) -> nn.Module:
     """Add the file's preprocessing and argmax to the model."""
     before = [Normalize(resolve_data_config(eager))] if options.preprocess else []
     if options.argmax and eager.num_classes > 256:
         raise ValueError(f"the model has {eager.num_classes} classes, 8 bits hold at most 256; export logits instead")
-    after = [Classes()] if options.argmax else []
+    after = [Classes(threshold)] if options.argmax else []
     return nn.Sequential(*before, eager, *after)
 
 
@@ -215,13 +223,13 @@ def _scoring(run: Run, preprocess: Preprocess, num_classes: int, options: Export
         if options.preprocess:
             image = (255 * (image * std + mean)).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
         answer = run(image)
-        return F.one_hot(answer.long(), num_classes).permute(0, 3, 1, 2).float() if options.argmax else answer
+        return F.one_hot(answer.long(), max(2, num_classes)).permute(0, 3, 1, 2).float() if options.argmax else answer
 
     return predict
 
 
-def _metadata(eager: Segmenter, options: ExportOptions) -> dict[str, str]:
-    """Return the facts that a user of the file alone needs. Lists are JSON."""
+def _metadata(eager: Segmenter, options: ExportOptions, threshold: float | None) -> dict[str, str]:
+    """Return the facts that a user of the file alone needs. Lists are JSON. Labels are those of the ids in masks."""
     known, labels, preprocess = eager.provenance, model_labels(eager), resolve_data_config(eager)
     eight_bits = "uint8 RGB (1, H, W, 3)"
     normalized = "float32 RGB (1, 3, H, W), scaled to 0..1, minus mean, divided by std"
@@ -236,6 +244,7 @@ def _metadata(eager: Segmenter, options: ExportOptions) -> dict[str, str]:
         "min_size": json.dumps(preprocess.min_size or (1, 1)),
         "input": eight_bits if options.preprocess else normalized,
         "output": "uint8 classes (1, H, W)" if options.argmax else "float32 logits (1, K, H, W)",
+        **({} if threshold is None else {"threshold": json.dumps(threshold)}),
         "ddsm_zoo": __version__,
     }
 

@@ -12,6 +12,7 @@ from torch.export import Dim, ExportedProgram
 
 from ddsm_zoo.config import Preprocess
 from ddsm_zoo.errors import UserError
+from ddsm_zoo.inference.scores import predict_ids
 from ddsm_zoo.utils.files import to_json
 
 Run = Callable[[Tensor], Tensor]
@@ -45,10 +46,17 @@ class Normalize(nn.Module):
 
 
 class Classes(nn.Module):
-    """Convert logits (N, K, H, W) of at most 256 classes to the highest class of each pixel, uint8 (N, H, W)."""
+    """Convert logits (N, K, H, W) of at most 256 classes to the class id of each pixel, uint8 (N, H, W).
+
+    ``threshold`` is that of `predict_ids`.
+    """
+
+    def __init__(self, threshold: float | None = None) -> None:
+        super().__init__()
+        self.threshold = threshold
 
     def forward(self, logits: Tensor) -> Tensor:
-        return logits.argmax(dim=1).to(torch.uint8)
+        return predict_ids(logits, self.threshold).to(torch.uint8)
 
 
 def trace(module: nn.Module, example: Tensor, dynamic: Mapping[int, str]) -> ExportedProgram:
@@ -90,7 +98,7 @@ class Agreement:
     """Agreement of a file with the model at one ``size`` (H, W).
 
     ``difference`` is the largest difference between two logits, None for a file that gives classes. ``argmax`` is the
-    share of pixels with the same class, 0 to 1.
+    share of pixels with the same class id, 0 to 1.
     """
 
     size: tuple[int, int]
@@ -98,18 +106,21 @@ class Agreement:
     argmax: float
 
 
-def compare(size: tuple[int, int], answers: Iterable[tuple[Tensor, Tensor]]) -> Agreement:
+def compare(
+    size: tuple[int, int], answers: Iterable[tuple[Tensor, Tensor]], threshold: float | None = None
+) -> Agreement:
     """Measure the agreement over pairs of answers.
 
-    Each pair is the model's logits (N, K, H, W) and the file's logits or classes (N, H, W).
+    Each pair is the model's logits (N, K, H, W) and the file's logits or classes (N, H, W). ``threshold`` is that of
+    `predict_ids`.
     """
     differences: list[float] = []
     same = pixels = 0
     for logits, answer in answers:
         if answer.dim() == logits.dim():
             differences.append((answer - logits).abs().max().item())
-            answer = answer.argmax(dim=1)
-        hits = answer == logits.argmax(dim=1)
+            answer = predict_ids(answer, threshold)
+        hits = answer == predict_ids(logits, threshold)
         same, pixels = same + int(hits.sum()), pixels + hits.numel()
     # not Python's `max`, which ignores NaN
     difference = torch.tensor(differences).max().item() if differences else None

@@ -79,6 +79,8 @@ def flatten(weights: WeightsSpec) -> dict[str, Any]:
     """Convert the spec to plain data, with ``mean``, ``std`` and ``size`` at the top as in timm's config."""
     data = to_dict(weights)
     preprocess = data.pop("preprocess")
+    if weights.threshold is None:  # several classes have none
+        del data["threshold"]
     return {**data, **preprocess}
 
 

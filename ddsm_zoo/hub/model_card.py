@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]  # not in its __all__
 
-from ddsm_zoo.config import ModelConfig, WeightsSpec
+from ddsm_zoo.config import DEFAULT_THRESHOLD, ModelConfig, WeightsSpec
 from ddsm_zoo.hub.config_file import Manifest
 
 _TASK = "image-segmentation"
@@ -66,11 +66,15 @@ def _body(manifest: Manifest) -> Iterator[str]:
     # Weights of the zoo are called by their name, those that were trained from a recipe by their data
     named = weights.start is None
     yield f"\n# {manifest.architecture if named else f'{weights.dataset}: {_architecture(config)}'}\n"
+    classes = "1 class" if manifest.num_classes == 1 else f"{manifest.num_classes} classes"
     yield (
-        f"Semantic segmentation into {manifest.num_classes} classes: decoder `{config.decoder}`, fusion "
-        f"`{config.fusion}`, backbone `{config.backbone}`. Trained on: {weights.dataset}.\n"
+        f"Semantic segmentation into {classes}: decoder `{config.decoder}`, fusion `{config.fusion}`, "
+        f"backbone `{config.backbone}`. Trained on: {weights.dataset}.\n"
     )
     yield f"Classes: {', '.join(manifest.label_names)}.\n"
+    if manifest.num_classes == 1:
+        threshold = DEFAULT_THRESHOLD if weights.threshold is None else weights.threshold
+        yield f"One logit per pixel: masks hold 1 where its sigmoid exceeds the threshold {threshold:g}, else 0.\n"
     yield "## Results\n"
     yield from _results("measured on these weights", weights.metrics)
     yield from _results("published in the paper, not measured on these weights", weights.published)

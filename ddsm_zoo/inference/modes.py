@@ -11,10 +11,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ddsm_zoo.inference.scores import as_scores, probabilities
 from ddsm_zoo.layers import resize
 
 Predict = Callable[[Tensor], Tensor]
-"""Maps a normalized float image (N, 3, H, W) to scores (N, K, H, W) of K classes. The highest score wins."""
+"""Maps a normalized float image (N, 3, H, W) to scores (N, K, H, W) of K classes.
+
+The highest score wins. A single class has logits, see `scores.predict_ids`.
+"""
 
 Precision = Literal["fp32", "bf16"]
 
@@ -109,7 +113,8 @@ def multi_scale(predict: Predict, scales: Sequence[float], flip: bool = False) -
         flip: Add the horizontally mirrored image at each scale.
 
     Returns:
-        A function from images (N, 3, H, W) to probabilities (N, K, H, W) at the image's own size.
+        A function from images (N, 3, H, W) to probabilities (N, K, H, W) at the image's own size. For a single class,
+            it gives the logits of these probabilities.
 
     Raises:
         ValueError: ``scales`` is empty or has a factor out of range.
@@ -126,13 +131,13 @@ def multi_scale(predict: Predict, scales: Sequence[float], flip: bool = False) -
         for scale in scales:
             size = max(1, round(height * scale)), max(1, round(width * scale))
             scaled = resize(image, size)
-            probabilities = predict(scaled).softmax(1)
+            found = probabilities(predict(scaled))
             if flip:
-                probabilities = (probabilities + predict(scaled.flip(-1)).softmax(1).flip(-1)) / 2
-            probabilities = resize(probabilities, (height, width))
-            total = probabilities if total is None else total + probabilities
+                found = (found + probabilities(predict(scaled.flip(-1))).flip(-1)) / 2
+            found = resize(found, (height, width))
+            total = found if total is None else total + found
         assert total is not None
-        return total / len(scales)
+        return as_scores(total / len(scales))
 
     return predict_scales
 

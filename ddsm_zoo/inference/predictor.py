@@ -16,13 +16,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ddsm_zoo.config import check_threshold
 from ddsm_zoo.data.images import read_image, to_rgb
 from ddsm_zoo.data.transforms import ImageTransform
 from ddsm_zoo.inference.modes import Precision, full_image
+from ddsm_zoo.inference.scores import predict_ids
 from ddsm_zoo.inference.tiling import MIN_SIDE, Tiling, largest_side, predict_bands
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.layers import resize
 from ddsm_zoo.models import Segmenter
+from ddsm_zoo.models.saving import numbered_labels
 from ddsm_zoo.utils import Progress
 from ddsm_zoo.utils.files import atomic_path
 from ddsm_zoo.utils.memory import enough_memory, working_memory
@@ -45,7 +48,7 @@ class Segmentation:
     """Prediction for one image.
 
     Attributes:
-        mask: Class ids (H, W), uint8.
+        mask: Class ids (H, W), uint8. A model of a single class gives 0 for the background and 1 for the class.
         labels: Names and colours of the class ids.
         image: RGB image of the same size.
         confidence: Mean over the pixels of the probability that the model gives to its class, 0 to 1. None if unknown.
@@ -125,10 +128,13 @@ class Predictor:
             applies.
         palette: Colors of overlays. "own" are those of the labels. "contrast" replaces them by others if two of them
             are hard to tell apart.
+        threshold: For a model of a single class, the probability above which a pixel is the class. Unless given, that
+            of the weights.
 
     Raises:
-        ValueError: The model does not take 3 channels or has more than 256 classes, the tiles are too small, or
-            ``precision``, ``palette`` or ``device`` is unknown.
+        ValueError: The model does not take 3 channels or has more than 256 classes, the tiles are too small,
+            ``precision``, ``palette`` or ``device`` is unknown, or ``threshold`` is not between 0 and 1 or given for
+            several classes.
         Exception: Anything that `create_model` raises.
     """
 
@@ -141,6 +147,7 @@ class Predictor:
         tile: int | Literal["auto"] | None = None,
         memory: int = MEMORY,
         palette: Palette = "contrast",
+        threshold: float | None = None,
     ) -> None:
         if palette not in get_args(Palette):
             raise ValueError(f"palette is {palette!r}, expected {' or '.join(get_args(Palette))}")
@@ -153,6 +160,7 @@ class Predictor:
         self.preprocess = resolve_data_config(self.model)
         self.transform = ImageTransform(self.preprocess)
         self.predict = full_image(self.model, precision)
+        self.threshold = model_threshold(self.model, threshold)
         self.tile = tile
         self.memory = memory
         self.palette: Palette = palette
@@ -184,7 +192,7 @@ class Predictor:
             top, certain = 0, 0.0
             for band in self._scores(image, progress):
                 rows = band.shape[2]
-                mask[top : top + rows] = _classes(band)
+                mask[top : top + rows] = _classes(band, self.threshold)
                 certain += _certainty(band)
                 top += rows
         if not isinstance(image, Image.Image):
@@ -244,11 +252,11 @@ def _size(image: Image.Image | npt.NDArray[np.uint8]) -> tuple[int, int]:
     return height, width
 
 
-def _classes(scores: Tensor) -> npt.NDArray[np.uint8]:
+def _classes(scores: Tensor, threshold: float | None) -> npt.NDArray[np.uint8]:
     """Convert scores (1, K, h, W) to class ids (h, W)."""
     if scores.isnan().any():
         raise ValueError("the model gives NaN on this image; its weights are probably damaged")
-    return scores[0].argmax(0).to("cpu", torch.uint8).numpy()
+    return predict_ids(scores, threshold)[0].to("cpu", torch.uint8).numpy()
 
 
 def _certainty(scores: Tensor) -> float:
@@ -260,9 +268,19 @@ def _certainty(scores: Tensor) -> float:
 
 
 def model_labels(model: Segmenter) -> LabelSpace:
-    """Return the labels of the class ids. Classes are numbered if the weights have no labels."""
-    names = [f"class {index}" for index in range(model.num_classes)]
-    return recorded_labels(model) or LabelSpace.from_names(names, ignore_index=max(255, model.num_classes))
+    """Return the labels of the class ids in masks. Classes are numbered if the weights have no labels."""
+    return (recorded_labels(model) or numbered_labels(model.num_classes)).in_masks
+
+
+def model_threshold(model: Segmenter, threshold: float | None = None) -> float | None:
+    """Return the threshold of a model of a single class: the given one, else that of its weights. None for others.
+
+    Raises ConfigError for a threshold that is not between 0 and 1, or is given for several classes.
+    """
+    if threshold is not None:
+        check_threshold(threshold, model.num_classes)
+        return threshold
+    return model.provenance.threshold if model.num_classes == 1 else None
 
 
 def choose_device(device: str | torch.device | None) -> torch.device:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddsm_zoo.metrics.confusion import iou_of
-from ddsm_zoo.metrics.ids import check_num_classes, comparable_ids
+from ddsm_zoo.metrics.ids import check_num_classes, comparable_ids, id_count, without_background
 
 # Published radii as shares of an image's diagonal: 3, 5, 9, 12 pixels at 2048 x 1024, 1, 2, 3, 3 at 480 x 360
 DIAGONAL_SHARES = (0.00088, 0.001875, 0.00375, 0.005)
@@ -48,7 +48,7 @@ class BoundaryFScore:
         self.num_classes = num_classes
         self.radii = None if radii is None else check_radii(radii)
         self.ignore_index = ignore_index
-        self.counts = torch.zeros(2 + len(self.measures), num_classes, dtype=torch.float64)
+        self.counts = torch.zeros(2 + len(self.measures), id_count(num_classes), dtype=torch.float64)
 
     @property
     def measures(self) -> tuple[int | float, ...]:
@@ -102,20 +102,21 @@ class BoundaryFScore:
         return {**self._summary(present_only=False), "present_only": self._summary(present_only=True)}
 
     def _summary(self, present_only: bool) -> dict[Any, float]:
-        scores = f_scores_of(self.counts, present_only).nanmean(-1)
+        scores = without_background(f_scores_of(self.counts, present_only), self.num_classes).nanmean(-1)
         return {**dict(zip(self.measures, scores.tolist(), strict=True)), "mean": scores.mean().item()}
 
     def _score(self, pred: Tensor, target: Tensor) -> Tensor:
         """Count one image, (H, W) each, with the ignored pixels as one more class."""
-        present = torch.bincount(torch.cat([pred.flatten(), target.flatten()]), minlength=self.num_classes + 1)[:-1] > 0
+        ids = id_count(self.num_classes)
+        present = torch.bincount(torch.cat([pred.flatten(), target.flatten()]), minlength=ids + 1)[:-1] > 0
         radii = self.pixels(*pred.shape)
-        sums = torch.zeros(len(radii), self.num_classes, dtype=torch.float64, device=pred.device)
+        sums = torch.zeros(len(radii), ids, dtype=torch.float64, device=pred.device)
         canvas = _Canvas(pred.shape[0], pred.shape[1], radii)
         outlines = [_mixed_blocks(ids) for ids in (pred, target)]
         found = present.nonzero().flatten()
         for start in range(0, len(found), _BITS):
             classes = found[start : start + _BITS]
-            bit = torch.zeros(self.num_classes + 1, dtype=torch.int32, device=pred.device)  # 0 for ignored pixels
+            bit = torch.zeros(ids + 1, dtype=torch.int32, device=pred.device)  # 0 for ignored pixels
             bit[classes] = 1 << torch.arange(len(classes), dtype=torch.int32, device=pred.device)
             sums[:, classes] = _f_scores(canvas, [(places, _union(bit[block])) for places, block in outlines], classes)
         return torch.stack([torch.ones_like(sums[0]), present.double(), *sums]).cpu()
@@ -146,7 +147,7 @@ class BoundaryIoU:
         self.num_classes = num_classes
         self.ratio = ratio
         self.ignore_index = ignore_index
-        self.counts = torch.zeros(3, num_classes, dtype=torch.int64)
+        self.counts = torch.zeros(3, id_count(num_classes), dtype=torch.int64)
 
     def update(self, pred: Tensor, target: Tensor) -> None:
         """Count the pixels of images.
@@ -163,7 +164,8 @@ class BoundaryIoU:
             near_true, near_predicted = _near_outline(true, distance), _near_outline(predicted, distance)
             both = near_true & near_predicted & (true == predicted)
             regions = (true[both], true[near_true], predicted[near_predicted])
-            sums = [torch.bincount(ids, minlength=self.num_classes + 1)[: self.num_classes] for ids in regions]
+            count = id_count(self.num_classes)
+            sums = [torch.bincount(ids, minlength=count + 1)[:count] for ids in regions]
             self.counts += torch.stack(sums).cpu()
 
     def merge(self, other: BoundaryIoU) -> None:
@@ -184,7 +186,8 @@ class BoundaryIoU:
             ``boundary_iou``, the mean over the classes that occur, and ``iou`` by class id, nan for the other classes.
         """
         iou = iou_of(self.counts)
-        return {"boundary_iou": iou.nanmean().item(), "iou": iou.tolist()}
+        mean = without_background(iou, self.num_classes).nanmean()
+        return {"boundary_iou": mean.item(), "iou": iou.tolist()}
 
 
 def check_radii(radii: Sequence[int]) -> tuple[int, ...]:
@@ -206,13 +209,13 @@ def f_scores_of(counts: Tensor, present_only: bool) -> Tensor:
 
 
 def _images(pred: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> list[tuple[Tensor, Tensor]]:
-    """Split a batch into pairs of images (H, W). In both, ``num_classes`` marks ignored pixels."""
+    """Split a batch into pairs of images (H, W). In both, one more id marks ignored pixels."""
     pred, target, counted = comparable_ids(pred, target, num_classes, ignore_index)
     if pred.ndim not in (2, 3):
         raise ValueError(f"pred and target have shape {tuple(pred.shape)}, expected images (N, H, W) or (H, W)")
     shape = (-1, *pred.shape[-2:])
     # 32 bits hold any class, and memory bandwidth limits the rest
-    images = [ids.int().masked_fill_(~counted, num_classes).reshape(shape) for ids in (pred, target)]
+    images = [ids.int().masked_fill_(~counted, id_count(num_classes)).reshape(shape) for ids in (pred, target)]
     return list(zip(*images, strict=True))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ddsm_zoo.metrics.ids import check_num_classes, comparable_ids
+from ddsm_zoo.metrics.ids import check_num_classes, comparable_ids, id_count, without_background
 
 
 class ConfusionMatrix:
@@ -15,6 +15,9 @@ class ConfusionMatrix:
 
     ``matrix`` (num_classes, num_classes) is int64 on the CPU: rows are targets, columns predictions. Counts are exact,
     so the order of updates and merges does not matter.
+
+    With a single class, ids are 0 for the background and 1 for the class, ``matrix`` is (2, 2), and the means are those
+    of the class alone.
 
     Args:
         num_classes: Number of classes, at least 1.
@@ -28,7 +31,7 @@ class ConfusionMatrix:
         check_num_classes(num_classes)
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.matrix = torch.zeros(id_count(num_classes), id_count(num_classes), dtype=torch.int64)
 
     @property
     def counts(self) -> Tensor:
@@ -44,11 +47,12 @@ class ConfusionMatrix:
             target: Labelled class ids, in the same shape.
 
         Raises:
-            ValueError: The shapes differ, a tensor is not integer, or an id that counts is not 0 to num_classes - 1.
+            ValueError: The shapes differ, a tensor is not integer, or an id that counts is no class.
         """
         pred, target, counted = comparable_ids(pred, target, self.num_classes, self.ignore_index)
-        pairs = torch.bincount(target[counted] * self.num_classes + pred[counted], minlength=self.num_classes**2)
-        self.matrix += pairs.view(self.num_classes, self.num_classes).cpu()
+        ids = id_count(self.num_classes)
+        pairs = torch.bincount(target[counted] * ids + pred[counted], minlength=ids**2)
+        self.matrix += pairs.view(ids, ids).cpu()
 
     def merge(self, other: ConfusionMatrix) -> None:
         """Add the counts of ``other``, for example of another process. Raises ValueError if its classes differ."""
@@ -68,17 +72,23 @@ class ConfusionMatrix:
         Returns:
             ``iou`` by class id, nan for a class in neither targets nor predictions, and ``miou``, the mean of the
             others. ``accuracy`` by class id, the recall, nan for a class not in the targets, and ``mean_accuracy``,
-            the mean of the others. ``pixel_accuracy``, the share of correct pixels.
+            the mean of the others. ``pixel_accuracy``, the share of correct pixels. For a single class, also its
+            ``precision``, ``recall`` and ``dice`` (the F1 score).
         """
-        right, targets, _ = counts = self.counts.double()
+        right, targets, predicted = counts = self.counts.double()
         iou, accuracy = iou_of(counts), right / targets
-        return {
-            "miou": iou.nanmean().item(),
+        scores: dict[str, Any] = {
+            "miou": without_background(iou, self.num_classes).nanmean().item(),
             "pixel_accuracy": (right.sum() / targets.sum()).item(),
-            "mean_accuracy": accuracy.nanmean().item(),
+            "mean_accuracy": without_background(accuracy, self.num_classes).nanmean().item(),
             "iou": iou.tolist(),
             "accuracy": accuracy.tolist(),
         }
+        if self.num_classes == 1:
+            scores["precision"] = (right[1] / predicted[1]).item()
+            scores["recall"] = scores["mean_accuracy"]
+            scores["dice"] = (2 * right[1] / (targets[1] + predicted[1])).item()
+        return scores
 
 
 def iou_of(counts: Tensor) -> Tensor:

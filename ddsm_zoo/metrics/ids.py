@@ -1,4 +1,7 @@
-"""Checks of class ids, shared by all metrics."""
+"""Checks of class ids, shared by all metrics.
+
+A single class has two ids, 0 for the background and 1 for the class. Means are then over the class alone.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,20 @@ def check_num_classes(num_classes: int) -> None:
         raise ValueError(f"num_classes is {num_classes}, expected at least 1")
 
 
+def id_count(num_classes: int) -> int:
+    """Return the number of ids in masks."""
+    return max(2, num_classes)
+
+
+def without_background(values: Tensor, num_classes: int | None) -> Tensor:
+    """Leave the background of a single class out of values (..., ids), before a mean over classes."""
+    return values[..., 1:] if num_classes == 1 else values
+
+
 def comparable_ids(pred: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return both as int64 on the device of ``pred``, and a mask of the pixels whose target is not ignored.
 
-    Raises ValueError for different shapes, tensors that are not integer, and ids outside 0 to num_classes - 1 among the
+    Raises ValueError for different shapes, tensors that are not integer, and ids outside 0 to `id_count` - 1 among the
     pixels that count.
     """
     if pred.shape != target.shape:
@@ -28,10 +41,10 @@ def comparable_ids(pred: Tensor, target: Tensor, num_classes: int, ignore_index:
     pred, target = pred.detach().long(), target.detach().long().to(pred.device)
     counted = target != ignore_index
     for name, ids in (("pred", pred), ("target", target)):
-        strange = ids[((ids < 0) | (ids >= num_classes)) & counted]
+        strange = ids[((ids < 0) | (ids >= id_count(num_classes))) & counted]
         if strange.numel():
             raise ValueError(
-                f"{name} holds class id {int(strange[0])}, expected 0 to {num_classes - 1}"
+                f"{name} holds class id {int(strange[0])}, expected 0 to {id_count(num_classes) - 1}"
                 + (f" or the ignored {ignore_index}" if name == "target" else "")
             )
     return pred, target, counted

@@ -152,14 +152,16 @@ def _weights_of(model: Segmenter) -> WeightsSpec:
     labels, uri = known.labels, f"file:{client.WEIGHTS_FILE}"
     if labels is None or len(labels) != model.num_classes:
         labels = numbered_labels(model.num_classes)
+    threshold = known.threshold if model.num_classes == 1 else None
     if known.weights is None:
-        return WeightsSpec(uri=uri, dataset="unknown", labels=labels, preprocess=known.preprocess)
-    weights = dataclasses.replace(known.weights, uri=uri, labels=labels, preprocess=known.preprocess)
-    if known.scored and labels == known.labels:
-        return weights
-    return weights.without_scores()
+        return WeightsSpec(uri=uri, dataset="unknown", labels=labels, preprocess=known.preprocess, threshold=threshold)
+    kept = known.scored and labels == known.labels
+    weights = known.weights if kept else known.weights.without_scores()
+    return dataclasses.replace(weights, uri=uri, labels=labels, preprocess=known.preprocess, threshold=threshold)
 
 
 def numbered_labels(count: int) -> LabelSpace:
-    """Build labels for unnamed classes."""
+    """Build labels for unnamed classes. A single one is the foreground."""
+    if count == 1:
+        return LabelSpace.from_names(["foreground"])
     return LabelSpace.from_names([f"class {index}" for index in range(count)], ignore_index=max(255, count))

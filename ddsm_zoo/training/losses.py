@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddsm_zoo.config import ConfigError
+from ddsm_zoo.inference.scores import probabilities
 from ddsm_zoo.training.recipe import Recipe
 
 
@@ -17,6 +18,9 @@ class SegmentationLoss(nn.Module):
 
     ``class_weights`` (K,) weigh each pixel of the cross-entropy by its class. With ``ohem`` above 0, only the pixels of
     `hard_targets` count in it. Neither affects the other two losses.
+
+    A single class, K = 1, has targets 0 (background) and 1. The cross-entropy is then the binary one of a sigmoid, with
+    two ``class_weights``, and the other two losses are those of the class, not of the background.
 
     forward: logits (N, K, H, W) and targets (N, H, W), int64 class ids or ``ignore_index`` -> scalar. It is float32, or
     float64 for float64 logits. It is the (weighted) mean over the valid pixels of the whole batch, 0 if there are none.
@@ -46,15 +50,15 @@ class SegmentationLoss(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = self._cross_entropy(logits, targets)
+        loss = self._cross_entropy(_one_for_each_id(logits), targets)
         if self.dice or self.lovasz:
             valid = targets != self.ignore_index
-            probabilities = logits.softmax(1).movedim(1, -1)[valid]  # (P, K)
+            found = probabilities(logits).movedim(1, -1)[valid]  # (P, K)
             labels = targets[valid]  # (P,)
             if self.dice:
-                loss = loss + self.dice * dice_loss(probabilities, labels)
+                loss = loss + self.dice * dice_loss(found, labels)
             if self.lovasz:
-                loss = loss + self.lovasz * lovasz_softmax_loss(probabilities, labels)
+                loss = loss + self.lovasz * lovasz_softmax_loss(found, labels)
         return loss
 
     def mass(self, targets: Tensor) -> float:
@@ -83,13 +87,24 @@ class SegmentationLoss(nn.Module):
 
 
 def create_loss(recipe: Recipe, num_classes: int, ignore_index: int) -> SegmentationLoss:
-    """Create the recipe's loss. Raises ConfigError if the number of class weights is not that of the classes."""
+    """Create the recipe's loss. Raises ConfigError if the number of class weights is not that of the classes.
+
+    A single class takes the weights of background and class, or that of the class alone, where the background has 1.
+    """
     weights = None
-    if recipe.class_weights is not None:
-        if isinstance(recipe.class_weights, str) or len(recipe.class_weights) != num_classes:
-            given = recipe.class_weights if isinstance(recipe.class_weights, str) else len(recipe.class_weights)
-            raise ConfigError(f"class_weights is {given}, expected {num_classes} numbers, one for each class")
-        weights = torch.tensor(recipe.class_weights)
+    given = recipe.class_weights
+    if given is not None:
+        if num_classes == 1 and len(given) == 1 and not isinstance(given, str):
+            given = (1.0, *given)
+        if isinstance(given, str) or len(given) != max(2, num_classes):
+            count = given if isinstance(given, str) else len(given)
+            expected = (
+                f"{num_classes} numbers, one for each class"
+                if num_classes > 1
+                else ("1 number, the weight of the class, or 2, of background and class")
+            )
+            raise ConfigError(f"class_weights is {count}, expected {expected}")
+        weights = torch.tensor(given)
     return SegmentationLoss(
         ignore_index=ignore_index,
         label_smoothing=recipe.label_smoothing,
@@ -99,6 +114,11 @@ def create_loss(recipe: Recipe, num_classes: int, ignore_index: int) -> Segmenta
         dice=recipe.dice,
         lovasz=recipe.lovasz,
     )
+
+
+def _one_for_each_id(logits: Tensor) -> Tensor:
+    """Add the logit 0 of the background to those of a single class: a softmax over both is the sigmoid of one."""
+    return torch.cat([torch.zeros_like(logits), logits], 1) if logits.shape[1] == 1 else logits
 
 
 @torch.no_grad()
@@ -124,9 +144,9 @@ def hard_targets(logits: Tensor, targets: Tensor, ignore_index: int, threshold: 
 def dice_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
     """Soft Dice loss 1 - 2 sum(p t) / (sum(p) + sum(t)), the mean over the classes that occur in ``targets``.
 
-    probabilities (P, K), targets (P,) class ids -> scalar; 0 if P is 0.
+    probabilities (P, K), targets (P,) class ids -> scalar; 0 if P is 0. With K = 1 they are those of id 1.
     """
-    members = F.one_hot(targets, probabilities.shape[1]).to(probabilities.dtype)  # (P, K)
+    members = _members(targets, probabilities.shape[1]).to(probabilities.dtype)  # (P, K)
     sizes = members.sum(0)
     overlap = (probabilities * members).sum(0)
     # An absent class has nothing to overlap with: its loss would be 1 for any prediction.
@@ -137,9 +157,9 @@ def lovasz_softmax_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
     """Lovasz extension of 1 - IoU (Berman, Triki and Blaschko, CVPR 2018), the mean over the classes that occur.
 
     probabilities (P, K), targets (P,) class ids -> scalar; 0 if P is 0. At one-hot probabilities it is exactly 1 - IoU
-    of the batch.
+    of the batch. With K = 1 the probabilities are those of id 1.
     """
-    members = F.one_hot(targets, probabilities.shape[1])  # (P, K) int64, so that the counts below are exact
+    members = _members(targets, probabilities.shape[1])  # (P, K) int64, so that the counts below are exact
     sizes = members.sum(0)
     errors, order = (members - probabilities).abs().sort(dim=0, descending=True)
     members = members.gather(0, order)
@@ -149,6 +169,11 @@ def lovasz_softmax_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
     jaccard = 1 - intersection / union
     steps = torch.diff(jaccard, dim=0, prepend=torch.zeros_like(jaccard[:1]))
     return _mean_over_present((errors * steps.to(errors.dtype)).sum(0), sizes)
+
+
+def _members(targets: Tensor, num_classes: int) -> Tensor:
+    """Return 1 for each pixel's class and 0 for the others, (P, K). A single class is id 1."""
+    return targets[:, None] if num_classes == 1 else F.one_hot(targets, num_classes)
 
 
 def _mean_over_present(losses: Tensor, sizes: Tensor) -> Tensor:

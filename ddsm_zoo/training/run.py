@@ -90,6 +90,8 @@ def train(  # noqa: PLR0913 - each is a choice of its own
         raise ValueError(f"got a Recipe and changes of {', '.join(changes)}, expected its name or path beside changes")
     out_dir = Path(out_dir)
     labels = open_dataset(data, "train").labels
+    if len(labels) == 1:
+        logger.info("a single class: a sigmoid, and mIoU is the IoU of %s, without the background", labels.names[0])
     resumed = resume and has_state(out_dir)
     start = "the weights that the given model had"
     if model is None:
@@ -242,7 +244,7 @@ def _class_counts(
         return None
     if report is not None:
         return torch.from_numpy(report.splits["train"].counts)[list(trained)]
-    classes = len(train_set.labels)
+    classes = len(train_set.labels.in_masks)
     masks = (train_set.load(index)[1] for index in range(len(train_set)))
     return torch.stack([torch.bincount(mask[mask < classes], minlength=classes) for mask in masks])
 

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ddsm_zoo.inference.scores import predict_ids
 from ddsm_zoo.layers import resize
 from ddsm_zoo.layers.sampler import TapCounts, watch_taps
 from ddsm_zoo.metrics import ConfusionMatrix
@@ -157,7 +158,7 @@ class TrainState:
         for images, targets in stack_equal(samples, self.recipe.batch_size // self.processes):
             with self.accelerator.autocast():
                 logits = model(self._moved(images))
-            confusion.update(resize(logits, (targets.shape[-2], targets.shape[-1])).argmax(1), targets)
+            confusion.update(predict_ids(resize(logits, (targets.shape[-2], targets.shape[-1]))), targets)
             done += len(images)
             report(done)
         confusion.matrix = all_reduce_sum(confusion.matrix)

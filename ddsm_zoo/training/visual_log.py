@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from ddsm_zoo.data.datasets import SegmentationDataset
+from ddsm_zoo.inference.scores import predict_ids
 from ddsm_zoo.layers import resize
 from ddsm_zoo.utils.files import OutputError, atomic_path
 from ddsm_zoo.utils.visualize import WHITE, add_legend, colorize
@@ -95,7 +96,7 @@ class VisualLog:
         for kind in ("taps_on_map", "blind", "mean_offset"):
             for name, value in entry.get(kind, {}).items():
                 self._writer.add_scalar(f"{kind}/{name}", value, epoch)
-        for name, value in zip(self.val_set.labels.names, entry.get("iou", ()), strict="iou" in entry):
+        for name, value in zip(self.val_set.labels.in_masks.names, entry.get("iou", ()), strict="iou" in entry):
             if math.isfinite(value):  # a class that occurs
                 self._writer.add_scalar(f"iou/{name}", value, epoch)
         if picture is not None:
@@ -111,16 +112,17 @@ def sample_sheet(model: nn.Module, val_set: SegmentationDataset, caption: str) -
     """
     count = len(val_set)
     indices = [place * count // min(_SAMPLES, count) for place in range(min(_SAMPLES, count))]
+    labels = val_set.labels.in_masks
     rows, masks = [], []
     for index in indices:
         image, mask = val_set.load(index)
         given = image if val_set.transform is None else val_set.transform(image, mask)[0]
         device = next(model.parameters()).device
         logits = model(given[None].to(device))
-        prediction = resize(logits, (mask.shape[0], mask.shape[1])).argmax(1)[0].cpu()
+        prediction = predict_ids(resize(logits, (mask.shape[0], mask.shape[1])))[0].cpu()
         masks += [mask.numpy(), prediction.numpy()]
         panels = [Image.fromarray(image.permute(1, 2, 0).numpy())]
-        panels += [colorize(ids, val_set.labels) for ids in masks[-2:]]
+        panels += [colorize(ids, labels) for ids in masks[-2:]]
         rows.append([_fitted(panel, smooth=place == 0) for place, panel in enumerate(panels)])
     height = sum(row[0].height for row in rows)
     sheet = Image.new("RGB", (3 * _PANEL, _CAPTION + height), WHITE)
@@ -131,7 +133,7 @@ def sample_sheet(model: nn.Module, val_set: SegmentationDataset, caption: str) -
         for place, panel in enumerate(row):
             sheet.paste(panel, (place * _PANEL, top))
         top += row[0].height
-    return add_legend(sheet, masks, val_set.labels)
+    return add_legend(sheet, masks, labels)
 
 
 def read_epochs(log: Path) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ def contrast(labels: LabelSpace) -> LabelSpace:
     """Return labels whose colors are easy to tell apart: unchanged if they are already, else with a palette of ours.
 
     Colors are easy to tell apart if any two are `DISTINCT` or more apart in CIELAB. Each class gets the color of our
-    palette that is nearest to its own and still free.
+    palette that is nearest to its own and still free. Black stays black: overlays leave it out.
     """
     own = _cielab(np.array(labels.palette))
     if len(labels) == 1 or _apart(own, own)[~np.eye(len(labels), dtype=bool)].min() >= DISTINCT:
@@ -49,7 +49,8 @@ def contrast(labels: LabelSpace) -> LabelSpace:
         if index not in palette and np.isfinite(distance[index, color]):
             palette[index] = (int(colors[color, 0]), int(colors[color, 1]), int(colors[color, 2]))
             distance[:, color] = np.inf
-    return dataclasses.replace(labels, palette=tuple(palette[index] for index in range(len(labels))))
+    chosen = (BLACK if color == BLACK else palette[index] for index, color in enumerate(labels.palette))
+    return dataclasses.replace(labels, palette=tuple(chosen))
 
 
 def shares(mask: Mask, labels: LabelSpace) -> dict[str, float]:
@@ -71,7 +72,9 @@ def overlay(
     alpha: float = 0.5,
     legend: bool = True,
 ) -> Image.Image:
-    """Blend the image with its coloured mask. ``alpha`` is the weight of the colours. Ignored pixels stay unchanged.
+    """Blend the image with its coloured mask. ``alpha`` is the weight of the colours.
+
+    Pixels that are ignored or of a black class, such as the background of a single class, stay unchanged.
 
     The legend names the classes present, the largest first. It stands to the right of the image, or below an image too
     low for it. Raises ValueError as `colorize` does, for an image that is not RGB of the mask's size and for an alpha
@@ -100,10 +103,11 @@ def overlay_bands(
         )
     strip = _legend(base.size, _share_texts(mask, labels) if legend else {}, labels)
     beside = strip is not None and strip.height == height
+    colored = np.array([*labels.palette, BLACK]).sum(1) > 0
     for rows in parts:
         part = base.crop((0, rows.start, width, rows.stop))
         index = _class_index(mask[rows], labels, "mask")
-        known = Image.fromarray(index < len(labels))
+        known = Image.fromarray(colored[index])
         blended = np.asarray(Image.composite(Image.blend(part, colorize(mask[rows], labels), alpha), part, known))
         if strip is not None and beside:
             blended = np.concatenate((blended, np.asarray(strip.crop((0, rows.start, strip.width, rows.stop)))), axis=1)

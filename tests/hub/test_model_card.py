@@ -56,6 +56,13 @@ def test_the_front_matter_comes_back(
     assert f"Classes: {', '.join(names)}." in text
 
 
+def test_the_card_of_a_single_class_has_the_threshold() -> None:
+    card = render_card(described(("crack",), threshold=0.35), "local-dir:PATH")
+    assert "into 1 class:" in card
+    assert "exceeds the threshold 0.35" in card
+    assert "threshold" not in render_card(described(("a", "b")), "local-dir:PATH")
+
+
 def test_without_scores_there_is_no_model_index() -> None:
     front = render_card(described(("road",), metrics={}), "uper_tiny").split("---")[1]
     assert "license: cc0-1.0" in front

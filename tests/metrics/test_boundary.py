@@ -228,3 +228,18 @@ def test_more_classes_than_a_number_has_bits() -> None:
     expected = straightforward(pred, target, 70, RADII).mean(1)
     np.testing.assert_allclose([metric.compute()[radius] for radius in RADII], expected, rtol=1e-12)
     assert expected[0] < 0.9
+
+
+def test_boundaries_of_a_single_class_are_those_of_id_1_of_two() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pred, target = (torch.rand(2, 3, 4, 5, generator=generator).repeat_interleave(4, -1) > 0.6).long()
+    target[0, 0] = VOID
+    pairs = ((BoundaryFScore(1, RADII), BoundaryFScore(2, RADII)), (BoundaryIoU(1), BoundaryIoU(2)))
+    for one, two in pairs:
+        one.update(pred, target)
+        two.update(pred, target)
+        assert torch.equal(one.counts, two.counts)
+    images, present, *sums = pairs[0][1].counts[:, 1].tolist()
+    assert pairs[0][0].compute()["present_only"]["mean"] == pytest.approx(sum(sums) / len(sums) / present)
+    assert images == 3
+    assert pairs[1][0].compute()["boundary_iou"] == pairs[1][1].compute()["iou"][1]

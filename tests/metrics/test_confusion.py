@@ -135,3 +135,42 @@ def test_merge_refuses_other_classes() -> None:
 def test_no_classes() -> None:
     with pytest.raises(ValueError, match="num_classes is 0"):
         ConfusionMatrix(0)
+
+
+@given(
+    SHAPES.flatmap(
+        lambda shape: st.tuples(
+            hnp.arrays(np.uint8, shape, elements=st.integers(0, 1)),
+            hnp.arrays(np.uint8, shape, elements=st.sampled_from([0, 1, 255])),
+        )
+    )
+)
+def test_means_of_a_single_class_leave_out_the_background(pair: tuple[np.ndarray, np.ndarray]) -> None:
+    pred, target = pair
+    confusion = ConfusionMatrix(1)
+    confusion.update(torch.from_numpy(pred), torch.from_numpy(target))
+    predicted, actual = pred[target != 255] == 1, target[target != 255] == 1
+
+    def ratio(part: np.ndarray, whole: np.ndarray) -> float:
+        return np.count_nonzero(part) / np.count_nonzero(whole) if whole.any() else math.nan
+
+    iou = ratio(predicted & actual, predicted | actual)
+    precision, recall = ratio(predicted & actual, predicted), ratio(predicted & actual, actual)
+    both = np.count_nonzero(predicted) + np.count_nonzero(actual)
+    expected = {
+        "miou": iou,
+        "iou": [ratio(~predicted & ~actual, ~predicted | ~actual), iou],
+        "precision": precision,
+        "recall": recall,
+        "mean_accuracy": recall,
+        "dice": 2 * np.count_nonzero(predicted & actual) / both if both else math.nan,
+        "pixel_accuracy": (predicted == actual).mean() if actual.size else math.nan,
+    }
+    got = confusion.compute()
+    for name, value in expected.items():
+        np.testing.assert_allclose(got[name], value, rtol=1e-12, err_msg=name)
+
+
+def test_a_single_class_has_no_third_id() -> None:
+    with pytest.raises(ValueError, match="pred holds class id 2, expected 0 to 1"):
+        ConfusionMatrix(1).update(torch.tensor([2]), torch.tensor([1]))

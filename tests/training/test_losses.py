@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddsm_zoo.training.losses import SegmentationLoss, dice_loss, lovasz_softmax_loss
+from ddsm_zoo.config import ConfigError
+from ddsm_zoo.training.losses import SegmentationLoss, create_loss, dice_loss, lovasz_softmax_loss
+from ddsm_zoo.training.recipe import Recipe
 
 IGNORED = 255
 
@@ -135,3 +137,72 @@ def test_half_precision_logits_are_summed_in_single_precision() -> None:
     loss = SegmentationLoss(lovasz=1.0)(logits, targets)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, SegmentationLoss(lovasz=1.0)(logits.double(), targets), check_dtype=False)
+
+
+def binary_case(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Logits (N, 1, H, W) and targets (N, H, W) of 0, 1 and ignored."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(2, 1, 6, 7, generator=generator, dtype=torch.float64)
+    targets = torch.randint(2, (2, 6, 7), generator=generator)
+    targets[0, 0, :3] = IGNORED
+    return logits, targets
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_one_logit_has_the_binary_cross_entropy(smoothing: float) -> None:
+    logits, targets = binary_case()
+    valid = targets != IGNORED
+    soft = targets[valid] * (1 - smoothing) + smoothing / 2
+    expected = F.binary_cross_entropy_with_logits(logits[:, 0][valid], soft.double())
+    assert SegmentationLoss(label_smoothing=smoothing)(logits, targets).item() == pytest.approx(expected.item())
+
+
+def test_weight_of_a_single_class_is_that_of_positive_pixels() -> None:
+    logits, targets = binary_case()
+    valid = targets != IGNORED
+    true = targets[valid].double()
+    summed = F.binary_cross_entropy_with_logits(
+        logits[:, 0][valid], true, pos_weight=torch.tensor(4.0), reduction="sum"
+    )
+    expected = summed / (1 + 3 * true).sum()  # the mean is over the weights, as with several classes
+    for weights in ((4.0,), (1.0, 4.0), (0.5, 2.0)):
+        loss = create_loss(Recipe(model="m", class_weights=weights), 1, IGNORED)
+        assert loss(logits, targets).item() == pytest.approx(expected.item())
+    with pytest.raises(ConfigError, match="class_weights is 3, expected 1 number, the weight of the class, or 2"):
+        create_loss(Recipe(model="m", class_weights=(1.0, 2.0, 3.0)), 1, IGNORED)
+
+
+def test_dice_and_lovasz_of_one_logit_are_those_of_the_class() -> None:
+    logits, targets = binary_case()
+    valid = targets != IGNORED
+    found, true = logits[:, 0][valid].sigmoid(), targets[valid]
+    plain = SegmentationLoss()(logits, targets).item()
+    dice = 1 - 2 * (found * true).sum() / (found.sum() + true.sum())
+    assert SegmentationLoss(dice=1.0)(logits, targets).item() - plain == pytest.approx(dice.item())
+    members = set(true.nonzero().flatten().tolist())
+    lovasz = lovasz_by_integral((true - found).abs().tolist(), members)
+    assert SegmentationLoss(lovasz=1.0)(logits, targets).item() - plain == pytest.approx(lovasz)
+
+
+@pytest.mark.parametrize("options", [{}, {"ohem": 0.6}, {"label_smoothing": 0.1}])
+def test_one_logit_has_the_loss_and_gradient_of_two(options: dict[str, float]) -> None:
+    logits, targets = binary_case()
+    one, other = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    loss = SegmentationLoss(**options)
+    loss(one, targets).backward()
+    loss(torch.cat([torch.zeros_like(other), other], 1), targets).backward()
+    torch.testing.assert_close(one.grad, other.grad)
+    assert one.grad is not None
+    assert one.grad.abs().sum() > 0
+
+
+def test_one_logit_without_pixels_of_the_class_or_without_labels() -> None:
+    logits, targets = binary_case()
+    for value in (0, IGNORED):
+        scores = logits.clone().requires_grad_()
+        loss = SegmentationLoss(dice=1.0, lovasz=1.0)(scores, torch.full_like(targets, value))
+        loss.backward()
+        assert loss.isfinite()
+        assert scores.grad is not None
+        assert scores.grad.isfinite().all()
+    assert loss.item() == 0
