@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -105,5 +106,7 @@ class UnlabeledImages(SegmentationDataset):
 
 def _shared_zero() -> Tensor:
     """Create an epoch in shared memory, so that workers that outlive an epoch see the next one."""
-    zero: Tensor = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]  # untyped in torch
+    zero = torch.zeros((), dtype=torch.int64)
+    with contextlib.suppress(RuntimeError):  # a machine without shared memory can have no workers either
+        zero.share_memory_()  # type: ignore[no-untyped-call]  # untyped in torch
     return zero

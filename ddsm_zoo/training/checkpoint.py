@@ -118,6 +118,15 @@ def load_last_state(out_dir: Path) -> tuple[Path, dict[str, Any]]:
     return before, state
 
 
+def check_parts(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
+    """Raise CheckpointError unless ``state`` has the parts that say which run it belongs to."""
+    for name, kind in (("recipe", Mapping), ("images", int), ("position", Mapping)):
+        if not isinstance(state.get(name), kind):
+            raise CheckpointError(
+                f"{path} is not the state of a run, it has no {name}: delete it to train from the start"
+            )
+
+
 def promote_state(out_dir: Path, path: Path | None) -> None:
     """Make ``path`` the last state of the resumed run, and remove unfinished files of a killed run.
 
@@ -130,8 +139,19 @@ def promote_state(out_dir: Path, path: Path | None) -> None:
         leftover.unlink()
 
 
-def check_continues(path: str | os.PathLike[str], state: Mapping[str, Any], recipe: Recipe, images: int) -> None:
-    """Raise CheckpointError unless ``state`` comes from a run with this recipe and this number of training images."""
+def check_continues(
+    path: str | os.PathLike[str], state: Mapping[str, Any], recipe: Recipe, images: int, identity: Mapping[str, Any]
+) -> None:
+    """Raise CheckpointError unless ``state`` comes from a run with this recipe, images and ``identity``."""
+    check_parts(path, state)
+    for name, value in identity.items():
+        # States of earlier versions have no identity
+        known = state.get("identity", {}).get(name, value)
+        if known != value:
+            raise CheckpointError(
+                f"{path} was made with other {name}: {_difference(known, value)}; resume on the data of that run, or "
+                "begin a new run in another folder"
+            )
     wanted = recipe.to_plain()
     # A field that did not exist when the run began had no effect, like its default, except for the samplers' rate.
     saved = {**Recipe(model=recipe.model).to_plain(), "sampler_lr_mult": 1.0, **state["recipe"]}
@@ -146,6 +166,16 @@ def check_continues(path: str | os.PathLike[str], state: Mapping[str, Any], reci
         raise CheckpointError(
             f"{path} was made on {state['images']} training images, got {images}; resume on the data of that run"
         )
+
+
+def _difference(known: Any, value: Any) -> str:
+    """Name the first difference of two lists, or the two values."""
+    if not isinstance(known, list) or not isinstance(value, list):
+        return f"{known}, got {value}"
+    if len(known) != len(value):
+        return f"{len(known)}, got {len(value)}"
+    index = next(index for index, pair in enumerate(zip(known, value, strict=True)) if pair[0] != pair[1])
+    return f"number {index} was {known[index]!r}, got {value[index]!r}"
 
 
 class RunLog:

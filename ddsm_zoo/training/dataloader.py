@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import re
+import shutil
+import signal
+import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, default_collate, get_worker_info
 
 from ddsm_zoo.utils.signals import ignore_interrupt
+
+# Free bytes of shared memory for each loading process below which none is started: its queues alone take some of it
+_LEAST_SHARED = 2**16
+_SHARED_ADVICE = (
+    "read the data without loading processes by --workers 0 (workers = 0 in the recipe), or give the container more "
+    "shared memory: docker run --shm-size=8g, or --ipc=host"
+)
+
+
+class WorkerError(ChildProcessError):
+    """Loading processes that cannot start or go on. The text is one line with the reason and what to do."""
 
 
 class Samples(Protocol):
@@ -49,22 +66,84 @@ def load(
     """Yield one pass over the samples in the ``order`` given by DataLoader's ``sampler`` or ``batch_sampler``.
 
     The workers start with each pass, so they see the changes of ``set_epoch``. There are never more workers than usable
-    cores. Exceptions of a sample are raised here unchanged.
+    cores. Exceptions of a sample are raised here unchanged. Raises WorkerError if the workers cannot start, or if one
+    is killed or finds no shared memory for a batch.
     """
-    if "batch_sampler" in order:
-        order["collate_fn"] = _collate
+    workers = min(workers, usable_cores())
     loader: DataLoader[Any] = DataLoader(
         cast(Any, _Caught(samples)),
-        num_workers=min(workers, usable_cores()),
+        num_workers=workers,
         pin_memory=pin_memory,
         worker_init_fn=ignore_interrupt,
+        collate_fn=_collate,
         generator=torch.Generator().manual_seed(seed),
         **order,
     )
-    for batch in loader:
+    batches = _start(loader, workers)
+    while True:
+        try:
+            batch = next(batches, None)
+        except RuntimeError as error:
+            lost = _worker_error(error)
+            if lost is None:
+                raise
+            raise lost from error
+        if batch is None:
+            return
         if isinstance(batch, Exception):
             raise batch
         yield batch
+
+
+def _start(loader: DataLoader[Any], workers: int) -> Iterator[Any]:
+    """Start the workers, without torch's handler of SIGCHLD.
+
+    The handler would raise an error wherever the main thread is, between two writes too. Without it, a worker that was
+    killed is noticed when its batch is missing, after at most five seconds.
+    """
+    _check_shared_memory(workers)
+    handled = hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD) if handled else None
+    try:
+        return iter(loader)
+    except OSError as error:
+        raise WorkerError(
+            f"cannot start {workers} loading processes ({error.strerror or error}); take fewer by --workers, 0 for none"
+        ) from error
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGCHLD, before)
+
+
+def _check_shared_memory(workers: int) -> None:
+    """Raise WorkerError where shared memory is so small that torch could not even report its errors."""
+    if not workers or sys.platform != "linux":
+        return
+    free = 0
+    with contextlib.suppress(OSError):  # where it is missing, nothing is free
+        free = shutil.disk_usage("/dev/shm").free  # noqa: S108 - its free space alone is read
+    if free <= _LEAST_SHARED * (workers + 1):
+        raise WorkerError(
+            f"shared memory (/dev/shm) has {free // 1024} KiB free, too little for {workers} loading processes: "
+            f"{_SHARED_ADVICE}"
+        )
+
+
+def _worker_error(error: RuntimeError) -> WorkerError | None:
+    """Put torch's report of a lost worker into one line. None for other errors."""
+    text = str(error)
+    if text.startswith("DataLoader worker (pid"):
+        number = "".join(re.findall(r"\d+", text)[:1])
+        return WorkerError(
+            f"the loading process {number} was killed, mostly because memory ran out: take fewer by --workers, 0 for "
+            "none, or a smaller batch_size or crop_size"
+        )
+    if "Too many open files" in text or "ancdata" in text:
+        return WorkerError(
+            "the loading processes have too many files open: raise the limit (ulimit -n 65536), or take fewer by "
+            "--workers, 0 for none"
+        )
+    return None
 
 
 def usable_cores() -> int:
@@ -84,12 +163,30 @@ class _Caught:
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor] | Exception:
         try:
             return self.samples[index]
-        except (ValueError, LookupError, OSError) as error:
+        except (ValueError, LookupError, OSError, MemoryError) as error:
             return error
 
 
-def _collate(items: list[Any]) -> Any:
-    return next((item for item in items if isinstance(item, Exception)), None) or default_collate(items)
+def _collate(items: Any) -> Any:
+    """Stack a list of samples. A single sample stays, and an exception takes the place of the batch that it spoils.
+
+    A worker moves tensors into shared memory here, where a failure can be reported. Torch would do it in a thread that
+    loses the batch, and the main process would wait for it forever.
+    """
+    if isinstance(items, Exception):
+        return items
+    if isinstance(items, list) and (errors := [item for item in items if isinstance(item, Exception)]):
+        return errors[0]
+    try:
+        batch = default_collate(items) if isinstance(items, list) else items
+        if get_worker_info() is not None:
+            for tensor in batch:
+                tensor.share_memory_()
+    except RuntimeError as error:
+        if not str(error).startswith("unable to "):
+            raise
+        return WorkerError(f"shared memory (/dev/shm) is too small for the batches: {_SHARED_ADVICE}")
+    return batch
 
 
 def stack_equal(samples: Iterable[tuple[Tensor, Tensor]], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

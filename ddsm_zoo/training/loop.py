@@ -75,7 +75,7 @@ class ProgressEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """Callbacks of a run.
+    """Callbacks of a run, and what it is known by.
 
     Attributes:
         order: Maps (images, seed, epoch) to the image indices of an epoch. It must depend on nothing else, because
@@ -84,11 +84,13 @@ class Hooks:
         progress: Called in the first process after each step and after each batch of a validation.
         observe: Called in the first process at the end of each epoch, with its log entry and the evaluated model. The
             entry has "miou" if the epoch was validated.
+        identity: Plain data by name that must be equal when the run is resumed, such as the class names.
     """
 
     order: Callable[[int, int, int], Sequence[int]] = shuffled
     progress: Callable[[ProgressEvent], None] | None = None
     observe: Callable[[Mapping[str, Any], nn.Module], None] | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -123,7 +125,8 @@ def fit(
     ``val_set``. The weights written are the averaged ones if the recipe averages.
 
     The state is saved after every epoch and, with the recipe's ``save_every``, within it. SIGINT or SIGTERM ends the
-    run after the current step and saves its state. A second SIGINT raises KeyboardInterrupt.
+    run after the current step and saves its state. A second SIGINT raises KeyboardInterrupt. An error while images are
+    loaded or validated, such as a killed loading process, leaves the state after the last step too (one process only).
 
     If the model samples features, the log has three numbers for each epoch and sampler, from its last step: the share
     of taps that read the map (``taps_on_map``), the share of positions without such a tap (``blind``), and the mean
@@ -151,6 +154,7 @@ def fit(
         TrainingDiverged: The loss or a weight is not finite.
         CheckpointError: The saved state does not fit, is damaged, or exists without ``resume``.
         OutputError: A file cannot be written.
+        WorkerError: The loading processes cannot start, or one was killed.
         ValueError: The data or the batch size cannot be trained on.
     """
     for name, samples in (("training", train_set), ("validation", val_set)):
@@ -200,6 +204,8 @@ class _Run:
         resumed = has_state(self.out_dir)
         if resumed and not resume:
             raise CheckpointError(f"{self.out_dir} holds the state of a run: resume it, or choose another folder")
+        if resume and not resumed and self.train_state.is_main:
+            logger.warning("%s holds no state to resume: a new run begins", self.out_dir)
         path = self._restore() if resumed else None
         self.train_state.wait()
         if self.train_state.is_main:
@@ -260,7 +266,8 @@ class _Run:
         stopped = False
         while position.step < self.steps_per_epoch and not stopped:
             torch.manual_seed(mix_seeds(recipe.seed, position.epoch, position.step, rank()))
-            micro = list(itertools.islice(loader, recipe.gradient_accumulation))
+            with self._kept():
+                micro = list(itertools.islice(loader, recipe.gradient_accumulation))
             closing = position.step == self.steps_per_epoch - 1
             with self.train_state.watch_taps() if closing else contextlib.nullcontext({}) as counts:
                 loss, stopped = self.train_state.backward(micro, interrupted.is_set)
@@ -294,7 +301,8 @@ class _Run:
         better = False
         if number % recipe.validate_every == 0 or number == recipe.epochs:
             began = time.perf_counter()
-            scores = self._validate()
+            with self._kept():
+                scores = self._validate()
             position.miou = scores["miou"]
             better = math.isnan(position.best_miou) or position.miou > position.best_miou
             entry |= {
@@ -348,22 +356,36 @@ class _Run:
     def _save_state(self) -> None:
         state = self.train_state.state_dict()
         if self.train_state.is_main:
-            position = asdict(self.position)
-            recipe = self.recipe.to_plain()
-            save_last_state(
-                self.out_dir, {"recipe": recipe, "images": len(self.train_set), "position": position, **state}
-            )
+            about = {
+                "recipe": self.recipe.to_plain(),
+                "images": len(self.train_set),
+                "identity": dict(self.hooks.identity),
+                "position": asdict(self.position),
+            }
+            save_last_state(self.out_dir, {**about, **state})
         self.train_state.wait()
+
+    @contextlib.contextmanager
+    def _kept(self) -> Iterator[None]:
+        """Save the state if the block, which must not change it, raises an error. Other processes could not join in."""
+        try:
+            yield
+        except Exception:
+            if self.position.step and self.train_state.processes == 1 and not self.train_state.not_finite():
+                with contextlib.suppress(OSError):  # the error is told, not what it costs
+                    self._save_state()
+                    logger.warning("the state after step %d is saved in %s", self.step, self.out_dir)
+            raise
 
     def _restore(self) -> Path:
         path, state = load_last_state(self.out_dir)
-        check_continues(path, state, self.recipe, len(self.train_set))
+        check_continues(path, state, self.recipe, len(self.train_set), self.hooks.identity)
         try:
             self.train_state.load_state_dict(state)
-        except (RuntimeError, ValueError) as error:
+            self.position = _Position(**state["position"])
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CheckpointError(f"{path} does not fit this model: {reason}") from error
-        self.position = _Position(**state["position"])
         return path
 
     def _check_weights(self) -> None:

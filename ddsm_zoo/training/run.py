@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -28,11 +29,13 @@ from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.layers.sampler import watch_taps
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.training.batch_size import find_batch_size
-from ddsm_zoo.training.checkpoint import has_state, load_last_state
+from ddsm_zoo.training.checkpoint import check_parts, has_state, load_last_state
 from ddsm_zoo.training.loop import Hooks, ProgressEvent, fit
 from ddsm_zoo.training.recipe import Recipe
+from ddsm_zoo.training.run_lock import lock_folder
 from ddsm_zoo.training.sampling import epoch_order, median_frequency, rarity
 from ddsm_zoo.training.visual_log import VisualLog
+from ddsm_zoo.utils.distributed import rank
 from ddsm_zoo.utils.memory import enough_memory
 from ddsm_zoo.zoo.factory import create_model, describe_weights, look_up, resolve_data_config, save_pretrained
 
@@ -81,6 +84,7 @@ def train(  # noqa: PLR0913 - each is a choice of its own
         DatasetError: The data check finds an error. ``out_dir`` is then untouched.
         ValueError: ``model`` does not fit the data, or options exclude each other.
         LookupError: An optional package is not installed.
+        FolderInUseError: Another process trains in ``out_dir``.
         Exception: Anything that `fit`, `create_model`, `open_dataset` and `Recipe.load` raise.
     """
     if not isinstance(recipe, Recipe):
@@ -141,24 +145,39 @@ def train(  # noqa: PLR0913 - each is a choice of its own
             progress(event)
 
     summary: dict[str, Any] = {}
-    try:
-        with enough_memory("training", "choose a smaller batch_size (0 finds one that fits) or crop_size"):
-            summary = fit(
-                model,
-                resolved,
-                train_set,
-                val_set,
-                out_dir,
-                ignore_index=labels.ignore_index,
-                resume=resume,
-                hooks=Hooks(order=_order(recipe, counts), progress=begin, observe=visual_log),
-            )
-    finally:
-        visual_log.close()
-        # A finished run reports no progress when it is resumed.
-        if (begun or summary) and best.exists():
-            _publish(model, best, val_set, record, summary)
+    with lock_folder(out_dir) if rank() == 0 else contextlib.nullcontext():
+        try:
+            with enough_memory("training", "choose a smaller batch_size (0 finds one that fits) or crop_size"):
+                summary = fit(
+                    model,
+                    resolved,
+                    train_set,
+                    val_set,
+                    out_dir,
+                    ignore_index=labels.ignore_index,
+                    resume=resume,
+                    hooks=Hooks(
+                        order=_order(recipe, counts),
+                        progress=begin,
+                        observe=visual_log,
+                        identity=_identity(labels, train_set, val_set),
+                    ),
+                )
+        finally:
+            visual_log.close()
+            # A finished run reports no progress when it is resumed.
+            if (begun or summary) and best.exists():
+                _publish(model, best, val_set, record, summary)
     return summary
+
+
+def _identity(labels: LabelSpace, train_set: SegmentationDataset, val_set: SegmentationDataset) -> dict[str, Any]:
+    """Return the names that a resumed run must find again: as many classes or images may still be others."""
+    return {
+        "class names": list(labels.names),
+        "training images": [pair.name for pair in train_set.pairs],
+        "validation images": [pair.name for pair in val_set.pairs],
+    }
 
 
 def _initial_model(recipe: Recipe, labels: LabelSpace, pretrained: bool | None, resumed: bool) -> Segmenter:
@@ -261,8 +280,10 @@ def _resolve_recipe(
     if recipe.batch_size > 0:
         return recipe
     if resumed is not None:
-        saved = load_last_state(resumed)[1]["recipe"]
-        return dataclasses.replace(recipe, **{name: saved[name] for name in ("batch_size", "lr", "backbone_lr")})
+        path, state = load_last_state(resumed)
+        check_parts(path, state)
+        kept = {name: state["recipe"].get(name) for name in ("batch_size", "lr", "backbone_lr")}
+        return dataclasses.replace(recipe, **kept)
     return find_batch_size(recipe, model, model.config.in_chans, min(images, recipe.images_per_epoch or images))
 
 

@@ -165,6 +165,11 @@ ONLY_READ = (
     "training needs",
     "training on one crop",
     "batch_size",
+    "... was made with other",
+    "... is in use by",
+    "shared memory",
+    "the loading process",
+    "cannot start",
     "...: training diverged",
 )
 

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ddsm_zoo.training.checkpoint import load_state
+from ddsm_zoo.training.checkpoint import load_state, save_state
 from ddsm_zoo.training.loop import ProgressEvent, TrainingDiverged, fit
 from ddsm_zoo.utils.files import CheckpointError, OutputError
 from tests.support.tiny_training import (
@@ -22,6 +22,7 @@ from tests.support.tiny_training import (
     Blobs,
     Crash,
     Linear,
+    Net,
     assert_same_outcome,
     at_step,
     crash,
@@ -93,9 +94,11 @@ def test_a_finished_run_resumes_to_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "last" / "state.pt").read_bytes() == before
 
 
-def test_resuming_what_never_began_begins(tmp_path: Path) -> None:
+def test_resuming_what_never_began_begins_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run(tmp_path / "plain", recipe())
+    assert "no state" not in caplog.text
     run(tmp_path / "resumed", recipe(), resume=True)
+    assert f"{tmp_path / 'resumed'} holds no state to resume: a new run begins" in caplog.text
     assert_same_outcome(tmp_path / "resumed", tmp_path / "plain")
 
 
@@ -116,6 +119,64 @@ def test_a_run_is_not_overwritten_nor_continued_with_something_else(tmp_path: Pa
         (tmp_path / "last" / state).write_bytes(before[:-100])
     with pytest.raises(CheckpointError, match="are damaged"):
         run(tmp_path, recipe(epochs=2), resume=True)
+
+
+NAMES = {"class names": ["soil", "crop"], "training images": ["a", "b"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"class names": ["crop", "soil"]}, "other class names: number 0 was 'soil', got 'crop'; resume on the data"),
+        ({"training images": ["a", "b", "c"]}, "other training images: 2, got 3; resume on the data"),
+    ],
+)
+def test_a_run_is_known_by_names_not_by_their_number(
+    tmp_path: Path, changes: dict[str, list[str]], reason: str
+) -> None:
+    run(tmp_path, recipe(epochs=1), identity=NAMES)
+    before = (tmp_path / "last" / "state.pt").read_bytes()
+    with pytest.raises(CheckpointError, match=reason) as error:
+        run(tmp_path, recipe(epochs=2), resume=True, identity={**NAMES, **changes})
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "last" / "state.pt").read_bytes() == before
+    assert run(tmp_path, recipe(epochs=2), resume=True, identity=NAMES)["epochs"] == 2
+
+
+@pytest.mark.parametrize("part", ["recipe", "images", "position", "model", "optimizer"])
+def test_a_state_that_another_program_wrote_is_one_line(tmp_path: Path, part: str) -> None:
+    run(tmp_path, recipe(epochs=1))
+    path = tmp_path / "last" / "state.pt"
+    state = load_state(path)
+    for spoilt in ({key: state[key] for key in state if key != part}, {**state, part: {"lost": 1}}):
+        save_state(path, spoilt)
+        with pytest.raises(CheckpointError, match=r"state\.pt (is not the state of a run|does not fit|was )") as error:
+            run(tmp_path, recipe(epochs=2), resume=True)
+        assert "\n" not in str(error.value)
+
+
+class Crowded(Net):
+    """There is too little memory to validate on whole images from the second epoch on."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and crowded:
+            raise MemoryError
+        return super().forward(x)
+
+
+crowded: list[bool] = []
+
+
+def test_a_validation_without_memory_costs_no_step(tmp_path: Path) -> None:
+    try:
+        with pytest.raises(MemoryError):
+            run(tmp_path / "out", recipe(), fresh(Crowded), progress=at_step(5, lambda: crowded.append(True)))
+    finally:
+        crowded.clear()
+    assert load_state(tmp_path / "out" / "last" / "state.pt")["position"]["step"] == 3
+    run(tmp_path / "out", recipe(), resume=True)
+    run(tmp_path / "whole", recipe())
+    assert_same_outcome(tmp_path / "out", tmp_path / "whole")
 
 
 class Poisoned(Blobs):
