@@ -46,7 +46,13 @@ NOT_LOWEST = ("browser", "demo", "dev", "docs", "test")
 # The tests that run with the oldest dependencies: each module of the package that leans on one
 QUICK = (
     *("layers", "models", "ops", "weights", "zoo", "test_hubconf.py", "cli/test_app.py"),
-    *("data/test_transforms.py", "inference/test_predictor.py", "inference/test_video.py", "utils/test_visualize.py"),
+    *(
+        "data/importing",
+        "data/test_transforms.py",
+        "inference/test_predictor.py",
+        "inference/test_video.py",
+        "utils/test_visualize.py",
+    ),
     *("training/test_loop.py", "training/test_resume.py", "training/test_run.py"),
     *("explain/test_explain.py", "export/test_program.py"),
 )

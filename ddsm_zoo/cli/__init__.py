@@ -4,7 +4,8 @@ There is one module for each group of commands. The order of their imports is th
 takes seconds, so each command imports it only when it runs, and help appears at once.
 """
 
-from ddsm_zoo.cli import models, predict, explain, demo, evaluate, check_data, train, recipes, weights, export  # isort: skip
+from ddsm_zoo.cli import models, predict, explain, demo, evaluate, import_data, check_data  # isort: skip
+from ddsm_zoo.cli import train, recipes, weights, export  # isort: skip
 from ddsm_zoo.cli.app import app, main
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "evaluate",
     "explain",
     "export",
+    "import_data",
     "main",
     "models",
     "predict",

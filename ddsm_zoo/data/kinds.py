@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ddsm_zoo.data.cityscapes import CityscapesScores, write_label_ids
+from ddsm_zoo.data.importing.detect import import_command, import_hint
 from ddsm_zoo.data.layouts import Layout, camvid_layout, cityscapes_layout, folder_layout
 from ddsm_zoo.data.masks import DatasetError
 from ddsm_zoo.data.pairs import SegmentationDataset, Transform
@@ -174,7 +175,13 @@ def _parse(spec: str) -> tuple[DatasetKind, str]:
         return DATASET_KINDS[name], rest
     near = difflib.get_close_matches(name[:80], DATASET_KINDS, n=1)
     hint = f"; did you mean {near[0]}:{DATASET_KINDS[near[0]].metavar}?" if near and near[0] != name else ""
+    hint = _path_hint(spec) or (import_command(name, rest) if rest else "") or hint
     raise DatasetError(
         f"data set {spec!r} is unknown, expected {known_specs()}{hint}; a kind of your own must be registered first: "
         "import its module (--plugin MODULE)"
     )
+
+
+def _path_hint(spec: str) -> str:
+    """Return the next step for a folder without a kind before it, empty for anything else."""
+    return (import_hint(spec) or f"; did you mean folder:{spec}?") if Path(spec).is_dir() else ""

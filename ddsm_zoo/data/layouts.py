@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ddsm_zoo.config import from_dict
 from ddsm_zoo.data.images import SUFFIXES
+from ddsm_zoo.data.importing.detect import import_hint
 from ddsm_zoo.data.masks import (
     CAMVID_COLORS,
     CAMVID_IDS,
@@ -250,7 +251,8 @@ class _LabelFile:
 
 def _read_labels(path: Path) -> tuple[LabelSpace, MaskDecoder]:
     if not path.is_file():
-        raise DatasetError(f'{path} is missing, expected a file like {{"names": ["road", "car"]}}')
+        hint = import_hint(path.parent)
+        raise DatasetError(f'{path} is missing, expected a file like {{"names": ["road", "car"]}}{hint}')
     try:
         given = from_dict(_LabelFile, json.loads(path.read_text(encoding="utf-8")), "labels")
         if given.palette is None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -69,6 +70,31 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a new folder next to ``path`` that becomes ``path`` if the block ends without an exception.
+
+    If the block fails, the new folder is removed. Missing parent folders are created.
+
+    Raises OutputError if ``path`` exists, and as `atomic_path` does.
+    """
+    path = Path(path)
+    temporary = path.parent / f".{uuid.uuid4().hex}"
+    try:
+        if path.exists() or path.is_symlink():
+            raise OutputError(errno.EEXIST, "it exists already, expected a new folder", str(path))
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.rename(path)
+    except OSError as error:
+        below = temporary in Path(str(error.filename)).parents
+        if isinstance(error, OutputError) or not (below or _concerns(error, path, temporary)):
+            raise
+        raise OutputError(error.errno, error.strerror or str(error), str(path)) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -26,6 +26,7 @@ from ddsm_zoo.training.recipe import find_recipe, list_recipes
 from ddsm_zoo.zoo.factory import describe_weights
 from tests.support.cityscapes_root import write_root
 from tests.support.data_sets import write, write_labels
+from tests.support.exports import FIELD, polygon, write_coco
 from tests.support.hub_server import HubServer
 from tests.support.pages import ROOT
 
@@ -128,6 +129,7 @@ def prepare(folder: Path) -> None:
         write(folder / "DIR" / f"{name}.png", np.zeros((48, 80), np.uint8))
     write_mydata(folder / "mydata")
     write_survey(folder / "survey")
+    write_coco(folder / "my_export", [polygon(FIELD)])
     (folder / "PATH/TO/ddsm-zoo").symlink_to(ROOT, target_is_directory=True)
     sample = np.asarray(Image.open(ROOT / "ddsm_zoo/data/sample/street.png"))
     write(folder / "ddsm_zoo/data/sample/street.png", np.ascontiguousarray(sample[::3, ::3]))

@@ -1,0 +1,1 @@
+"""Import of data sets that annotation tools export: one reader for each format, one writer for all."""

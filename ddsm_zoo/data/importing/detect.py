@@ -1,0 +1,113 @@
+"""Detection of the format of a folder that annotation tools wrote, for errors that name the command to import it."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+_TITLES = {
+    "coco": "COCO annotations",
+    "labelme": "labelme's annotations",
+    "voc": "Pascal VOC masks",
+    "cvat": "CVAT's annotations",
+    "yolo": "YOLO's labels",
+    "roboflow": "Roboflow's semantic masks",
+    "ade20k": "ADE20K",
+}
+# Files to look at, and bytes at both ends of each: an answer must not take long on a folder with a million files
+_FILES = 2000
+_DEPTH = 3
+_BYTES = 1 << 16
+
+
+def import_hint(folder: str | Path) -> str:
+    """Return the format of a folder with the command to import it, such as ``; it holds COCO annotations (...)``.
+
+    Empty for a folder of none of the formats.
+    """
+    folder = Path(folder).expanduser()
+    found = detect(folder)
+    if found is None:
+        return ""
+    format, file = found
+    if format == "label-studio":
+        return f"; it holds Label Studio's own JSON ({file.name}): export as COCO there, then ddsm-zoo import-data coco"
+    if format == "cvat-video":
+        return f"; it holds CVAT's annotations of a video ({file.name}): export them as CVAT for images there"
+    return f"; it holds {_TITLES[format]} ({file.relative_to(folder).as_posix()}){import_command(format, folder)}"
+
+
+def import_command(format: str, folder: str | Path) -> str:
+    """Return the command that imports a folder, as ``; import it: ddsm-zoo ...``. Empty for an unknown format."""
+    if format not in _TITLES:
+        return ""
+    target = shlex.quote(f"{Path(folder).expanduser().resolve().name}-data")
+    return f"; import it: ddsm-zoo import-data {format} {shlex.quote(str(folder))} {target}"
+
+
+def detect(folder: Path) -> tuple[str, Path] | None:
+    """Return the format of a folder, and the file or folder in it that shows it. None for no known format."""
+    if not folder.is_dir():
+        return None
+    paths = list(itertools.islice(_walk(folder, _DEPTH), _FILES))
+    for format, names in (
+        ("roboflow", ("_classes.csv",)),
+        ("ade20k", ("objectInfo150.txt",)),
+        ("voc", ("SegmentationClass", "SegmentationClassPNG")),
+    ):
+        for path in paths:
+            if path.name in names:
+                return format, path
+    # JSON and XML before YAML: Roboflow and others put a data.yaml beside other formats
+    for suffixes in ((".json", ".xml"), (".yaml", ".yml"), (".txt",)):
+        for path in paths:
+            shown = _format_of(path) if path.suffix.lower() in suffixes else None
+            if shown is not None:
+                return shown, path
+    return None
+
+
+def _walk(folder: Path, depth: int) -> Iterator[Path]:
+    """Yield files and folders, those near the top first, without hidden ones."""
+    try:
+        children = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError:
+        return
+    yield from children
+    for child in children:
+        if depth > 1 and child.is_dir():
+            yield from _walk(child, depth - 1)
+
+
+def _format_of(file: Path) -> str | None:
+    try:
+        text = _ends(file)
+    except OSError:
+        return None
+    suffix = file.suffix.lower()
+    if suffix == ".json":
+        if '"shapes"' in text and '"imagePath"' in text:
+            return "labelme"
+        if '"images"' in text and ('"categories"' in text or '"annotations"' in text):
+            return "coco"
+        return "label-studio" if text.lstrip().startswith("[") and '"from_name"' in text else None
+    if suffix == ".xml" and "<annotations" in text:
+        if "<track " in text:
+            return "cvat-video"
+        return "cvat" if "<image " in text else None
+    if suffix in (".yaml", ".yml"):
+        keys = {line.partition(":")[0] for line in text.splitlines()}
+        return "yolo" if "names" in keys and keys & {"train", "val"} else None
+    return "yolo" if file.name == "classes.txt" and (file.parent / "labels").is_dir() else None
+
+
+def _ends(file: Path) -> str:
+    """Return the beginning and the end of a file as text, whatever its encoding."""
+    with file.open("rb") as opened:
+        content = opened.read(_BYTES)
+        if file.stat().st_size > _BYTES:
+            opened.seek(max(_BYTES, file.stat().st_size - _BYTES))
+            content += opened.read()
+    return content.decode("utf-8", "replace").replace("\0", "").lstrip("\ufeff")

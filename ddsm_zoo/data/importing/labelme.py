@@ -1,0 +1,126 @@
+"""Reader of labelme: a JSON file for each image."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ddsm_zoo.data.images import FORMATS, SUFFIXES
+from ddsm_zoo.data.importing import shapes
+from ddsm_zoo.data.importing.annotations import (
+    AnnotatedImage,
+    Annotations,
+    Findings,
+    ImportOptions,
+    Paint,
+    Region,
+    read_json,
+    read_text,
+    readable,
+)
+from ddsm_zoo.data.importing.files import ImageFinder, annotation_files, posix, split_of
+from ddsm_zoo.data.masks import DatasetError
+
+_IGNORED = "__ignore__"
+
+
+def read_labelme(source: Path, options: ImportOptions, findings: Findings) -> Annotations:
+    """Read labelme's JSON files. The classes are those of labels.txt, if there is one. Raises DatasetError."""
+    finder = ImageFinder(source, options.images)
+    listed = finder.root / "labels.txt"
+    known = [line.strip() for line in read_text(listed).splitlines() if line.strip()] if listed.is_file() else None
+    images: list[AnnotatedImage] = []
+    for file in annotation_files(source, "*.json"):
+        content = read_json(file)
+        if not is_labelme(content):
+            findings.left_out.add("JSON files that are not labelme's", file.name)
+            continue
+        with readable(file, "labelme"):
+            images.append(_image(file, content, finder, known, options, findings))
+    if not images:
+        raise DatasetError(f"{source} has no annotations of labelme, expected JSON files with shapes and imagePath")
+    for path in finder.unused():
+        findings.left_out.add("images without a JSON file, as not annotated", path.name)
+    found = sorted({str(region.label) for image in images for region in image.regions})
+    names = [name for name in (known or found) if name != _IGNORED]
+    return Annotations(names=names, images=images, ignored=frozenset([_IGNORED]))
+
+
+def is_labelme(content: object) -> bool:
+    return isinstance(content, dict) and isinstance(content.get("shapes"), list) and "imagePath" in content
+
+
+def _image(
+    file: Path,
+    content: Mapping[str, Any],
+    finder: ImageFinder,
+    known: list[str] | None,
+    options: ImportOptions,
+    findings: Findings,
+) -> AnnotatedImage:
+    regions = []
+    for shape in content["shapes"]:
+        label = str(shape["label"])
+        if known is not None and label not in known:
+            findings.left_out.add("shapes of classes that labels.txt lacks", f"{label} in {file.name}")
+            continue
+        try:
+            regions.append(Region(label, _paint(shape, options)))
+        except shapes.BadShape as error:
+            findings.left_out.add(str(error), file.name)
+    path = _find_image(file, str(content["imagePath"]), finder)
+    embedded = content.get("imageData")
+    size = (int(content.get("imageHeight") or 0), int(content.get("imageWidth") or 0))
+    folders = file.parent.relative_to(finder.root).parts
+    name = posix(str(content["imagePath"])).rpartition("/")[2]
+    return AnnotatedImage(
+        name="/".join((*folders, name)),
+        split=split_of(*reversed(folders)) or (finder.split_of(path) if path else None),
+        file=path or (_embedded(embedded) if embedded else None),
+        size=size if all(size) else None,
+        regions=regions,
+    )
+
+
+def _find_image(file: Path, name: str, finder: ImageFinder) -> Path | None:
+    """Find the image by the name in the file, or else by the name of the file, which may have been moved with it."""
+    beside = (file.with_suffix(suffix) for suffix in sorted(SUFFIXES))
+    found = finder.find(name, file.parent)
+    return found or next((finder.find(path.name, file.parent) for path in beside if path.is_file()), None)
+
+
+def _embedded(data: str) -> bytes:
+    """Decode an image inside the JSON file. Raises ValueError if it is none."""
+    content = base64.b64decode(data)
+    try:
+        Image.open(io.BytesIO(content), formats=FORMATS).verify()
+    except OSError as error:
+        raise ValueError(f"an embedded image is damaged: {error}") from error
+    return content
+
+
+def _paint(shape: Mapping[str, Any], options: ImportOptions) -> Paint:
+    kind = shape.get("shape_type") or "polygon"
+    points = np.asarray(shape["points"], dtype=np.float64).reshape(-1, 2)
+    if kind in ("polygon", "oriented_rectangle", "rotation"):
+        return shapes.polygons([shapes.points_of(points)])
+    if kind == "circle":
+        (x, y), on_circle = points
+        radius = math.dist((x, y), on_circle)
+        return shapes.ellipse((x, y), (radius, radius))
+    if kind == "mask":
+        pixels = np.asarray(Image.open(io.BytesIO(_embedded(shape["mask"])), formats=("PNG",))).astype(bool)
+        left, top = points.min(0).astype(int).tolist()
+        return shapes.bitmap(pixels, left, top)
+    if kind == "rectangle":
+        if not options.boxes:
+            raise shapes.BadShape(shapes.NO_MASK)
+        return shapes.box(*points.min(0), *points.max(0))
+    raise shapes.BadShape({"point": "points", "points": "points"}.get(kind, "lines" if "line" in kind else f"{kind}s"))

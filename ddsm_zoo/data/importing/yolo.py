@@ -1,0 +1,163 @@
+"""Reader of YOLO's segmentation format: data.yaml, and a text file of polygons for each image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddsm_zoo.data.images import SUFFIXES
+from ddsm_zoo.data.importing import shapes
+from ddsm_zoo.data.importing.annotations import (
+    AnnotatedImage,
+    Annotations,
+    Findings,
+    ImportOptions,
+    Region,
+    read_text,
+    readable,
+)
+from ddsm_zoo.data.importing.files import posix, split_of, walk
+from ddsm_zoo.data.masks import DatasetError
+
+
+def read_yolo(source: Path, options: ImportOptions, findings: Findings) -> Annotations:
+    """Read the splits of a data.yaml, or images/ and labels/ with classes.txt. Raises DatasetError."""
+    file = _yaml_file(source)
+    if file is None:
+        return _plain(source, options, findings)
+    if options.images is not None:
+        raise DatasetError(f"--images is of no use here: {file} names the folders of the images")
+    try:
+        import yaml
+    except ModuleNotFoundError as error:
+        raise LookupError("YOLO's data.yaml needs the package pyyaml: pip install 'ddsm-zoo[formats]'") from error
+    with readable(file, "YAML"):
+        try:
+            content = yaml.safe_load(read_text(file))
+        except yaml.YAMLError as error:
+            raise ValueError(str(error)) from error
+    with readable(file, "YOLO's data.yaml"):
+        stored = content["names"]
+        pairs = sorted(stored.items()) if isinstance(stored, dict) else list(enumerate(stored))
+        names = {int(index): str(name) for index, name in pairs}
+        keypoints = "kpt_shape" in content
+        images: list[AnnotatedImage] = []
+        for split in ("train", "val", "test"):
+            for entry in _entries(content.get(split)):
+                for path in _images(file, content.get("path"), entry, findings):
+                    labels = _labels_of(path)
+                    images.append(_image(path, labels, file.parent, split, names, options, findings, keypoints))
+    _note_repeated(list(names.values()), findings)
+    return Annotations(names=list(dict.fromkeys(names.values())), images=images)
+
+
+def _yaml_file(source: Path) -> Path | None:
+    if source.is_file():
+        return source
+    files = sorted((*source.glob("*.yaml"), *source.glob("*.yml")))
+    named = [file for file in files if file.stem == "data"]
+    if not named and len(files) > 1:
+        raise DatasetError(f"{source} has {len(files)} YAML files, expected one: name the file instead of the folder")
+    return next(iter(named or files), None)
+
+
+def _plain(source: Path, options: ImportOptions, findings: Findings) -> Annotations:
+    listed = next((path for name in ("classes.txt", "obj.names") if (path := source / name).is_file()), None)
+    if listed is None:
+        raise DatasetError(f"{source} has no data.yaml, nor classes.txt with images/ and labels/, as YOLO's format has")
+    lines = [line.strip() for line in read_text(listed).splitlines() if line.strip()]
+    names = dict(enumerate(lines))
+    folder = (options.images or source / "images").expanduser()
+    paths = [path for path in walk(folder) if path.suffix.lower() in SUFFIXES]
+    images = []
+    for path in paths:
+        split = split_of(*reversed(path.parent.relative_to(folder).parts))
+        labels = (source / "labels" / path.relative_to(folder)).with_suffix(".txt")
+        images.append(_image(path, labels, folder, split, names, options, findings))
+    _note_repeated(lines, findings)
+    return Annotations(names=list(dict.fromkeys(lines)), images=images)
+
+
+def _note_repeated(names: Sequence[str], findings: Findings) -> None:
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1:
+            findings.notes.add("classes with the name of another, which become one class", name, names.count(name) - 1)
+
+
+def _entries(entry: Any) -> list[str]:
+    return [str(part) for part in (entry if isinstance(entry, list) else [entry]) if part]
+
+
+def _images(file: Path, base: Any, entry: str, findings: Findings) -> Iterator[Path]:
+    """Yield the images of a folder or a list. Paths start at ``path``, or where the file is, as tools write both."""
+    roots = [file.parent / str(base or "."), file.parent]
+    entry = posix(entry)
+    # Roboflow writes ../train/images for the folder beside the file
+    places = [root / name for name in (entry, entry.removeprefix("../")) for root in roots]
+    place = next((place for place in places if place.exists()), None)
+    if place is None:
+        findings.left_out.add(f"splits of {file.name} that do not exist below {file.parent}", entry)
+        return
+    if place.is_dir():
+        yield from (path for path in walk(place) if path.suffix.lower() in SUFFIXES)
+        return
+    for line in filter(None, map(str.strip, read_text(place).splitlines())):
+        found = [path for root in (place.parent, *roots) if (path := root / posix(line)).is_file()]
+        # CVAT writes data/images/train/a.jpg for images/train/a.jpg
+        found += [path for root in roots if (path := root / posix(line).partition("/")[2]).is_file()]
+        if found:
+            yield found[0]
+        else:
+            findings.left_out.add(f"images that are missing, listed in {place.name}", line)
+
+
+def _image(
+    path: Path,
+    labels: Path,
+    root: Path,
+    split: str | None,
+    names: Mapping[int, str],
+    options: ImportOptions,
+    findings: Findings,
+    keypoints: bool = False,
+) -> AnnotatedImage:
+    """Read the labels of an image. An image without a file of labels shows nothing, as the format says."""
+    regions = []
+    for number, line in enumerate(read_text(labels).splitlines() if labels.is_file() else (), 1):
+        if not line.strip():
+            continue
+        try:
+            regions.append(_region(line.split(), names, options, keypoints=keypoints))
+        except shapes.BadShape as error:
+            findings.left_out.add(str(error), f"{labels.name} line {number}")
+    name = (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+    return AnnotatedImage(name=name, split=split, file=path, regions=regions)
+
+
+def _labels_of(image: Path) -> Path:
+    """Return the file of labels: the last folder ``images`` of the path becomes ``labels``, else beside the image."""
+    parts = list(image.parts)
+    if "images" in parts[:-1]:
+        parts[len(parts) - 2 - parts[-2::-1].index("images")] = "labels"
+    return Path(*parts).with_suffix(".txt")
+
+
+def _region(words: Sequence[str], names: Mapping[int, str], options: ImportOptions, *, keypoints: bool) -> Region:
+    try:
+        label, values = names.get(int(float(words[0]))), np.array([float(word) for word in words[1:]])
+    except ValueError as error:
+        raise shapes.BadShape("lines that are no numbers") from error
+    if label is None:
+        raise shapes.BadShape("polygons of unknown classes")
+    if keypoints:
+        raise shapes.BadShape("keypoints without a mask")
+    if len(values) == 4:
+        if not options.boxes:
+            raise shapes.BadShape(shapes.NO_MASK)
+        x, y, width, height = values
+        left, right, top, bottom = x - width / 2, x + width / 2, y - height / 2, y + height / 2
+        values = np.array([left, top, right, top, right, bottom, left, bottom])
+    return Region(label, shapes.normalized_polygon(shapes.points_of(values)))
