@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,28 +12,29 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ddsm_zoo.cli.console import LogLines, print_any_text, print_error, print_lines, stderr
+from ddsm_zoo.cli.console import LogLines, drop_output, print_any_text, print_error, print_lines, stderr
 
 
 class OneLineErrors(TyperGroup):
-    """End the command with one line on stderr and status 2 for errors that a user can cause."""
+    """End the command with one line on stderr and status 2, whatever goes wrong. DDSM_ZOO_DEBUG=1 shows tracebacks."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # on a full disk this fails, and later it would only be ignored aloud
         except KeyboardInterrupt:
             stderr.print("interrupted")
             raise typer.Exit(130) from None
-        except BrokenPipeError:  # the reader closed the pipe, as `head` does: typer ends quietly
+        except (typer.Abort, BrokenPipeError):  # typer ends quietly when `head` has closed the pipe
             raise
-        except (ValueError, LookupError, OSError) as error:
-            if type(error) in (
-                KeyError,
-                IndexError,
-            ):  # our errors are subclasses: a bare one is a bug that needs its traceback
+        except Exception as error:
+            # typer's own, of usage for example, have a status
+            if hasattr(error, "exit_code") or os.environ.get("DDSM_ZOO_DEBUG", "0") != "0":
                 raise
             print_error(error)
+            drop_output()
             raise typer.Exit(2) from error
+        return result
 
 
 app = typer.Typer(

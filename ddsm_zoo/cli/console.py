@@ -11,6 +11,7 @@ import math
 import os
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from json import dumps, loads
 from pathlib import Path
@@ -21,12 +22,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from ddsm_zoo.errors import UserError
 from ddsm_zoo.utils.files import OutputError, to_json, write_json
 
 if TYPE_CHECKING:
     from ddsm_zoo.labels import LabelSpace
     from ddsm_zoo.training.loop import ProgressEvent
 
+PACKAGE = Path(__file__).resolve().parents[1]
+# Parts of messages of torch, of the loader of shared libraries and of the system
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory", "failed to map segment", "Cannot allocate memory")
 WIDE = 10_000  # columns of a file or pipe, where nothing should wrap
 
 
@@ -87,8 +92,28 @@ def report(figures: object, json: str | None) -> None:
         write_json(json, figures)
 
 
+def drop_output() -> None:
+    """Forget output that cannot be written, for example to a full disk. Python would try again when it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    """Describe an error in one line. One that nobody expected gets its type, its place and the way to its traceback."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, MemoryError) or any(sign in text for sign in OUT_OF_MEMORY):
+        return "there is not enough memory: choose smaller images or fewer at a time, and look at what else runs"
+    bare = type(error) in (KeyError, IndexError)  # their text is a key alone
+    if isinstance(error, (ValueError, LookupError, OSError)) and text and not bare:
+        return text
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
+    place = f" in {Path(own[-1].filename).relative_to(PACKAGE.parent)}, line {own[-1].lineno}" if own else ""
+    return f"{type(error).__name__}{place}: {text[:300]} (DDSM_ZOO_DEBUG=1 shows the traceback)"
 
 
 def print_error(error: BaseException) -> None:

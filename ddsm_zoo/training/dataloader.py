@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate, get_worker_info
 
+from ddsm_zoo.errors import UserError
 from ddsm_zoo.utils.signals import ignore_interrupt
 
 # Free bytes of shared memory for each loading process below which none is started: its queues alone take some of it
@@ -28,8 +29,10 @@ _SHARED_ADVICE = (
 )
 
 
-class WorkerError(ChildProcessError):
+class WorkerError(UserError, ChildProcessError):
     """Loading processes that cannot start or go on. The text is one line with the reason and what to do."""
+
+    kind = "worker"
 
 
 class Samples(Protocol):

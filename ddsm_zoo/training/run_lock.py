@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ddsm_zoo.errors import UserError
 from ddsm_zoo.utils.files import OutputError, write_json
 
 try:
@@ -28,8 +29,10 @@ BEAT = 10.0  # seconds between two signs of life of the process that trains
 logger = logging.getLogger(__name__)
 
 
-class FolderInUseError(ValueError):
+class FolderInUseError(UserError, ValueError):
     """Raised if another process trains in the folder. The text is one line that names the process."""
+
+    kind = "folder-in-use"
 
 
 @contextlib.contextmanager
@@ -96,7 +99,7 @@ def _in_use(folder: Path, other: dict[str, Any] | None) -> FolderInUseError:
     who = "another process"
     if other:
         who = f"process {other['pid']} on {other['host']}, which began at {other['began']}"
-    return FolderInUseError(f"{folder} is in use by {who}: wait for it, stop it, or choose another folder")
+    return FolderInUseError(f"{folder} is in use by {who}: wait for it, stop it, or choose another folder", path=folder)
 
 
 def _this_process() -> dict[str, Any]:

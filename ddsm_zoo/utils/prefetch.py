@@ -49,5 +49,7 @@ def passing_errors(function: Callable[[Any, Any], Any]) -> Callable[[tuple[Any, 
             return item, function(item, value)
         except (ValueError, OSError) as error:
             return item, error
+        except MemoryError:  # it has no text
+            return item, ValueError(f"there is not enough memory for {item}")
 
     return stage

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import resource
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -363,6 +365,55 @@ def test_ctrl_c_ends_with_a_line(tiny: str, tmp_path: Path, monkeypatch: pytest.
     assert result.stderr == "interrupted\n"
 
 
-def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ddsm_zoo.zoo.factory.look_up", {}.__getitem__)
-    assert type(CliRunner().invoke(app, ["info", "uper_tiny"]).exception) is KeyError
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (KeyError("width"), r"KeyError in ddsm_zoo.cli.models\.py, line \d+: 'width' \(DDSM_ZOO_DEBUG=1 shows"),
+        (RuntimeError("CUDA error: bad\nfor debugging"), r"RuntimeError in .*: CUDA error: bad for debugging \(DDSM"),
+        (AssertionError(), r"AssertionError in .*DDSM_ZOO_DEBUG=1"),
+        (zipfile.BadZipFile("File is not a zip file"), "BadZipFile in .*: File is not a zip file"),
+        (Image.DecompressionBombError("too many pixels"), "DecompressionBombError in .*: too many pixels"),
+        (MemoryError(), "there is not enough memory: choose"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "there is not enough memory: choose"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "there is not enough memory: choose"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "there is not enough memory"),
+        (ImportError("libcudart.so.12: cannot open shared object file"), "ImportError in .*: libcudart.so.12: cannot"),
+        (OSError(28, "No space left on device", "x"), r"\[Errno 28\] No space left on device: 'x'"),
+    ],
+)
+def test_whatever_goes_wrong_is_one_line_and_a_traceback_on_request(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception, line: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ddsm_zoo.zoo.factory.look_up", fail)
+    (said,) = run("info", "uper_tiny", fails=1).stderr.splitlines()
+    assert re.match(f"error: {line}", said)
+    monkeypatch.setenv("DDSM_ZOO_DEBUG", "1")
+    assert CliRunner().invoke(app, ["info", "uper_tiny"]).exception is error
+
+
+def start(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ddsm_zoo", *arguments]
+    return subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, **options)
+
+
+def test_output_to_a_full_disk_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        done = start("list", stdout=full)
+    assert (done.returncode, done.stderr) == (2, "error: [Errno 28] No space left on device\n")
+
+
+def test_too_little_memory_to_load_torch_is_one_line(tmp_path: Path) -> None:
+    image = write_scene(tmp_path / "street.png")
+    limit = 300 * 2**20
+    done = start(
+        "predict",
+        str(image),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch("error: there is not enough memory: .*\n", done.stderr)
