@@ -1,4 +1,4 @@
-"""The road to the paper's rows on a small scale: Cityscapes' layout, two processes, scores, submission, Hub, and by name."""
+"""The road to the paper's rows in small: Cityscapes' layout, two processes, scores, submission, Hub, and by name."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.explain.explain import Comparison, Explanation, Floats, Level
 from ddsm_zoo.utils.files import atomic_path
 from ddsm_zoo.utils.visualize import colorize, error_map
@@ -101,7 +102,9 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
 def check_format(path: str | os.PathLike[str]) -> None:
     """Raise ValueError for a file whose suffix is not a figure format."""
     if Path(path).suffix.lower() not in FORMATS:
-        raise ValueError(f"{os.fspath(path)} has no format of a figure, expected a name ending in {', '.join(FORMATS)}")
+        raise ArgumentError(
+            f"{os.fspath(path)} has no format of a figure, expected a name ending in {', '.join(FORMATS)}"
+        )
 
 
 def principal_colors(features: Floats) -> Floats:

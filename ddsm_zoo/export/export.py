@@ -23,6 +23,7 @@ from ddsm_zoo.config import Preprocess, check_threshold
 from ddsm_zoo.data.images import SUFFIXES, read_image
 from ddsm_zoo.data.scenes.render import render_scene
 from ddsm_zoo.data.transforms import ImageTransform
+from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.evaluation.evaluate import evaluate
 from ddsm_zoo.export.program import (
     Agreement,
@@ -93,11 +94,13 @@ class ExportOptions:
         if self.threshold is not None:
             check_threshold(self.threshold, num_classes=1)
         if self.size is not None and min(self.size) < 1:
-            raise ValueError(f"size is {self.size[0]} x {self.size[1]}, expected a height and a width of at least 1")
+            raise ArgumentError(f"size is {self.size[0]} x {self.size[1]}, expected a height and a width of at least 1")
         if self.size is not None and self.data is not None:
-            raise ValueError(f"got a size and the data {self.data}, expected one: images have sizes of their own")
+            raise ArgumentError(f"got a size and the data {self.data}, expected one: images have sizes of their own")
         if self.int8 and self.format != "onnx":
-            raise ValueError(f"got int8 with format {self.format!r}, expected 'onnx': only ONNX files have 8 bits here")
+            raise ArgumentError(
+                f"got int8 with format {self.format!r}, expected 'onnx': only ONNX files have 8 bits here"
+            )
 
 
 def export(
@@ -130,7 +133,7 @@ def export(
     """
     options = options or ExportOptions()
     if Path(path).suffix != SUFFIX[options.format]:
-        raise ValueError(f"the file is called {os.fspath(path)}, expected a name ending in {SUFFIX[options.format]}")
+        raise ArgumentError(f"the file is called {os.fspath(path)}, expected a name ending in {SUFFIX[options.format]}")
     say = progress or (lambda _: None)
     onnx = _onnx_door() if options.format == "onnx" else None
     eager = prepare(model, "cpu")
@@ -192,7 +195,9 @@ def _deployed(eager: Segmenter, options: ExportOptions, threshold: float | None)
     """Add the file's preprocessing and argmax to the model."""
     before = [Normalize(resolve_data_config(eager))] if options.preprocess else []
     if options.argmax and eager.num_classes > 256:
-        raise ValueError(f"the model has {eager.num_classes} classes, 8 bits hold at most 256; export logits instead")
+        raise ArgumentError(
+            f"the model has {eager.num_classes} classes, 8 bits hold at most 256; export logits instead"
+        )
     after = [Classes(threshold)] if options.argmax else []
     return nn.Sequential(*before, eager, *after)
 
@@ -275,7 +280,7 @@ def _spread(folder: Path, count: int) -> Iterator[Image.Image]:
     """Read at most ``count`` images, spread evenly over the sorted paths of the folder."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise ValueError(f"no images in the folder {folder}, expected {', '.join(sorted(SUFFIXES))}")
+        raise ArgumentError(f"no images in the folder {folder}, expected {', '.join(sorted(SUFFIXES))}")
     return (read_image(path) for path in paths[:: -(-len(paths) // count)])
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddsm_zoo.errors import ArgumentError
+
 LEVEL = 0.95
 ENOUGH = 10  # units; the quantiles of fewer are rough
 
@@ -59,7 +61,7 @@ class Resampling:
             keys = _blocks(size, names, sequences)
         number = {key: index for index, key in enumerate(dict.fromkeys(keys))}
         if by != "image" and len(number) == 1:
-            raise ValueError(_one_unit(by, len(names)))
+            raise ArgumentError(_one_unit(by, len(names)))
         units = tuple(number[key] for key in keys)
         return cls(by=by, units=units, note=_note(by, len(number), sequences))
 
@@ -103,7 +105,7 @@ def _block_size(by: str) -> int:
         return 0
     match = re.fullmatch(r"block:([1-9][0-9]*)", by, re.ASCII)
     if match is None:
-        raise ValueError(
+        raise ArgumentError(
             f"the bootstrap cannot draw by {by!r}, expected image, sequence or block:N with N of 1 or more"
         )
     return int(match[1])
@@ -112,7 +114,7 @@ def _block_size(by: str) -> int:
 def _known(names: Sequence[str], sequences: Sequence[str | None]) -> list[str]:
     unknown = [name for name, sequence in zip(names, sequences, strict=True) if sequence is None]
     if unknown:
-        raise ValueError(
+        raise ArgumentError(
             f"no sequence in the name of {len(unknown)} of {len(names)} images, first {unknown[0]!r}: expected "
             "SEQUENCE_FRAME as in 0016E5_07959; use block:N for frames of one video and image for independent images"
         )

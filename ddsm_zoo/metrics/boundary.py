@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.metrics.confusion import iou_of
 from ddsm_zoo.metrics.ids import check_num_classes, comparable_ids, id_count, without_background
 
@@ -82,7 +83,7 @@ class BoundaryFScore:
         ours = (self.num_classes, self.radii, self.ignore_index)
         theirs = (other.num_classes, other.radii, other.ignore_index)
         if ours != theirs:
-            raise ValueError(f"cannot merge scores of (classes, radii, ignored) {theirs} into {ours}")
+            raise ArgumentError(f"cannot merge scores of (classes, radii, ignored) {theirs} into {ours}")
         self.counts += other.counts
 
     def reset(self) -> None:
@@ -143,7 +144,7 @@ class BoundaryIoU:
     def __init__(self, num_classes: int, ratio: float = 0.02, ignore_index: int = 255) -> None:
         check_num_classes(num_classes)
         if not 0 < ratio < 1:
-            raise ValueError(f"ratio is {ratio}, expected a share of the image's diagonal, more than 0 and less than 1")
+            raise ArgumentError.of("ratio", ratio, "a share of the image's diagonal, more than 0 and less than 1")
         self.num_classes = num_classes
         self.ratio = ratio
         self.ignore_index = ignore_index
@@ -173,7 +174,7 @@ class BoundaryIoU:
         ours = (self.num_classes, self.ratio, self.ignore_index)
         theirs = (other.num_classes, other.ratio, other.ignore_index)
         if ours != theirs:
-            raise ValueError(f"cannot merge counts of (classes, ratio, ignored) {theirs} into {ours}")
+            raise ArgumentError(f"cannot merge counts of (classes, ratio, ignored) {theirs} into {ours}")
         self.counts += other.counts
 
     def reset(self) -> None:
@@ -193,12 +194,12 @@ class BoundaryIoU:
 def check_radii(radii: Sequence[int]) -> tuple[int, ...]:
     """Return radii in pixels as ints. Raises ValueError as `BoundaryFScore` does."""
     if not radii or any(radius < 0 or radius != int(radius) for radius in radii):
-        raise ValueError(
+        raise ArgumentError(
             f"boundary radii are {tuple(radii)}, expected one or more whole numbers of pixels, 0 or more; "
             "leave them out for the published shares of the image's diagonal"
         )
     if len(set(radii)) < len(radii):
-        raise ValueError(f"boundary radii are {tuple(radii)}, expected each of them once")
+        raise ArgumentError(f"boundary radii are {tuple(radii)}, expected each of them once")
     return tuple(int(radius) for radius in radii)
 
 
@@ -212,7 +213,7 @@ def _images(pred: Tensor, target: Tensor, num_classes: int, ignore_index: int) -
     """Split a batch into pairs of images (H, W). In both, one more id marks ignored pixels."""
     pred, target, counted = comparable_ids(pred, target, num_classes, ignore_index)
     if pred.ndim not in (2, 3):
-        raise ValueError(f"pred and target have shape {tuple(pred.shape)}, expected images (N, H, W) or (H, W)")
+        raise ArgumentError(f"pred and target have shape {tuple(pred.shape)}, expected images (N, H, W) or (H, W)")
     shape = (-1, *pred.shape[-2:])
     # 32 bits hold any class, and memory bandwidth limits the rest
     images = [ids.int().masked_fill_(~counted, id_count(num_classes)).reshape(shape) for ids in (pred, target)]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.metrics.ids import check_num_classes, comparable_ids, id_count, without_background
 
 
@@ -57,7 +58,7 @@ class ConfusionMatrix:
     def merge(self, other: ConfusionMatrix) -> None:
         """Add the counts of ``other``, for example of another process. Raises ValueError if its classes differ."""
         if (other.num_classes, other.ignore_index) != (self.num_classes, self.ignore_index):
-            raise ValueError(
+            raise ArgumentError(
                 f"cannot merge counts of {other.num_classes} classes (ignoring {other.ignore_index}) into "
                 f"{self.num_classes} classes (ignoring {self.ignore_index})"
             )

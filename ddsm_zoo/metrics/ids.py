@@ -8,10 +8,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ddsm_zoo.errors import ArgumentError
+
 
 def check_num_classes(num_classes: int) -> None:
     if num_classes < 1:
-        raise ValueError(f"num_classes is {num_classes}, expected at least 1")
+        raise ArgumentError.of("num_classes", num_classes, "at least 1")
 
 
 def id_count(num_classes: int) -> int:
@@ -31,19 +33,19 @@ def comparable_ids(pred: Tensor, target: Tensor, num_classes: int, ignore_index:
     pixels that count.
     """
     if pred.shape != target.shape:
-        raise ValueError(
+        raise ArgumentError(
             f"pred has shape {tuple(pred.shape)} and target {tuple(target.shape)}, expected the same for both"
         )
     for name, ids in (("pred", pred), ("target", target)):
         if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-            raise ValueError(f"{name} is {ids.dtype}, expected integer class ids; take the argmax of logits first")
+            raise ArgumentError.of(name, ids.dtype, "integer class ids", "take the argmax of logits first")
     # int64 first: an ignore_index of -100 would wrap around when compared as uint8
     pred, target = pred.detach().long(), target.detach().long().to(pred.device)
     counted = target != ignore_index
     for name, ids in (("pred", pred), ("target", target)):
         strange = ids[((ids < 0) | (ids >= id_count(num_classes))) & counted]
         if strange.numel():
-            raise ValueError(
+            raise ArgumentError(
                 f"{name} holds class id {int(strange[0])}, expected 0 to {id_count(num_classes) - 1}"
                 + (f" or the ignored {ignore_index}" if name == "target" else "")
             )

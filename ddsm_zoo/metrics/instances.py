@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddsm_zoo.errors import ArgumentError
+
 
 class InstanceIoU:
     """Instance-level IoU (iIoU) of groups of classes whose objects are labelled individually.
@@ -52,7 +54,7 @@ class InstanceIoU:
     def merge(self, other: InstanceIoU) -> None:
         """Add the counts of ``other``. Raises ValueError if its groups or mean sizes differ."""
         if (other.groups, other.mean_sizes) != (self.groups, self.mean_sizes):
-            raise ValueError(f"cannot merge objects of {list(other.groups)} into {list(self.groups)}")
+            raise ArgumentError(f"cannot merge objects of {list(other.groups)} into {list(self.groups)}")
         self.counts += other.counts
 
     def reset(self) -> None:
