@@ -112,7 +112,7 @@ def show_import(done: ImportReport) -> None:
     print_table(done.data, ("class", "share %", "images"), rows)
     for split, count in done.splits.items():
         empty = f", {done.empty[split]} of them without annotations: all background" if done.empty.get(split) else ""
-        print_lines([f"{split}: {count} images{empty}"])
+        print_lines([f"{split}: {count} image{'s' * (count != 1)}{empty}"])
     if done.ignored:
         print_lines([f"ignored: {done.ignored} pixels"])
     print_lines(f"note: {line}" for line in done.findings.notes.lines())

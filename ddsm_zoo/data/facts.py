@@ -39,7 +39,7 @@ def image_facts(path: str | Path, *, bits: int | None = None) -> ImageFacts:
     Raises FileNotFoundError and ImageError for a file that cannot be opened.
     """
     with open_header(Path(path)) as image:
-        orientation = _orientation(image)
+        orientation = orientation_of(image)
         tiles: Any = getattr(image, "tile", ())
         deep = image.mode == "F" or image.mode.startswith("I") or any(";16" in str(tile.args) for tile in tiles)
         pages = _pages(image)
@@ -63,7 +63,8 @@ def describe_dark(largest: Mapping[str, int]) -> str | None:
     return f"values of up to {top} where 16 bits reach 65535, as images of {likely_bits(top)} bits have"
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation: 1 as stored, 2 to 4 of the same size, 5 to 8 on its side."""
     try:
         value: Any = image.getexif().get(ORIENTATION, 1)
         return value if value in range(1, 9) else 1

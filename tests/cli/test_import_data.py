@@ -24,11 +24,11 @@ def test_lines() -> None:
     rows = [line.replace("│", " ").split() for line in lines]
     assert ["field", "4.50", "1"] in rows  # 54 of 1200 pixels
     assert lines[-6:] == [
-        "train: 1 images",
-        "val: 1 images, 1 of them without annotations: all background",
-        "note: 1 images where areas of several classes overlap, the later one on top: a.png",
-        "left out: 1 boxes without a mask (--boxes fill draws them as filled rectangles): weed in a.png",
-        "left out: 1 points: field in a.png",
+        "train: 1 image",
+        "val: 1 image, 1 of them without annotations: all background",
+        "note: images where areas of several classes overlap, the later one on top: 1 (a.png)",
+        "left out: boxes without a mask (--boxes fill draws them as filled rectangles): 1 (weed in a.png)",
+        "left out: points: 1 (field in a.png)",
         "next: ddsm-zoo check-data folder:new",
     ]
 

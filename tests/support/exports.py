@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from ddsm_zoo.data.importing.run import ImportReport
 from tests.support.data_sets import write
 from tests.support.pages import ROOT
 
@@ -109,3 +111,27 @@ def write_ade20k(root: Path) -> Path:
 def make(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def golden(format: str) -> Callable[[Path], Path]:
+    """A function that puts a copy of what the format's library wrote where it is told."""
+    return lambda root: shutil.copytree(GOLDEN / format, root)
+
+
+SOURCES = {
+    "coco": golden("coco"),
+    "cvat": golden("cvat"),
+    "labelme": golden("labelme"),
+    "voc": golden("voc"),
+    "yolo": write_yolo,
+    "roboflow": write_roboflow,
+    "ade20k": write_ade20k,
+}
+
+
+def left_out(report: ImportReport) -> dict[str, int]:
+    return {row["what"].partition(" (")[0]: row["count"] for row in report.to_plain()["left_out"]}
+
+
+def notes(report: ImportReport) -> str:
+    return "\n".join(report.findings.notes.lines())

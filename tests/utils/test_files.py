@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddsm_zoo.utils.files import OutputError, atomic_path, sha256_of, to_json, write_json, write_text
+from ddsm_zoo.utils.files import OutputError, atomic_folder, atomic_path, sha256_of, to_json, write_json, write_text
 
 FINITE_JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -88,6 +88,36 @@ def test_a_place_where_nobody_may_write() -> None:
 def test_an_error_about_another_file_keeps_its_own_words(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="source.png"), atomic_path(tmp_path / "out.png"):
         (tmp_path / "source.png").read_bytes()
+
+
+def test_a_folder_appears_only_at_the_end(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "data"
+    with atomic_folder(target) as temporary:
+        (temporary / "a.txt").write_text("new")
+        assert not target.exists()
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == [
+        "deep",
+        "deep/data",
+        "deep/data/a.txt",
+    ]
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, OSError(errno.ENOSPC, "No space left on device")])
+def test_a_failure_leaves_no_folder(tmp_path: Path, failure: BaseException | type[BaseException]) -> None:
+    expected = OutputError if isinstance(failure, OSError) else failure
+    with pytest.raises(expected), atomic_folder(tmp_path / "data") as temporary:
+        (temporary / "a.txt").write_text("half")
+        raise failure
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "dangling link"])
+def test_an_existing_folder_is_never_replaced(kind: str, tmp_path: Path) -> None:
+    target = tmp_path / "data"
+    {"file": target.touch, "folder": target.mkdir, "dangling link": lambda: target.symlink_to("nowhere")}[kind]()
+    with pytest.raises(OutputError, match="data: it exists already"), atomic_folder(target):
+        pytest.fail("the block ran")
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 @given(FINITE_JSON)

@@ -131,11 +131,12 @@ class Tally:
         return [{"what": what, "count": count, "examples": self.examples[what]} for what, count in self.counts.items()]
 
     def lines(self) -> list[str]:
-        """Format each finding in one line: ``3 points: a.jpg, b.jpg``."""
-        return [
-            f"{count} {what}" + (f": {', '.join(places)}" if (places := self.examples[what]) else "")
-            for what, count in self.counts.items()
-        ]
+        """Format each finding in one line: ``points: 3 (a.jpg, b.jpg)``. Facts without a count stand alone."""
+        lines = []
+        for what, count in self.counts.items():
+            places = ", ".join(self.examples[what])
+            lines.append(what + (f": {count}" if count else "") + (f" ({places})" if places else ""))
+        return lines
 
 
 class Findings:

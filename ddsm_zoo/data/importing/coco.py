@@ -81,7 +81,7 @@ def _categories(file: Path, content: Mapping[str, Any], findings: Findings) -> d
     parents = {str(entry.get("supercategory")) for entry in entries if entry["id"] not in used or len(used) > 1}
     names: dict[Any, str] = {}
     for entry in entries:
-        name = str(entry["name"])
+        name = str(entry["name"]).strip()
         # Roboflow adds a category for the project, of which all others are parts
         if entry["id"] not in used and name in parents and entry.get("supercategory") in ("none", None):
             findings.notes.add("categories that are only the parent of the others", f"{name} in {file.name}")

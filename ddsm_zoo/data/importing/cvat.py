@@ -39,7 +39,7 @@ def read_cvat(source: Path, options: ImportOptions, findings: Findings) -> Annot
             raise DatasetError(f'{file} is "CVAT for video", expected "CVAT for images": export the task as that')
         with readable(file, "CVAT for images"):
             for label in root.iterfind("meta//labels/label"):
-                name = label.findtext("name", "")
+                name = label.findtext("name", "").strip()
                 if label.findtext("parent"):  # a point of a skeleton
                     continue
                 names[name] = None
@@ -72,7 +72,7 @@ def _image(
     path = finder.find(name, file.parent, split)
     layers: list[tuple[int, Region]] = []
     for shape in entry:
-        label = shape.get("label")
+        label = shape.get("label", "").strip()
         try:
             if shape.get("outside") == "1":
                 raise shapes.BadShape("shapes outside of the image")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shlex
 from collections.abc import Iterator
@@ -16,9 +17,11 @@ _TITLES = {
     "roboflow": "Roboflow's semantic masks",
     "ade20k": "ADE20K",
 }
-# Files to look at, and bytes at both ends of each: an answer must not take long on a folder with a million files
-_FILES = 2000
-_DEPTH = 3
+_SUFFIXES = (".json", ".xml", ".yaml", ".yml")
+_NAMES = ("_classes.csv", "objectInfo150.txt", "classes.txt")
+# Files and folders to look at, and bytes at both ends of each: the answer must come at once, also for a million files
+_PATHS = 2000
+_DEPTH = 4
 _BYTES = 1 << 16
 
 
@@ -51,7 +54,7 @@ def detect(folder: Path) -> tuple[str, Path] | None:
     """Return the format of a folder, and the file or folder in it that shows it. None for no known format."""
     if not folder.is_dir():
         return None
-    paths = list(itertools.islice(_walk(folder, _DEPTH), _FILES))
+    paths = list(itertools.islice(_walk(folder), _PATHS))
     for format, names in (
         ("roboflow", ("_classes.csv",)),
         ("ade20k", ("objectInfo150.txt",)),
@@ -69,16 +72,20 @@ def detect(folder: Path) -> tuple[str, Path] | None:
     return None
 
 
-def _walk(folder: Path, depth: int) -> Iterator[Path]:
-    """Yield files and folders, those near the top first, without hidden ones."""
-    try:
-        children = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError:
-        return
-    yield from children
-    for child in children:
-        if depth > 1 and child.is_dir():
-            yield from _walk(child, depth - 1)
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield folders and files that may hold annotations, level by level, without hidden ones."""
+    level = [folder]
+    for _ in range(_DEPTH):
+        below = []
+        for parent in level:
+            with contextlib.suppress(OSError):
+                for path in sorted(path for path in parent.iterdir() if not path.name.startswith(".")):
+                    if path.is_dir():
+                        below.append(path)
+                        yield path
+                    elif path.name in _NAMES or path.suffix.lower() in _SUFFIXES:
+                        yield path
+        level = below
 
 
 def _format_of(file: Path) -> str | None:

@@ -10,15 +10,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from ddsm_zoo.data.images import FORMATS, image_size
+from ddsm_zoo.data.facts import ORIENTATION, orientation_of
+from ddsm_zoo.data.images import image_size, open_header
 from ddsm_zoo.data.importing.annotations import IGNORE, AnnotatedImage, Annotations, Findings, ImportOptions, Region
 from ddsm_zoo.data.importing.shapes import BadShape
 from ddsm_zoo.data.masks import DatasetError
 from ddsm_zoo.labels import Color, LabelSpace, voc_color
 
 ClassIds = npt.NDArray[np.int64]
-
-_ORIENTATION = 0x0112  # EXIF's tag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +35,7 @@ class ClassTable:
     rest: int
 
 
-def class_table(annotations: Annotations, options: ImportOptions) -> ClassTable:
+def class_table(annotations: Annotations, options: ImportOptions, findings: Findings) -> ClassTable:
     """Number the classes: the background first, unless the source has it elsewhere, then the source's classes.
 
     Raises DatasetError for an unknown name in ``options.ignore``, and if no class is left.
@@ -52,6 +51,9 @@ def class_table(annotations: Annotations, options: ImportOptions) -> ClassTable:
         names = [name for name in names if name != own]
     elif own is None and background not in names:
         names = [background, *names]
+    for name in names:
+        if any(other != name and other.lower() == name.lower() for other in names):
+            findings.notes.add("classes whose names differ in capitals alone", name)
     renamed = {} if own is None else {own: background}
     written = list(dict.fromkeys(renamed.get(name, name) for name in names))
     if not written:
@@ -83,7 +85,8 @@ def draw(
 ) -> ClassIds | None:
     """Draw the mask of an image (H, W), upright. None, with a finding, if annotations and image do not fit."""
     upright = image_size(file)
-    orientation = _orientation(file)
+    with open_header(file) as header:
+        orientation = orientation_of(header)
     stored = image.stored() if image.stored else None
     size = image.size if stored is None else stored.positions.shape
     turned = orientation >= 5 and size == upright[::-1] and size != upright
@@ -144,17 +147,7 @@ def _area(region: Region, size: tuple[int, int]) -> int:
         return 0
 
 
-def _orientation(file: Path) -> int:
-    """Return the EXIF orientation of a readable image: 1 as stored, 2 to 4 of the same size, 5 to 8 on their side."""
-    with Image.open(file, formats=FORMATS) as image:
-        try:
-            found = image.getexif().get(_ORIENTATION, 1)
-        except (OSError, ValueError, SyntaxError, LookupError, TypeError):  # damaged metadata turn nothing
-            return 1
-    return found if found in range(1, 9) else 1
-
-
 def _turn(mask: ClassIds, orientation: int) -> ClassIds:
     image = Image.fromarray(mask.astype(np.int32))
-    image.getexif()[_ORIENTATION] = orientation
+    image.getexif()[ORIENTATION] = orientation
     return np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)

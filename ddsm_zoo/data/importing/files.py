@@ -23,7 +23,7 @@ def existing_source(source: Path) -> Path:
     source = source.expanduser()
     if not source.exists():
         raise DatasetError(f"{source} does not exist, expected the folder of an export")
-    if source.suffix.lower() in (".zip", ".gz", ".tar", ".tgz", ".7z", ".rar"):
+    if source.is_file() and source.suffix.lower() in (".zip", ".gz", ".tar", ".tgz", ".7z", ".rar"):
         raise DatasetError(f"{source} is an archive, expected a folder: unpack it and name the folder")
     return source
 
@@ -75,8 +75,8 @@ class ImageFinder:
         self.used: set[Path] = set()
         for root in self.roots:
             for file in walk(root):
-                if file.suffix.lower() in SUFFIXES and file not in self.by_name[file.name]:
-                    self.by_name[file.name].append(file)
+                if file.suffix.lower() in SUFFIXES and file not in self.by_name[file.name.lower()]:
+                    self.by_name[file.name.lower()].append(file)
 
     def find(self, name: str, folder: Path, split: str | None = None) -> Path | None:
         """Find an image.
@@ -100,7 +100,7 @@ class ImageFinder:
 
     def _closest(self, name: PurePosixPath, split: str | None) -> Path | None:
         """Return the file whose last folders are those of ``name`` for longest, None if several are equally close."""
-        files = self.by_name.get(name.name, [])
+        files = self.by_name.get(name.name.lower(), [])
         in_split = [file for file in files if self.split_of(file) == split]
         ranked = sorted((_common_end(file.parts, name.parts), file) for file in in_split or files)
         if not ranked or (len(ranked) > 1 and ranked[-1][0] == ranked[-2][0]):

@@ -67,7 +67,7 @@ def _image(
 ) -> AnnotatedImage:
     regions = []
     for shape in content["shapes"]:
-        label = str(shape["label"])
+        label = str(shape["label"]).strip()
         if known is not None and label not in known:
             findings.left_out.add("shapes of classes that labels.txt lacks", f"{label} in {file.name}")
             continue

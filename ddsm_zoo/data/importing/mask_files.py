@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from ddsm_zoo.data.images import FORMATS, SUFFIXES, is_lossy, read_mask
+from ddsm_zoo.data.images import SUFFIXES, is_lossy, open_header, read_mask
 from ddsm_zoo.data.importing.annotations import (
     IGNORE,
     AnnotatedImage,
@@ -110,7 +109,7 @@ def _color_map(root: Path, findings: Findings) -> ColorMap:
         names = [name for name in names if name != "__ignore__"]
     else:
         names = list(VOC_NAMES)
-        findings.notes.add("set of 21 names, those of Pascal VOC, as there is no labelmap.txt")
+        findings.notes.add("there is no labelmap.txt: the classes are the 21 of Pascal VOC", count=0)
     return ColorMap({name: voc_color(index) for index, name in enumerate(names)}, exact=False)
 
 
@@ -139,7 +138,7 @@ def _read_mask(path: Path) -> npt.NDArray[np.integer]:
 
 
 def _palette(path: Path) -> dict[int, Color]:
-    with Image.open(path, formats=FORMATS) as image:
+    with open_header(path) as image:
         flat = image.getpalette() or []
     return dict(enumerate(zip(flat[::3], flat[1::3], flat[2::3], strict=False)))
 

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddsm_zoo.data.images import SUFFIXES, ImageError
+from ddsm_zoo.data.images import FORMATS, SUFFIXES, ImageError
 from ddsm_zoo.data.importing.annotations import IGNORE, AnnotatedImage, Annotations, Findings, ImportOptions
 from ddsm_zoo.data.importing.coco import read_coco
 from ddsm_zoo.data.importing.cvat import read_cvat
+from ddsm_zoo.data.importing.detect import detect, import_hint
 from ddsm_zoo.data.importing.draw import ClassIds, ClassTable, class_table, draw
 from ddsm_zoo.data.importing.files import existing_source
 from ddsm_zoo.data.importing.labelme import read_labelme
@@ -112,8 +113,8 @@ def import_data(
     source, dest = existing_source(Path(source)), Path(dest).expanduser()
     findings = Findings()
     with atomic_folder(dest) as folder:
-        annotations = READERS[format](source, options, findings)
-        table = class_table(annotations, options)
+        annotations = _read(format, source, options, findings)
+        table = class_table(annotations, options, findings)
         jobs = list(_jobs(annotations.images, folder, findings))
         totals = _Totals(len(table.labels))
         write = _Writer(table, options)
@@ -125,7 +126,9 @@ def import_data(
                 progress(done, len(jobs))
         _require_areas(source, format, annotations, totals, findings)
         if options.background is None and annotations.background == IGNORE:
-            findings.notes.add("value of no object, 0, is ignored as in the benchmark (--background NAME: a class)")
+            findings.notes.add(
+                "pixels of no object are ignored, as in the benchmark (--background NAME: a class)", count=0
+            )
         labels = table.labels
         fields = {"names": labels.names, "palette": labels.palette, "ignore_index": labels.ignore_index}
         write_json(folder / "labels.json", fields)
@@ -141,6 +144,16 @@ def import_data(
         ignored=totals.ignored,
         findings=findings,
     )
+
+
+def _read(format: str, source: Path, options: ImportOptions, findings: Findings) -> Annotations:
+    try:
+        return READERS[format](source, options, findings)
+    except DatasetError as error:
+        found = detect(source)
+        if found is None or found[0] == format:
+            raise
+        raise DatasetError(f"{error}{import_hint(source)}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,8 +221,7 @@ def _jobs(images: Sequence[AnnotatedImage], folder: Path, findings: Findings) ->
     present = [image for image in images if _is_usable(image, findings)]
     if present and not any(image.split for image in present):
         findings.notes.add(
-            "split, as the source names none: all images are in train, of which training holds out a part "
-            "(`holdout` of the recipe)"
+            "the source names no splits: all images are in train, and training holds out a part (`holdout`)", count=0
         )
     elif unsorted := [image for image in present if not image.split]:
         for image in unsorted:
@@ -241,7 +253,7 @@ def _is_usable(image: AnnotatedImage, findings: Findings) -> bool:
 
 def _suffix(image: AnnotatedImage) -> str:
     if isinstance(image.file, bytes):
-        with Image.open(io.BytesIO(image.file)) as opened:
+        with Image.open(io.BytesIO(image.file), formats=FORMATS) as opened:
             return f".{str(opened.format).lower()}"
     return image.file.suffix.lower() if image.file else ""
 

@@ -42,7 +42,7 @@ def read_yolo(source: Path, options: ImportOptions, findings: Findings) -> Annot
     with readable(file, "YOLO's data.yaml"):
         stored = content["names"]
         pairs = sorted(stored.items()) if isinstance(stored, dict) else list(enumerate(stored))
-        names = {int(index): str(name) for index, name in pairs}
+        names = {int(index): str(name).strip() for index, name in pairs}
         keypoints = "kpt_shape" in content
         images: list[AnnotatedImage] = []
         for split in ("train", "val", "test"):

@@ -12,9 +12,21 @@ from pycocotools import mask as coco
 from pycocotools.coco import COCO
 
 from ddsm_zoo.data.importing.run import import_data
-from tests.data.importing.test_run import left_out, notes
 from tests.support.data_sets import expect_one_line, write
-from tests.support.exports import EXPECTED, FIELD, NAMES, SIZE, WEED, mask, names, picture, polygon, write_coco
+from tests.support.exports import (
+    EXPECTED,
+    FIELD,
+    NAMES,
+    SIZE,
+    WEED,
+    left_out,
+    mask,
+    names,
+    notes,
+    picture,
+    polygon,
+    write_coco,
+)
 
 CATEGORIES = [{"id": id, "name": name} for id, name in enumerate(NAMES, 1)]
 
@@ -138,7 +150,7 @@ def test_ids_with_gaps_and_categories_with_one_name(tmp_path: Path) -> None:
     report = import_data("coco", source, tmp_path / "new")
     assert names(tmp_path / "new") == ["background", "field", "weed"]
     assert np.array_equal(mask(tmp_path / "new", "a"), np.where(EXPECTED == 3, 0, EXPECTED))
-    assert "become one class: field" in notes(report)
+    assert "become one class: 1 (field" in notes(report)
 
 
 def test_the_parent_category_of_roboflow_is_no_class(tmp_path: Path) -> None:

@@ -9,9 +9,8 @@ import pytest
 
 from ddsm_zoo.data.importing.annotations import ImportOptions
 from ddsm_zoo.data.importing.run import import_data
-from tests.data.importing.test_run import left_out
 from tests.support.data_sets import expect_one_line, write
-from tests.support.exports import mask, names, picture
+from tests.support.exports import left_out, mask, names, picture
 
 LABELS = "".join(f"<label><name>{name}</name></label>" for name in ("field", "weed"))
 

@@ -9,10 +9,9 @@ import pytest
 
 from ddsm_zoo.data.datasets import open_layout
 from ddsm_zoo.data.importing.detect import detect, import_hint
-from tests.data.importing.test_run import SOURCES
 from tests.support.command_line import run_command
 from tests.support.data_sets import expect_one_line, write
-from tests.support.exports import picture
+from tests.support.exports import SOURCES, picture
 
 
 @pytest.mark.parametrize("format", SOURCES)
@@ -53,3 +52,13 @@ def test_other_folders(tmp_path: Path) -> None:
     assert import_hint(tmp_path) == import_hint(tmp_path / "nowhere") == ""
     expect_one_line(lambda: open_layout(f"folder:{tmp_path}"), "labels.json is missing", '"road", "car"')
     expect_one_line(lambda: open_layout(str(tmp_path)), f"did you mean folder:{tmp_path}?")
+
+
+def test_many_images_do_not_hide_the_annotations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ddsm_zoo.data.importing.detect._PATHS", 20)
+    (tmp_path / "a").mkdir()
+    for number in range(30):
+        (tmp_path / "a" / f"{number}.png").touch()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/_classes.csv").touch()
+    assert detect(tmp_path) == ("roboflow", tmp_path / "b/_classes.csv")

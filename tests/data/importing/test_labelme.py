@@ -12,9 +12,8 @@ import pytest
 
 from ddsm_zoo.data.importing.annotations import ImportOptions
 from ddsm_zoo.data.importing.run import import_data
-from tests.data.importing.test_run import left_out
 from tests.support.data_sets import expect_one_line, write
-from tests.support.exports import EXPECTED, GOLDEN, mask, names, picture
+from tests.support.exports import EXPECTED, GOLDEN, left_out, mask, names, picture
 
 
 def write_labelme(root: Path, shapes: list[dict[str, Any]], name: str = "a", **more: Any) -> Path:

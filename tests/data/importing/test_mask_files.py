@@ -12,9 +12,20 @@ from PIL import Image
 from ddsm_zoo.data.importing.annotations import ImportOptions
 from ddsm_zoo.data.importing.run import import_data
 from ddsm_zoo.labels import voc_color
-from tests.data.importing.test_run import left_out, notes
 from tests.support.data_sets import expect_one_line, write
-from tests.support.exports import EXPECTED, GOLDEN, NAMES, make, mask, names, picture, write_ade20k, write_roboflow
+from tests.support.exports import (
+    EXPECTED,
+    GOLDEN,
+    NAMES,
+    left_out,
+    make,
+    mask,
+    names,
+    notes,
+    picture,
+    write_ade20k,
+    write_roboflow,
+)
 
 VOC_COLORS = [channel for index in range(256) for channel in voc_color(index)]
 
@@ -45,7 +56,7 @@ def test_pascal_voc(tmp_path: Path) -> None:
     assert np.array_equal(mask(tmp_path / "new", "a"), expected)
     assert report.ignored == 60
     assert left_out(report) == {"images that no list names, or without a mask": 1}
-    assert "21 names" in notes(report)
+    assert "the 21 of Pascal VOC" in notes(report)
     assert tuple(report.labels.palette[1]) == (128, 0, 0)
 
 
@@ -114,7 +125,7 @@ def test_values_of_no_class_are_ignored_and_named(mode: str, tmp_path: Path) -> 
     expected[0, :5] = 255
     assert np.array_equal(mask(tmp_path / "new", "a"), expected)
     shown = "77" if mode == "L" else ",".join(map(str, voc_color(77)))
-    assert f"values of unknown classes, which are ignored: a.png ({shown})" in notes(report)
+    assert f"values of unknown classes, which are ignored: 1 (a.png ({shown}))" in notes(report)
 
 
 @pytest.mark.parametrize(("name", "words"), [("a.jpg", "compressed with losses"), ("a.png", "cannot be read")])
@@ -152,7 +163,7 @@ def test_ade20k_ignores_what_is_no_object(tmp_path: Path) -> None:
     assert names(tmp_path / "new") == list(NAMES)
     assert np.array_equal(mask(tmp_path / "new", "a"), np.where(EXPECTED == 0, 255, EXPECTED - 1))
     assert report.splits == {"train": 1, "val": 1}
-    assert "0, is ignored" in notes(report)
+    assert "no object are ignored" in notes(report)
 
 
 def test_ade20k_classes_with_the_same_first_name(tmp_path: Path) -> None:

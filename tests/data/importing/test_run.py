@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 from ddsm_zoo.data.check.report import check_data
 from ddsm_zoo.data.datasets import open_dataset
 from ddsm_zoo.data.importing.annotations import ImportOptions
-from ddsm_zoo.data.importing.run import READERS, ImportReport, import_data
+from ddsm_zoo.data.importing.run import READERS, import_data
 from ddsm_zoo.data.masks import DatasetError
 from ddsm_zoo.utils.files import OutputError
 from tests.support.data_sets import expect_one_line, write
@@ -23,42 +22,19 @@ from tests.support.exports import (
     FIELD,
     GOLDEN,
     NAMES,
+    SOURCES,
     WEED,
+    left_out,
     mask,
     names,
+    notes,
     picture,
     polygon,
-    write_ade20k,
     write_coco,
-    write_roboflow,
-    write_yolo,
 )
 
 RING = EXPECTED == 3
 WITHOUT_RING = np.where(RING, 0, EXPECTED)
-
-
-def golden(format: str) -> Callable[[Path], Path]:
-    return lambda root: shutil.copytree(GOLDEN / format, root)
-
-
-SOURCES = {
-    "coco": golden("coco"),
-    "cvat": golden("cvat"),
-    "labelme": golden("labelme"),
-    "voc": golden("voc"),
-    "yolo": write_yolo,
-    "roboflow": write_roboflow,
-    "ade20k": write_ade20k,
-}
-
-
-def left_out(report: ImportReport) -> dict[str, int]:
-    return {row["what"].partition(" (")[0]: row["count"] for row in report.to_plain()["left_out"]}
-
-
-def notes(report: ImportReport) -> str:
-    return "\n".join(report.findings.notes.lines())
 
 
 def test_every_format_is_tried() -> None:
@@ -319,3 +295,27 @@ def test_unknown_formats_and_ignored_classes(tmp_path: Path) -> None:
     expect_one_line(lambda: import_data("kitti", source, tmp_path / "new"), "'kitti'", "coco")
     with pytest.raises(DatasetError, match="--ignore names sky, the classes are field, weed, ring"):
         import_data("coco", source, tmp_path / "new", ImportOptions(ignore=("sky",)))
+
+
+def test_the_wrong_format_is_told_the_right_one(tmp_path: Path) -> None:
+    source = write_coco(tmp_path / "export", [polygon(FIELD)])
+    expect_one_line(
+        lambda: import_data("yolo", source, tmp_path / "new"), "has no data.yaml", "import-data coco", str(source)
+    )
+
+
+def test_names_in_other_capitals(tmp_path: Path) -> None:
+    """The image was renamed, and two classes differ in capitals alone, which is said."""
+    categories = [{"id": 1, "name": "Field"}, {"id": 2, "name": " field "}]
+    source = write_coco(tmp_path / "export", [polygon(FIELD)], categories=categories)
+    shutil.move(source / "a.png", source / "A.PNG")
+    report = import_data("coco", source, tmp_path / "new")
+    assert names(tmp_path / "new") == ["background", "Field", "field"]
+    assert "differ in capitals alone: 2 (Field, field)" in notes(report)
+    assert report.splits == {"train": 1}
+
+
+def test_one_class_and_nothing_else_is_refused(tmp_path: Path) -> None:
+    source = write_coco(tmp_path / "export", [polygon(FIELD)], categories=[{"id": 1, "name": "field"}])
+    options = ImportOptions(background="ignore")
+    expect_one_line(lambda: import_data("coco", source, tmp_path / "new", options), "field is the only class")

@@ -10,9 +10,8 @@ import pytest
 
 from ddsm_zoo.data.importing.annotations import ImportOptions
 from ddsm_zoo.data.importing.run import import_data
-from tests.data.importing.test_run import left_out
 from tests.support.data_sets import expect_one_line, write
-from tests.support.exports import EXPECTED, make, mask, names, picture, write_yolo
+from tests.support.exports import EXPECTED, left_out, make, mask, names, picture, write_yolo
 
 DRAWN = np.where(EXPECTED == 3, 0, EXPECTED)
 
@@ -85,7 +84,7 @@ def test_poses_are_no_polygons(tmp_path: Path) -> None:
     source = write_yolo(tmp_path / "export")
     with (source / "data.yaml").open("a") as file:
         file.write("kpt_shape: [2, 3]\n")
-    expect_one_line(lambda: import_data("yolo", source, tmp_path / "new"), "2 keypoints without a mask")
+    expect_one_line(lambda: import_data("yolo", source, tmp_path / "new"), "keypoints without a mask: 2")
 
 
 @pytest.mark.parametrize(
@@ -120,7 +119,7 @@ def test_two_classes_of_one_name(tmp_path: Path) -> None:
     report = import_data("yolo", source, tmp_path / "new")
     assert names(tmp_path / "new") == ["background", "weed", "ring"]
     assert np.array_equal(mask(tmp_path / "new", "a"), DRAWN > 0)
-    assert report.findings.notes.lines()[0] == "1 classes with the name of another, which become one class: weed"
+    assert report.findings.notes.lines()[0] == "classes with the name of another, which become one class: 1 (weed)"
 
 
 def test_an_image_without_labels_shows_nothing(tmp_path: Path) -> None:
