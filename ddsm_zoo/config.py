@@ -196,6 +196,8 @@ class WeightsSpec:
         published: Scores that the paper reports, in the same form.
         taps_on_map: Share of the taps that read the map on images of the data set, keyed by sampler. 0 to 1, near 0 for
             a sampler that does nothing.
+        domain: Kind of images that the weights are for, in words: street scenes.
+        familiar: Mean confidence of a prediction, 0 to 1, below which an image looks unlike these. None if unmeasured.
         threshold: For a single class, the probability above which a pixel is the class, between 0 and 1. None stands
             for 0.5.
 
@@ -215,6 +217,8 @@ class WeightsSpec:
     metrics: Mapping[str, float] = field(default_factory=dict)
     published: Mapping[str, float] = field(default_factory=dict)
     taps_on_map: Mapping[str, float] = field(default_factory=dict)
+    domain: str | None = None
+    familiar: float | None = None
     threshold: float | None = None
 
     def __post_init__(self) -> None:
@@ -223,7 +227,7 @@ class WeightsSpec:
 
     def without_scores(self) -> WeightsSpec:
         """Return the same weights without scores and threshold, which belong to their own classes and input."""
-        return replace(self, metrics={}, published={}, taps_on_map={}, threshold=None)
+        return replace(self, metrics={}, published={}, taps_on_map={}, threshold=None, familiar=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +276,11 @@ class Provenance:
     def to_cfg(self) -> dict[str, Any]:
         """Convert to plain data with timm's keys where timm has them. Unknown facts have no key."""
         known = {} if self.weights is None else to_dict(self.weights)
-        for key in ("preprocess", "labels", *(() if self.scored else ("metrics", "published", "taps_on_map"))):
+        for key in (
+            "preprocess",
+            "labels",
+            *(() if self.scored else ("metrics", "published", "taps_on_map", "familiar")),
+        ):
             known.pop(key, None)
         known = {key: value for key, value in known.items() if value is not None}
         if self.labels is not None:

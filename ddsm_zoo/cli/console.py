@@ -142,8 +142,11 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str 
     stdout.print(table)
 
 
-def print_shares(shares: Sequence[Mapping[str, float]], labels: LabelSpace) -> None:
-    """Print each class with its mean share and the number of images it occurs in, the largest share first."""
+def print_shares(shares: Sequence[Mapping[str, float]], labels: LabelSpace, confidence: float | None = None) -> None:
+    """Print each class with its mean share and the number of images it occurs in, the largest share first.
+
+    The title has the mean ``confidence`` of the predictions.
+    """
     rows = []
     for name, (red, green, blue) in zip(labels.names, labels.palette, strict=True):
         values = [image[name] for image in shares]
@@ -151,7 +154,9 @@ def print_shares(shares: Sequence[Mapping[str, float]], labels: LabelSpace) -> N
         rows.append((sum(values) / len(values), swatch, sum(value > 0 for value in values)))
     rows.sort(key=lambda row: -row[0])
     cells = [(swatch, percent(share), str(images)) for share, swatch, images in rows if images]
-    print_table(f"mean of {len(shares)} images" if len(shares) > 1 else "", ("class", "share %", "images"), cells)
+    title = [f"mean of {len(shares)} images"] if len(shares) > 1 else []
+    title += [] if confidence is None else [f"mean confidence {percent(confidence)} %"]
+    print_table(", ".join(title), ("class", "share %", "images"), cells)
 
 
 def percent(fraction: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -17,6 +17,7 @@ from ddsm_zoo.cli.console import (
     check_output,
     print_error,
     print_lines,
+    print_notes,
     print_shares,
     progress_bar,
     report,
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 
     from ddsm_zoo.inference.folder import FileResult
     from ddsm_zoo.inference.modes import Precision
-    from ddsm_zoo.inference.predictor import Palette
-    from ddsm_zoo.labels import LabelSpace
+    from ddsm_zoo.inference.predictor import Palette, Predictor
 
 DEFAULT_MODEL = "uper_ddsm_lite0_camvid"
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -37,7 +37,8 @@ UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**2
 @app.command()
 def predict(
     paths: Annotated[
-        list[Path] | None, typer.Argument(help="Images, videos, or folders of images and of folders of images.")
+        list[str] | None,
+        typer.Argument(help="Images, videos, folders, patterns ('a/**/*.jpg'), URLs, or lists of these (@list.txt)."),
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the results.", metavar="DIR")] = Path(
@@ -58,6 +59,10 @@ def predict(
         str, typer.Option(help="Colors of overlays: contrast, or own for the data set's.", metavar="NAME")
     ] = "contrast",
     threshold: ThresholdOption = None,
+    bits: Annotated[int | None, typer.Option(help="Bits in use of images of 16 bits, such as 12.", metavar="N")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace results in DIR, not number the folder.")
+    ] = False,
     device: DeviceOption = None,
     json: JsonOption = None,
 ) -> None:
@@ -70,16 +75,23 @@ def predict(
     ddsm-zoo predict holiday/ drive.mp4 -o masks --model uper_ddsm_lite0_camvid --json -
 
     ddsm-zoo predict aerial.tif --tile auto --memory 4GiB
+
+    ddsm-zoo predict 'photos/**/*.jpg' @more.txt https://example.org/street.jpg
     """
     if not paths and camera is None:
-        raise typer.BadParameter("expected images, videos or folders of images, or --camera N")
+        raise typer.BadParameter("expected images, videos, folders, patterns, lists or URLs, or --camera N")
     side, limit = parse_tile(tile), parse_memory(memory)
     check_folder(out)
     check_output(json)
-    from ddsm_zoo.inference.folder import find_inputs, predict_folder
+    from ddsm_zoo.inference.folder import FileResult, free_folder, predict_folder, result_stems
+    from ddsm_zoo.inference.inputs import find_inputs
 
     inputs = find_inputs(paths or [], out)
-    results = list(inputs.failures)
+    notes = inputs.notes()
+    free = out if overwrite else free_folder(out, result_stems(inputs, camera).values())
+    if free != out:
+        notes.append(f"{out} has results of these names: the new ones go to {free} (--overwrite replaces the old)")
+    results = [FileResult.failed(source, error) for source, error in inputs.failures]
     if inputs.images or inputs.videos or camera is not None:
         from ddsm_zoo.inference.predictor import Predictor
         from ddsm_zoo.inference.video import find_av
@@ -95,17 +107,26 @@ def predict(
             tile=side,
             memory=limit,
             threshold=threshold,
+            bits=bits,
         )
+        if predictor.domain:
+            notes.insert(0, f"{model} is trained for {predictor.domain}: {', '.join(predictor.labels.names)}")
+        print_notes(notes)
         with bars() as show:
-            files = (*inputs.images, *inputs.videos)
-            results += predict_folder(predictor, files, out, camera=camera, frames=frames, progress=show)
+            results = predict_folder(predictor, inputs, free, camera=camera, frames=frames, progress=show)
+        remarks = [*fact_notes(results), *unfamiliar_notes(results, predictor)]
         if json != "-":
-            show_results(results, predictor.labels, out)
-    for result in results:
-        if result.error is not None:
-            print_error(ValueError(result.error))
-    report({"model": model, **by_kind(results)}, json)
-    if any(result.error is not None for result in results):
+            show_results(results, predictor, free)
+        print_notes(remarks)
+        notes += remarks
+    else:
+        print_notes(notes)
+    problems = [result.problem for result in results if result.problem is not None]
+    for problem in problems:
+        print_error(ValueError(problem))
+    left_out = {reason: len(files) for reason, files in inputs.left_out.items()}
+    report({"model": model, **by_kind(results), "left_out": left_out, "notes": notes}, json)
+    if problems:
         raise typer.Exit(2)
 
 
@@ -152,14 +173,49 @@ def bars() -> Iterator[Callable[[str, int, int], None]]:
         yield show
 
 
-def show_results(results: Sequence[FileResult], labels: LabelSpace, out: Path) -> None:
+def fact_notes(results: Iterable[FileResult]) -> list[str]:
+    """Describe what was not read of the images: the bits that they do not use, and pages after the first."""
+    from ddsm_zoo.data.facts import describe_dark
+
+    facts = {result.source: result.facts for result in results if result.facts is not None}
+    largest = {source: each.largest for source, each in facts.items() if each.largest is not None}
+    pages = {source: each.pages for source, each in facts.items() if each.pages > 1}
+    notes = []
+    if dark := describe_dark(largest):
+        notes.append(f"{_some(largest)}: {dark}; they are nearly black unless --bits N says how many are in use")
+    if pages:
+        notes.append(f"{_some({source: f'{count} pages' for source, count in pages.items()})}: only the first is read")
+    return notes
+
+
+def unfamiliar_notes(results: Iterable[FileResult], predictor: Predictor) -> list[str]:
+    """Name the images that look unlike those that the model is trained for."""
+    found = {result.source: result.confidence for result in results if result.confidence is not None}
+    low = {source: f"{value:.2f}" for source, value in found.items() if value < predictor.familiar}
+    if not low or predictor.domain is None:
+        return []
+    text = f"{_some(low)}: looks unlike {predictor.domain}, where the mean confidence is above {predictor.familiar:.2f}"
+    return [f"{text}; the classes may mean nothing"]
+
+
+def _some(values: Mapping[str, object]) -> str:
+    """List sources with their values: the first three, and a count."""
+    shown = ", ".join(f"{source} ({value})" for source, value in [*values.items()][:3])
+    return shown if len(values) <= 3 else f"{shown} and {len(values) - 3} more"
+
+
+def show_results(results: Sequence[FileResult], predictor: Predictor, out: Path) -> None:
+    from ddsm_zoo.utils.visualize import contrast
+
     images = [result for result in results if result.clip is None and result.error is None]
+    labels = contrast(predictor.labels) if predictor.palette == "contrast" else predictor.labels
     if images:
-        print_shares([image.shares for image in images], labels)
+        known = [image.confidence for image in images if image.confidence is not None]
+        print_shares([image.shares for image in images], labels, sum(known) / len(known) if known else None)
         print_lines([f"{len(images[0].files)} pictures for each of {len(images)} images in {out}"])
     for result in results:
         if (clip := result.clip) is not None:
-            print_shares([clip.shares], labels)
+            print_shares([clip.shares], labels, clip.confidence)
             height, width = clip.size
             pace = f"{clip.seconds:.1f} s: {clip.frames / clip.seconds:.1f} frames/s"
             print_lines([f"{result.files['overlay']}: {clip.frames} frames of {width} x {height} in {pace}"])

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from ddsm_zoo.errors import ArgumentError
+
 Values = npt.NDArray[np.uint16]
 
 DARK = 2**14  # images of 16 bits whose largest value is below this use too few of them to look right
@@ -22,7 +24,7 @@ _BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE = 258, 281  # tags of TIFF
 def require_bits(bits: int | None) -> None:
     """Raise ValueError unless ``bits`` is None or a number of bits in use, 1 to 16."""
     if bits is not None and not 1 <= bits <= 16:
-        raise ValueError(f"bits is {bits}, expected the bits in use of 16-bit images, 1 to 16, such as 12")
+        raise ArgumentError.of("bits", bits, "the bits in use of 16-bit images, 1 to 16, such as 12")
 
 
 def likely_bits(largest: int) -> int:

@@ -75,6 +75,8 @@ def _body(manifest: Manifest) -> Iterator[str]:
     if manifest.num_classes == 1:
         threshold = DEFAULT_THRESHOLD if weights.threshold is None else weights.threshold
         yield f"One logit per pixel: masks hold 1 where its sigmoid exceeds the threshold {threshold:g}, else 0.\n"
+    if weights.domain:
+        yield f"Made for {weights.domain}. Images of another kind get these classes too, and they mean nothing there.\n"
     yield "## Results\n"
     yield from _results("measured on these weights", weights.metrics)
     yield from _results("published in the paper, not measured on these weights", weights.published)

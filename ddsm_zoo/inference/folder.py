@@ -10,16 +10,15 @@ from typing import Any
 
 from PIL import Image
 
-from ddsm_zoo.data.images import SUFFIXES
+from ddsm_zoo.data.facts import ImageFacts, image_facts
+from ddsm_zoo.inference.inputs import Inputs, Source, find_inputs, local_file, stem_of
 from ddsm_zoo.inference.predictor import Predictor, Segmentation
-from ddsm_zoo.inference.video import VIDEO_SUFFIXES, Clip, VideoSource, find_av, label_video
+from ddsm_zoo.inference.video import Clip, VideoSource, find_av, label_video
 from ddsm_zoo.utils import Progress
 from ddsm_zoo.utils.prefetch import passing_errors, prefetch
 
-WRITTEN = ("_ids.png", "_color.png", "_overlay.png", "_colour.png")  # names of results, which are not labelled again
+KINDS = ("ids.png", "color.png", "overlay.png", "overlay.mp4")  # ends of the names of results
 THREADS = min(4, os.cpu_count() or 1)  # reader threads, and as many writer threads
-
-Source = str | os.PathLike[str]
 
 NamedProgress = Callable[[str, int, int], None]
 """Called with the name of a task, the number of finished items and the total, 0 if unknown."""
@@ -38,6 +37,7 @@ class FileResult:
         confidence: Mean probability of the predicted classes, 0 to 1.
         files: Paths by kind: ids, color and overlay for an image, overlay for a video.
         clip: Summary of a video.
+        facts: Facts of an image file that its pixels do not show, None for a video.
         error: Error message in one line.
     """
 
@@ -47,7 +47,13 @@ class FileResult:
     confidence: float | None = None
     files: Mapping[str, Path] = field(default_factory=dict)
     clip: Clip | None = None
+    facts: ImageFacts | None = None
     error: str | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """Line about a source that gave nothing, or about lost frames of a video. None if all went well."""
+        return self.clip.problem if self.error is None and self.clip is not None else self.error
 
     @classmethod
     def failed(cls, source: Source, error: Exception) -> FileResult:
@@ -67,25 +73,16 @@ class FileResult:
         return {"image": self.source, "size": size, "shares": shares, "confidence": confidence, "files": files}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Inputs:
-    """Files to predict without duplicates, and a failure for each folder without images."""
-
-    images: tuple[Path, ...]
-    videos: tuple[Path, ...]
-    failures: tuple[FileResult, ...]
-
-
 def predict_folder(
     predictor: Predictor,
-    sources: Source | Iterable[Source],
+    sources: Source | Iterable[Source] | Inputs,
     out_dir: Source,
     *,
     camera: int | None = None,
     frames: int | None = None,
     progress: NamedProgress | None = None,
 ) -> list[FileResult]:
-    """Label images and videos, or all images of folders, and write the results into one folder.
+    """Label images and videos, or all images of folders, patterns and lists, and write the results into one folder.
 
     Writes ``NAME_ids.png``, ``NAME_color.png`` and ``NAME_overlay.png`` for each image, as `Segmentation.save` does,
     and ``NAME_overlay.mp4`` for each video. Equal names are numbered. The next images are prefetched and the last ones
@@ -94,7 +91,7 @@ def predict_folder(
 
     Args:
         predictor: Model that labels the images.
-        sources: Images, videos and folders, as `find_inputs` takes them.
+        sources: Images, videos, folders, patterns, lists and URLs, as `find_inputs` takes them, or what it returned.
         out_dir: Target folder. It is created if missing. Results that are already there are replaced.
         camera: Number of a camera to label last, until the first Ctrl-C.
         frames: Maximum number of frames of each video and of the camera.
@@ -102,7 +99,7 @@ def predict_folder(
             frames of a video under its path. A total of 0 is unknown.
 
     Returns:
-        One result for each input. Folders without images come first, then images, then videos, each in the order of the
+        One result for each input. Sources without images come first, then images, then videos, each in the order of the
             sources. An input that cannot be read, labelled or written has its ``error`` there and does not stop the
             others.
 
@@ -110,46 +107,36 @@ def predict_folder(
         LookupError: There are videos and the package av is not installed.
     """
     out_dir = Path(out_dir)
-    inputs = find_inputs(sources, out_dir)
-    videos = {str(path): VideoSource(name=str(path)) for path in inputs.videos}
+    inputs = sources if isinstance(sources, Inputs) else find_inputs(sources, out_dir)
+    videos = {str(source): VideoSource(name=str(source)) for source in inputs.videos}
     if camera is not None:
         videos[f"camera-{camera}"] = VideoSource.camera(camera)
     if videos:
         find_av()
-    taken: set[str] = set()
+    stems = result_stems(inputs, camera)
     return [
-        *inputs.failures,
-        *_predict_images(predictor, inputs.images, out_dir, taken, progress),
-        *_predict_videos(predictor, videos, frames, out_dir, taken, progress),
+        *(FileResult.failed(source, error) for source, error in inputs.failures),
+        *_predict_images(predictor, inputs.images, out_dir, stems, progress),
+        *_predict_videos(predictor, videos, frames, out_dir, stems, progress),
     ]
 
 
-def find_inputs(sources: Source | Iterable[Source], out_dir: Source) -> Inputs:
-    """Find the files to predict.
+def result_stems(inputs: Inputs, camera: int | None = None) -> dict[str, str]:
+    """Return the start of the names of the results by source, numbered where sources have the same name."""
+    taken: set[str] = set()
+    names = [(str(source), stem_of(source)) for source in (*inputs.images, *inputs.videos)]
+    names += [] if camera is None else [(f"camera-{camera}", f"camera-{camera}")]
+    return {source: free_stem(stem, taken) for source, stem in names}
 
-    Args:
-        sources: Files, which are taken as they are, and folders. Of a folder, the images in it and in its subfolders
-            are taken.
-        out_dir: Folder of the results. It is skipped when folders are searched, and so are results of earlier calls.
 
-    Returns:
-        Images, videos and a failure for each folder without images.
-    """
-    paths = [Path(source) for source in ([sources] if isinstance(sources, (str, os.PathLike)) else sources)]
-    files: list[Path] = []
-    failures: list[FileResult] = []
-    for path in paths:
-        found = list(_images_in(path, Path(out_dir))) if path.is_dir() else [path]
-        if not found:
-            error = ValueError(f"no images in the folder {path}, expected {', '.join(sorted(SUFFIXES))}")
-            failures.append(FileResult.failed(path, error))
-        files += found
-    unique = {file.absolute(): file for file in files}.values()
-    return Inputs(
-        images=tuple(file for file in unique if file.suffix.lower() not in VIDEO_SUFFIXES),
-        videos=tuple(file for file in unique if file.suffix.lower() in VIDEO_SUFFIXES),
-        failures=tuple(failures),
-    )
+def free_folder(folder: Path, stems: Iterable[str]) -> Path:
+    """Return ``folder``, numbered if it has results of any of these names already: predictions, predictions-2, ..."""
+    names = [f"{stem}_{kind}" for stem in stems for kind in KINDS]
+    candidate, number = folder, 1
+    while candidate.is_dir() and not {file.name for file in candidate.iterdir()}.isdisjoint(names):
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
 
 
 def free_stem(stem: str, taken: set[str]) -> str:
@@ -165,32 +152,31 @@ def free_stem(stem: str, taken: set[str]) -> str:
     return name
 
 
-def _images_in(folder: Path, out_dir: Path) -> Iterator[Path]:
-    inner = (file for file in folder.glob("*/*") if file.parent.resolve() != out_dir.resolve())
-    for file in sorted([*folder.glob("*"), *inner]):
-        if file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.endswith(WRITTEN):
-            yield file
-
-
 def _predict_images(
-    predictor: Predictor, images: Sequence[Path], out_dir: Path, taken: set[str], progress: NamedProgress | None
+    predictor: Predictor,
+    images: Sequence[Source],
+    out_dir: Path,
+    stems: Mapping[str, str],
+    progress: NamedProgress | None,
 ) -> Iterator[FileResult]:
-    def read(path: Path, _: None) -> Image.Image:
-        return predictor.read(path)
+    def read(source: Source, _: None) -> tuple[Image.Image, ImageFacts]:
+        with local_file(source) as path:
+            return predictor.read(path), image_facts(path, bits=predictor.bits)
 
-    def label(path: Path, image: Image.Image) -> tuple[str, Segmentation]:
-        result = predictor(image, _task(progress, "tiles"))
-        return free_stem(path.stem, taken), result
+    def label(_: Source, opened: tuple[Image.Image, ImageFacts]) -> tuple[Segmentation, ImageFacts]:
+        image, facts = opened
+        return predictor(image, _task(progress, "tiles")), facts
 
-    def write(path: Path, labeled: tuple[str, Segmentation]) -> FileResult:
-        stem, result = labeled
+    def write(source: Source, labeled: tuple[Segmentation, ImageFacts]) -> FileResult:
+        result, facts = labeled
         height, width = result.mask.shape
         return FileResult(
-            source=str(path),
+            source=str(source),
             size=(height, width),
             shares=result.shares(),
             confidence=result.confidence,
-            files=result.save(out_dir, stem),
+            files=result.save(out_dir, stems[str(source)]),
+            facts=facts,
         )
 
     ahead = 0 if predictor.tile else THREADS
@@ -199,8 +185,8 @@ def _predict_images(
     show = _task(progress, "images")
     if show and images:
         show(0, len(images))
-    for done, (path, result) in enumerate(results, 1):
-        yield FileResult.failed(path, result) if isinstance(result, Exception) else result
+    for done, (source, result) in enumerate(results, 1):
+        yield FileResult.failed(source, result) if isinstance(result, Exception) else result
         if show:
             show(done, len(images))
 
@@ -210,11 +196,11 @@ def _predict_videos(
     videos: Mapping[str, VideoSource],
     frames: int | None,
     out_dir: Path,
-    taken: set[str],
+    stems: Mapping[str, str],
     progress: NamedProgress | None,
 ) -> Iterator[FileResult]:
     for name, source in videos.items():
-        target = out_dir / f"{free_stem(Path(name).stem, taken)}_overlay.mp4"
+        target = out_dir / f"{stems[name]}_overlay.mp4"
         try:
             clip = label_video(predictor, source, target, frames=frames, progress=_task(progress, name))
         except (ValueError, OSError) as error:

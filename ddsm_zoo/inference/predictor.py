@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ddsm_zoo.config import check_threshold
+from ddsm_zoo.data.depth import require_bits
 from ddsm_zoo.data.images import read_image, to_rgb
 from ddsm_zoo.data.transforms import ImageTransform
 from ddsm_zoo.inference.modes import Precision, full_image
@@ -39,6 +40,7 @@ Palette = Literal["contrast", "own"]
 ImageInput = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
 
 MEMORY = 4 * 2**30
+UNFAMILIAR = 0.6  # mean confidence that trained models exceed on images of their own kind by far
 BYTES_PER_PIXEL = 8  # of a picture: 4 in Pillow, 1 in its mask, and some to draw bands of it
 PROCESS = 960 * 2**20  # Python and torch with the libraries of its CUDA build, before the first tile
 
@@ -130,6 +132,7 @@ class Predictor:
             are hard to tell apart.
         threshold: For a model of a single class, the probability above which a pixel is the class. Unless given, that
             of the weights.
+        bits: Bits in use of images of 16 bits, such as 12. Unless given, those that the file states, or 16.
 
     Raises:
         ValueError: The model does not take 3 channels or has more than 256 classes, the tiles are too small,
@@ -148,7 +151,9 @@ class Predictor:
         memory: int = MEMORY,
         palette: Palette = "contrast",
         threshold: float | None = None,
+        bits: int | None = None,
     ) -> None:
+        require_bits(bits)
         if palette not in get_args(Palette):
             raise ValueError(f"palette is {palette!r}, expected {' or '.join(get_args(Palette))}")
         if tile not in (None, "auto") and (not isinstance(tile, int) or tile < MIN_SIDE):
@@ -164,6 +169,21 @@ class Predictor:
         self.tile = tile
         self.memory = memory
         self.palette: Palette = palette
+        self.bits = bits
+
+    @property
+    def domain(self) -> str | None:
+        """Words for the images that the weights are trained for, None if unknown."""
+        weights = self.model.provenance.weights
+        if weights is None or weights.dataset == "unknown":
+            return None
+        return weights.domain or f"images of {weights.dataset}"
+
+    @property
+    def familiar(self) -> float:
+        """Confidence below which an image looks unlike those of the `domain`: measured, or `UNFAMILIAR`."""
+        weights = self.model.provenance.weights
+        return (weights and weights.familiar) or UNFAMILIAR
 
     def __call__(self, image: ImageInput, progress: Progress | None = None) -> Segmentation:
         """Label one image.
@@ -215,7 +235,8 @@ class Predictor:
             FileNotFoundError: The file does not exist.
             ImageError: The file cannot be read or has too many pixels.
         """
-        return read_image(Path(path), None if self.tile is None else self.memory // 2 // BYTES_PER_PIXEL)
+        limit = None if self.tile is None else self.memory // 2 // BYTES_PER_PIXEL
+        return read_image(Path(path), limit, self.bits)
 
     def _scores(self, image: Image.Image | npt.NDArray[np.uint8], progress: Progress | None) -> Iterable[Tensor]:
         """Yield scores (1, K, h, W), one band of rows after the other."""

@@ -55,7 +55,9 @@ class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in
 
 
 def _tensors(tree: object) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    # a sparse tensor has no storage of its own; the dense ones that it is made of are counted
+    leaves = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor))
+    return [leaf for leaf in leaves if leaf.layout is torch.strided]
 
 
 def _place(tensor: Tensor) -> int:

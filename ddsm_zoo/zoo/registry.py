@@ -90,6 +90,7 @@ BACKBONES: Registry[BackboneRow] = Registry(
     },
 )
 DATASETS: Mapping[str, LabelSpace] = {"cityscapes": CITYSCAPES, "camvid": CAMVID}
+DOMAINS: Mapping[str, str] = {"cityscapes": "street scenes", "camvid": "street scenes"}
 
 
 def architecture(
@@ -232,6 +233,8 @@ _BUNDLED = WeightsSpec(
     license="apache-2.0",
     recipe="camvid_lite0_large",
     metrics={"miou (val)": 76.63},
+    domain=DOMAINS["camvid"],
+    familiar=0.9,  # docs/evaluation.md says how it was chosen
     taps_on_map={
         "decoder.fusions.0.spatial": 0.9293,
         "decoder.fusions.1.spatial": 0.9785,
@@ -275,6 +278,7 @@ def _build_table(publications: Mapping[str, Publication] = _PUBLICATIONS) -> dic
                 uri=f"hf-hub:{ORGANISATION}/{name}_{suffix}",
                 dataset=task.dataset,
                 labels=DATASETS[task.dataset],
+                domain=DOMAINS[task.dataset],
                 preprocess=dataclasses.replace(table[name].preprocess or Preprocess(), size=task.size),
                 license="apache-2.0",
                 recipe=task.recipe,

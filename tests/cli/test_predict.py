@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from ddsm_zoo.cli.predict import UNITS, parse_memory, parse_tile
 from ddsm_zoo.data.scenes.render import render_scene
 from ddsm_zoo.labels import CAMVID
 from tests.support.command_line import run_command
+from tests.support.deep_images import write_png
 
 Run = Callable[..., Any]
 
@@ -111,6 +113,77 @@ def test_a_clip_and_an_image(run: Run, tmp_path: Path, tiny: str) -> None:
     assert [failure["image"] for failure in figures["failures"]] == ["broken.mp4"]
     assert len(set(figures["images"][0]["files"].values()) | {clip["files"]["overlay"]}) == 4
     assert "frames/s" in run(*arguments[:3], "-m", tiny, "-o", "out").stdout
+
+
+def test_a_second_run_leaves_the_first_alone_unless_asked(run: Run, tmp_path: Path, tiny: str) -> None:
+    write_scene(tmp_path / "street.png", 0, (16, 24))
+    run("predict", "street.png", "-m", tiny, "-o", "out")
+    (tmp_path / "out" / "street_ids.png").write_bytes(b"kept")
+    second = run("predict", "street.png", "-m", tiny, "-o", "out", "--json", "-")
+    assert "out has results of these names: the new ones go to out-2 (--overwrite replaces the old)" in second.stderr
+    assert json.loads(second.stdout)["images"][0]["files"]["ids"] == str(Path("out-2", "street_ids.png"))
+    write_scene(tmp_path / "other.png", 0, (16, 24))
+    run("predict", "other.png", "-m", tiny, "-o", "out")
+    assert (tmp_path / "out" / "street_ids.png").read_bytes() == b"kept"
+    assert (tmp_path / "out" / "other_ids.png").is_file()
+    run("predict", "street.png", "-m", tiny, "-o", "out", "--overwrite")
+    assert ids(tmp_path / "out" / "street_ids.png").shape == (16, 24)
+
+
+def test_what_people_bring(run: Run, tmp_path: Path, tiny: str) -> None:
+    """A folder of a phone's card: everything that is left out or read in part is said, and nothing stops the rest."""
+    folder = tmp_path / "card"
+    folder.mkdir()
+    scene = render_scene(0, (16, 24))[0]
+    strange = os.fsdecode(b"caf\xe9.jpg")
+    Image.fromarray(scene).save(folder / strange)
+    (folder / "._x.JPG").write_bytes(b"\x00\x05\x16\x07")
+    (folder / "y.heic").touch()
+    write_png(folder / "thermal.png", scene[..., 0].astype(np.uint16) * 4)
+    pages = [Image.fromarray(scene) for _ in range(4)]
+    pages[0].save(folder / "stack.tif", save_all=True, append_images=pages[1:])
+    done = run("predict", "card", "-m", tiny, "--json", "-")
+    figures = json.loads(done.stdout)
+    assert [Path(entry["image"]).name for entry in figures["images"]] == [strange, "stack.tif", "thermal.png"]
+    assert all(0 < entry["confidence"] <= 1 for entry in figures["images"])
+    assert figures["left_out"] == {"hidden files": 1, "images of other formats": 1}
+    largest = 4 * int(scene[..., 0].max())
+    assert f"thermal.png ({largest}): values of up to {largest} where 16 bits reach 65535" in done.stderr
+    assert "stack.tif (4 pages): only the first is read" in done.stderr
+    bright = run("predict", str(folder / "thermal.png"), "-m", tiny, "--bits", "10", "-o", "bits", "--json", "-")
+    assert "65535" not in bright.stderr
+    assert json.loads(bright.stdout)["images"][0]["confidence"] != figures["images"][2]["confidence"]
+    assert "has the value" in run("predict", folder / "thermal.png", "-m", tiny, "--bits", "8", fails=1).stderr
+
+
+def test_a_video_cut_short_is_an_error_with_a_clip(run: Run, tmp_path: Path, tiny: str) -> None:
+    with av.open(str(tmp_path / "drive.mp4"), "w", options={"movflags": "faststart"}) as container:
+        stream = container.add_stream("libx264", rate=5)
+        stream.height, stream.width, stream.pix_fmt, stream.gop_size = 32, 48, "yuv420p", 4
+        for _ in range(12):
+            noise = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+        container.mux(stream.encode(None))
+    whole = (tmp_path / "drive.mp4").read_bytes()
+    (tmp_path / "drive.mp4").write_bytes(whole[: len(whole) * 2 // 3])
+    done = run("predict", "drive.mp4", "-m", tiny, "--json", "figures.json", fails=1)
+    (clip,) = json.loads((tmp_path / "figures.json").read_text())["videos"]
+    assert 0 < clip["frames"] == 12 - clip["lost"] < 12
+    assert Path(clip["files"]["overlay"]).is_file()
+    assert f"error: drive.mp4: {clip['lost']} of 12 frames are lost" in done.stderr
+
+
+def test_the_bundled_model_says_what_it_is_for_and_what_looks_unlike_it(run: Run, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    write_scene(tmp_path / "street.png", 0, (180, 240))
+    done = run("predict", "noise.png", "street.png", "--json", "figures.json")
+    assert "uper_ddsm_lite0_camvid is trained for street scenes: Sky, Building, Pole, Road" in done.stderr
+    noisy, street = (entry["confidence"] for entry in json.loads((tmp_path / "figures.json").read_text())["images"])
+    assert noisy < 0.9 < street
+    (line,) = (line for line in done.stderr.splitlines() if "looks unlike street scenes" in line)
+    assert line.startswith(f"noise.png ({noisy:.2f}): looks unlike street scenes, where the mean confidence is above")
+    assert f"mean of 2 images, mean confidence {50 * (noisy + street):.2f} %" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from PIL import Image
 import ddsm_zoo
 from ddsm_zoo import Predictor
 from ddsm_zoo.data.scenes.render import render_scene
-from ddsm_zoo.inference.folder import find_inputs, free_stem, predict_folder
+from ddsm_zoo.inference.folder import free_folder, free_stem, predict_folder, result_stems
+from ddsm_zoo.inference.inputs import find_inputs
 from ddsm_zoo.inference.tiling import MIN_SIDE
 from ddsm_zoo.labels import CAMVID
 
@@ -47,13 +48,15 @@ def test_a_record_has_what_the_predictor_says_of_the_image(predictor: Predictor,
         assert plain["files"]["ids"] == str(tmp_path / "out" / f"{path.stem}_ids.png")
 
 
-@pytest.mark.parametrize("sources", ["in", ["in"], [Path("in")], ["in/a.png", "in/sub/b.png"]])
+@pytest.mark.parametrize("sources", ["in", ["in"], [Path("in")], "in/**/*.png", "all.txt", "@all.txt"])
 def test_sources(predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sources: object) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("in/a.png", "in/sub/b.png", "in/sub/deeper/c.png"):
+    names = ["in/a.png", "in/sub/b.png", "in/sub/deeper/c.png"]
+    for name in names:
         write_scene(Path(name))
+    Path("all.txt").write_text("\n".join(names))
     results = predict_folder(predictor, sources, "out")
-    assert [result.to_dict()["image"] for result in results] == ["in/a.png", "in/sub/b.png"]
+    assert [result.to_dict()["image"] for result in results] == names
 
 
 def test_bad_files_are_recorded_in_their_place(predictor: Predictor, tmp_path: Path) -> None:
@@ -95,15 +98,19 @@ def test_equal_names_get_numbers() -> None:
     assert [free_stem(stem, taken) for stem in ("x", "X", "x-2", "x")] == ["x", "X-2", "x-2-2", "x-3"]
 
 
-def test_inputs_are_found_once_and_without_results(tmp_path: Path) -> None:
-    for name in ("a.png", "a_ids.png", "a_overlay.png", "sub/b.JPG", "out/c.png", "sub/notes.txt"):
-        write_scene(tmp_path / name) if not name.endswith("txt") else (tmp_path / name).write_text("no image")
-    sources = [tmp_path / "sub" / "b.JPG", tmp_path, tmp_path / "clip.MP4"]
-    inputs = find_inputs(sources, tmp_path / "out")
-    assert inputs.images == (tmp_path / "sub" / "b.JPG", tmp_path / "a.png")
-    assert inputs.videos == (tmp_path / "clip.MP4",)
-    assert inputs.failures == ()
-    assert find_inputs([*inputs.images, *inputs.videos], tmp_path / "out") == inputs
+def test_names_are_numbered_before_anything_is_read() -> None:
+    inputs = find_inputs(["a/x.png", "b/X.jpg", "b/x.mp4"], "out")
+    assert list(result_stems(inputs, 0).values()) == ["x", "X-2", "x-3", "camera-0"]
+
+
+def test_a_folder_with_results_of_these_names_is_numbered(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert free_folder(out, ["a", "b"]) == out
+    for folder, file in ((out, "b_ids.png"), (tmp_path / "out-2", "a_overlay.mp4")):
+        folder.mkdir()
+        (folder / file).touch()
+    assert free_folder(out, ["a", "b"]) == tmp_path / "out-3"
+    assert free_folder(out, ["c"]) == out
 
 
 def test_progress_counts_the_images_and_the_tiles_of_each(tmp_path: Path) -> None:

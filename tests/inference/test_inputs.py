@@ -1,0 +1,134 @@
+"""Sources become images and videos, and what is left out is counted."""
+
+from __future__ import annotations
+
+import http.server
+import os
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from ddsm_zoo.data.images import ImageError, read_image
+from ddsm_zoo.inference.inputs import HIDDEN, OTHERS, RESULTS, VIDEOS, find_inputs, local_file, stem_of
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def touch(*names: str) -> None:
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+
+
+def names(sources: object) -> list[str]:
+    return [str(source) for source in sources]
+
+
+def test_folders_are_searched_whole_and_the_rest_is_counted(here: Path) -> None:
+    touch("in/a.jfif", "in/b/c/d.PGM", "in/notes.txt", "in/x.HEIC", "in/y.dng", "in/._a.JPG", "in/.cache/e.png")
+    touch("in/clip.mts", "in/a_ids.png", "in/a_color.png", "in/a_overlay.png", "in/depth_color.png", "in/out/f.png")
+    inputs = find_inputs("in", "in/out")
+    assert names(inputs.images) == ["in/a.jfif", "in/b/c/d.PGM", "in/depth_color.png"]
+    assert inputs.videos == inputs.failures == ()
+    assert {reason: len(files) for reason, files in inputs.left_out.items()} == {
+        HIDDEN: 1, OTHERS: 2, RESULTS: 3, VIDEOS: 1,
+    }  # fmt: skip
+    notes = "\n".join(inputs.notes())
+    assert "left out 2 images of other formats (1 .heic, 1 .dng); convert them to JPEG or PNG" in notes
+    assert "left out 1 videos (first in/clip.mts); name them to have them labelled" in notes
+    assert "left out 1 hidden files (first in/._a.JPG)" in notes
+
+
+def test_each_is_found_once(here: Path) -> None:
+    touch("sub/b.JPG", "a.png")
+    inputs = find_inputs(["sub/b.JPG", ".", "clip.MP4", "./a.png"], "out")
+    assert names(inputs.images) == ["sub/b.JPG", "a.png"]
+    assert names(inputs.videos) == ["clip.MP4"]
+
+
+@pytest.mark.parametrize(
+    "name", ["a.ts", "a.MTS", "a.m2ts", "a.flv", "a.3gp", "a.webm", "a.mkv", "a.avi", "a.mpeg", "a.wmv", "a.ogv"]
+)
+def test_videos_by_their_suffix(name: str) -> None:
+    assert names(find_inputs(name, "out").videos) == [name]
+
+
+def test_patterns(here: Path) -> None:
+    touch("in/a.png", "in/b.txt", "in/sub/c.png", "in/sub/d.mp4", "in/[e].png", "in/.h.png")
+    assert names(find_inputs("in/*", "out").images) == ["in/[e].png", "in/a.png"]
+    every = find_inputs(str(here / "in" / "**" / "*"), "out")
+    assert len(every.images) == 3
+    assert len(every.videos) == 1
+    assert names(find_inputs("in/[e].png", "out").images) == ["in/[e].png"]  # a file of this name is no pattern
+    ((source, error),) = find_inputs("in/*.jpg", "out").failures
+    assert source == "in/*.jpg"
+    assert "no images match in/*.jpg, expected" in str(error)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("mark", ["", "@"])
+def test_lists(here: Path, encoding: str, mark: str) -> None:
+    touch("here.png", "lists/beside.png", "folder/f.png")
+    text = "here.png\r\n\r\n beside.png \nfolder\nmissing.png\nhttps://example.org/street.jpg?size=2\n"
+    Path("lists/all.txt").write_text(text, encoding=encoding)
+    inputs = find_inputs(f"{mark}lists/all.txt", "out")
+    assert names(inputs.images) == [
+        "here.png", "lists/beside.png", "folder/f.png", "lists/missing.png", "https://example.org/street.jpg?size=2",
+    ]  # fmt: skip
+
+
+def test_lists_of_names_that_are_not_utf8(here: Path) -> None:
+    Path("all.txt").write_bytes(b"caf\xe9.png\n")
+    assert [os.fsencode(source) for source in find_inputs("all.txt", "out").images] == [b"caf\xe9.png"]
+
+
+def test_lists_that_give_nothing(here: Path) -> None:
+    touch("empty.txt")
+    failures = find_inputs(["empty.txt", "@absent", "rtsp://camera/1"], "out").failures
+    assert [str(source) for source, _ in failures] == ["empty.txt", "absent", "rtsp://camera/1"]
+    texts = " | ".join(str(error) for _, error in failures)
+    assert "the list empty.txt is empty" in texts
+    assert "the list absent cannot be read: No such file" in texts
+    assert "rtsp://camera/1 cannot be read, expected a file or a URL of http or https" in texts
+
+
+def test_metadata_of_macos_is_no_image_even_where_it_is_named(here: Path) -> None:
+    Path("._x.JPG").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00")
+    Image.new("RGB", (2, 2)).save("._y.jpg")
+    inputs = find_inputs(["._x.JPG", "._y.jpg"], "out")
+    assert names(inputs.images) == ["._y.jpg"]
+    assert names(inputs.left_out[HIDDEN]) == ["._x.JPG"]
+
+
+@pytest.fixture
+def server(here: Path) -> Iterator[str]:
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=here)
+    handler.func.log_message = lambda *_: None  # type: ignore[attr-defined]
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_urls_are_downloaded_and_named_in_errors(here: Path, server: str) -> None:
+    Image.new("RGB", (4, 3), (9, 8, 7)).save("a b.png")
+    Path("text.png").write_text("no image")
+    (url,) = find_inputs(f"{server}/a%20b.png?size=2", "out").images
+    assert stem_of(url) == "a b"
+    with local_file(url) as path:
+        assert read_image(path).size == (4, 3)
+        copy = path
+    assert not copy.exists()
+    assert find_inputs("HTTPS://host/drive.mp4", "out").videos == ("HTTPS://host/drive.mp4",)
+    with pytest.raises(ImageError, match=rf"^{server}/text\.png is no image"), local_file(f"{server}/text.png") as path:
+        read_image(path)
+    with pytest.raises(ImageError, match=r"cannot download .*absent\.png: HTTP Error 404"):
+        local_file(f"{server}/absent.png").__enter__()
