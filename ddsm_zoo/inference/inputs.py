@@ -114,8 +114,11 @@ def local_file(source: Source) -> Iterator[Path]:
             request = urllib.request.Request(str(source), headers={"User-Agent": "ddsm-zoo"})  # noqa: S310
             with urllib.request.urlopen(request, timeout=_SECONDS) as answer, path.open("wb") as file:  # noqa: S310
                 shutil.copyfileobj(answer, file)
-        except (urllib.error.URLError, OSError, ValueError) as error:
-            reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", error)
+        except urllib.error.HTTPError as error:
+            error.close()
+            raise ImageError(f"cannot download {source}: {error}") from error
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "reason", error)
             raise ImageError(f"cannot download {source}: {reason}") from error
         try:
             yield path
