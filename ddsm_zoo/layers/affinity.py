@@ -25,8 +25,9 @@ class PositionalEmbedding(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Add the embeddings of the positions to (N, C, H, W). The result is a new map."""
         height, width = features.shape[-2], features.shape[-1]
-        rows = stretch(self.rows[None, :, :, None], (height, 1))  # (1, C, H, 1)
-        columns = stretch(self.columns[None, :, None, :], (1, width))  # (1, C, 1, W)
+        # in the features' dtype: under autocast the sum would be a map of float32, which the convolution rounds anyway
+        rows = stretch(self.rows[None, :, :, None], (height, 1)).to(features.dtype)  # (1, C, H, 1)
+        columns = stretch(self.columns[None, :, None, :], (1, width)).to(features.dtype)  # (1, C, 1, W)
         # in place: nothing else holds the first sum
         return (features + rows).add_(columns)
 
