@@ -299,10 +299,12 @@ def check_threshold(threshold: float, num_classes: int) -> None:
     if num_classes != 1:
         raise ConfigError(
             f"got the threshold {threshold} for {num_classes} classes, expected none: the class of the highest score "
-            "wins; only a model of a single class has a threshold"
+            "wins; only a model of a single class has a threshold",
+            name="threshold",
+            got=threshold,
         )
     if not 0 < threshold < 1:
-        raise ConfigError(f"threshold is {threshold}, expected a probability above 0 and below 1 such as 0.5")
+        raise ConfigError.of("threshold", threshold, "a probability above 0 and below 1 such as 0.5")
 
 
 def _check_range(name: str, value: float, low: int, high: int) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ddsm_zoo.config import ConfigError, from_dict, to_dict
+from ddsm_zoo.config import DEFAULT_THRESHOLD, ConfigError, check_threshold, from_dict, to_dict
 from ddsm_zoo.errors import UserError
 from ddsm_zoo.utils.files import OutputError, write_text
 
@@ -141,7 +141,8 @@ class Recipe:
     The loss is cross-entropy, plus ``dice`` times soft Dice, plus ``lovasz`` times Lovasz-softmax. If the model has an
     auxiliary head, ``auxiliary_weight`` times the same loss on its logits is added. With ``ohem`` above 0, the
     cross-entropy counts only pixels whose class has at most that probability, but at least the share ``ohem_keep`` of
-    the pixels.
+    the pixels. For a single class the cross-entropy is the binary one of a sigmoid, ``class_weights`` are those of
+    background and class or of the class alone, and the other two losses are those of the class.
 
     ``min_size`` enlarges smaller images before any other step, and wherever the trained weights are used, see
     `config.Preprocess`. A frozen batch norm keeps its weights and its statistics. With ``ema_decay`` above 0, the
@@ -185,6 +186,8 @@ class Recipe:
     frozen_stages: int | Literal["all"] = 0  # first backbone stages to freeze, the stem being stage 1
     frozen_norms: Literal["none", "backbone", "all"] = "none"  # batch norms to freeze, weights and statistics
 
+    threshold: float | Literal["auto"] = DEFAULT_THRESHOLD  # of a single class; auto: the best on val, found at the end
+
     label_smoothing: float = 0.0  # of the cross-entropy
     class_weights: tuple[float, ...] | Literal["auto"] | None = None  # one per class, or auto: by median frequency
     ohem: float = 0.0  # probability up to which a pixel is hard, 0: all pixels count
@@ -220,6 +223,8 @@ class Recipe:
         if isinstance(self.class_weights, tuple):
             usable = all(0 <= weight < math.inf for weight in self.class_weights) and any(self.class_weights)
             self._require("class_weights", usable, "numbers of 0 or more, not all of them 0")
+        if self.threshold != "auto":
+            check_threshold(self.threshold, num_classes=1)
         self._require("lr", 0 < self.lr < math.inf, "more than 0")
         for name in ("flip", "blur", "class_crops"):
             self._require(name, 0 <= getattr(self, name) <= 1, "a probability, 0 to 1")

@@ -11,12 +11,12 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
-from ddsm_zoo.config import ConfigError, DDSMConfig, ModelConfig, WeightsSpec
+from ddsm_zoo.config import DEFAULT_THRESHOLD, ConfigError, DDSMConfig, ModelConfig, WeightsSpec
 from ddsm_zoo.data.check.report import Report, require_sound
 from ddsm_zoo.data.datasets import SegmentationDataset, open_dataset
 from ddsm_zoo.data.kinds import dataset_title
@@ -34,6 +34,7 @@ from ddsm_zoo.training.loop import Hooks, ProgressEvent, fit
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.training.run_lock import lock_folder
 from ddsm_zoo.training.sampling import epoch_order, median_frequency, rarity
+from ddsm_zoo.training.threshold import best_threshold
 from ddsm_zoo.training.visual_log import VisualLog
 from ddsm_zoo.utils.distributed import rank
 from ddsm_zoo.utils.memory import enough_memory
@@ -94,8 +95,7 @@ def train(  # noqa: PLR0913 - each is a choice of its own
         raise ValueError(f"got a Recipe and changes of {', '.join(changes)}, expected its name or path beside changes")
     out_dir = Path(out_dir)
     labels = open_dataset(data, "train").labels
-    if len(labels) == 1:
-        logger.info("a single class: a sigmoid, and mIoU is the IoU of %s, without the background", labels.names[0])
+    _check_threshold(recipe, labels)
     resumed = resume and has_state(out_dir)
     start = "the weights that the given model had"
     if model is None:
@@ -167,7 +167,7 @@ def train(  # noqa: PLR0913 - each is a choice of its own
             visual_log.close()
             # A finished run reports no progress when it is resumed.
             if (begun or summary) and best.exists():
-                _publish(model, best, val_set, record, summary)
+                _publish(model, best, val_set, record, summary, recipe.threshold)
     return summary
 
 
@@ -178,6 +178,18 @@ def _identity(labels: LabelSpace, train_set: SegmentationDataset, val_set: Segme
         "training images": [pair.name for pair in train_set.pairs],
         "validation images": [pair.name for pair in val_set.pairs],
     }
+
+
+def _check_threshold(recipe: Recipe, labels: LabelSpace) -> None:
+    """Say what a single class means. Raise ConfigError for a threshold of several classes."""
+    if len(labels) == 1:
+        logger.info("a single class: a sigmoid, and mIoU is the IoU of %s, without the background", labels.names[0])
+    elif recipe.threshold != DEFAULT_THRESHOLD:
+        raise ConfigError.of(
+            "threshold",
+            recipe.threshold,
+            f"{DEFAULT_THRESHOLD}: the data has {len(labels)} classes, and only one has a threshold",
+        )
 
 
 def _initial_model(recipe: Recipe, labels: LabelSpace, pretrained: bool | None, resumed: bool) -> Segmenter:
@@ -320,10 +332,31 @@ def taps_on_map(model: Segmenter, samples: SegmentationDataset, images: int = 8)
 
 
 def _publish(
-    model: Segmenter, weights: Path, val_set: SegmentationDataset, record: WeightsSpec, summary: dict[str, Any]
+    model: Segmenter,
+    weights: Path,
+    val_set: SegmentationDataset,
+    record: WeightsSpec,
+    summary: dict[str, Any],
+    threshold: float | Literal["auto"],
 ) -> None:
-    """Make the folder of the best weights a saved model with the record, its score and its taps."""
+    """Make the folder of the best weights a saved model with the record, its score, its taps and its threshold."""
     load_state_dict(model, read_tensors(weights), str(weights))
-    metrics = {"miou (val)": 100 * summary["best_miou"]} if summary else {}
-    describe_weights(model, dataclasses.replace(record, metrics=metrics, taps_on_map=taps_on_map(model, val_set)))
+    binary = model.num_classes == 1
+    score = summary.get("best_miou")
+    if binary and threshold == "auto":
+        threshold, ious = best_threshold(model, val_set)
+        logger.info(
+            "threshold %g: IoU %.4f on val, %.4f at %g",
+            threshold, ious[threshold], ious[DEFAULT_THRESHOLD], DEFAULT_THRESHOLD,
+        )  # fmt: skip
+        score = None if score is None else ious[threshold]
+    # IoU is nan if a single class occurs nowhere
+    metrics = {} if score is None or math.isnan(score) else {"iou (val)" if binary else "miou (val)": 100 * score}
+    described = dataclasses.replace(
+        record,
+        metrics=metrics,
+        taps_on_map=taps_on_map(model, val_set),
+        threshold=cast(float, threshold) if binary else None,
+    )
+    describe_weights(model, described)
     save_pretrained(model, weights.parent)

@@ -153,12 +153,15 @@ class TrainState:
         # Buffers differ between processes, except those of synchronized norms.
         self._broadcast(list(model.buffers()))
         model.eval()
-        confusion = ConfusionMatrix(cast(int, self.model.num_classes), self.ignore_index)
+        num_classes = cast(int, self.model.num_classes)
+        confusion = ConfusionMatrix(num_classes, self.ignore_index)
+        fixed = num_classes == 1 and self.recipe.threshold != "auto"
+        threshold = cast(float, self.recipe.threshold) if fixed else None
         done = 0
         for images, targets in stack_equal(samples, self.recipe.batch_size // self.processes):
             with self.accelerator.autocast():
                 logits = model(self._moved(images))
-            confusion.update(predict_ids(resize(logits, (targets.shape[-2], targets.shape[-1]))), targets)
+            confusion.update(predict_ids(resize(logits, (targets.shape[-2], targets.shape[-1])), threshold), targets)
             done += len(images)
             report(done)
         confusion.matrix = all_reduce_sum(confusion.matrix)

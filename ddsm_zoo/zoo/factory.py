@@ -60,7 +60,8 @@ def create_model(
     Args:
         model_name: Name in the zoo, where a dot counts as an underscore, or address.
         pretrained: Load the task weights. An architecture without task weights gets ImageNet weights for its backbone.
-        num_classes: Number of classes K. Unless given, the configured number.
+        num_classes: Number of classes K. Unless given, the configured number. 1 is binary, a sigmoid on one logit;
+            masks then hold 0 for the background and 1 for the class. ``classes`` means the same.
         labels: Names of your classes in the order of the class ids.
         in_chans: Number of input channels. 3 means as configured. Any other number spreads the weights' first kernels
             over these channels, as timm does.
@@ -87,6 +88,12 @@ def create_model(
         raise ValueError(
             "got both pretrained=True and checkpoint_path, expected one source of weights; drop one of them"
         )
+    if "classes" in config_overrides:  # smp's name for it
+        if num_classes is not None:
+            raise TypeError(
+                f"got num_classes={num_classes} and classes={config_overrides['classes']}, expected one of them"
+            )
+        num_classes = config_overrides.pop("classes")
     label_space = _as_labels(labels, num_classes)
     if label_space is not None:
         num_classes = len(label_space)

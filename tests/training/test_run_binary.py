@@ -68,7 +68,7 @@ def test_iou_of_the_class_is_the_headline(root: Path, best: Path) -> None:
     assert scores["intervals"]["boundary_iou"][0] <= scores["boundary_iou"] == scores["boundary_iou_by_class"]["blob"]
     assert scores["boundary_f"]["present_only"]["mean"] == pytest.approx(scores["boundary_f_by_class"]["blob"])
     assert json.loads((best / "config.json").read_text())["pretrained_cfg"]["metrics"] == pytest.approx(
-        {"miou (val)": 100 * scores["miou"]}
+        {"iou (val)": 100 * scores["miou"]}
     )
 
 
@@ -225,6 +225,43 @@ def test_the_bundled_model_becomes_one_of_one_class(root: Path, tmp_path: Path) 
     train(recipe, f"folder:{root}", tmp_path, pretrained=True)
     model = ddsm_zoo.from_pretrained(tmp_path / "best")
     assert (model.num_classes, model.provenance.labels.names) == (1, ("blob",))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("threshold", [0.7, "auto"])
+def test_the_recipe_sets_or_finds_the_threshold(root: Path, tmp_path: Path, threshold: float | str) -> None:
+    recipe = dataclasses.replace(RECIPE, threshold=threshold, epochs=2, validate_every=2)
+    summary = train(recipe, f"folder:{root}", tmp_path, pretrained=False)
+    saved = json.loads((tmp_path / "best/config.json").read_text())["pretrained_cfg"]
+    scores = ddsm_zoo.evaluate(f"local-dir:{tmp_path / 'best'}", f"folder:{root}")
+    assert scores["threshold"] == saved["threshold"]
+    assert 100 * scores["miou"] == pytest.approx(saved["metrics"]["iou (val)"], abs=0.01)
+    if threshold == "auto":
+        others = [
+            ddsm_zoo.evaluate(f"local-dir:{tmp_path / 'best'}", f"folder:{root}", threshold=share)["miou"]
+            for share in (0.1, 0.3, 0.5, 0.7, 0.9)
+        ]
+        assert scores["miou"] >= max(others) - 1e-4
+    else:
+        assert saved["threshold"] == 0.7
+        assert scores["miou"] == pytest.approx(summary["best_miou"], abs=1e-4)
+
+
+def test_several_classes_have_no_threshold_to_train(root: Path, tmp_path: Path) -> None:
+    data = as_two_names(root, tmp_path / "two", "floor", "blob")
+    with pytest.raises(ConfigError, match="threshold is auto, expected 0.5: the data has 2 classes"):
+        train(dataclasses.replace(RECIPE, threshold="auto"), data, tmp_path / "run", pretrained=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_images_without_the_class(root: Path, tmp_path: Path) -> None:
+    """Its IoU is 0 or nowhere defined. The run ends and says so by leaving it out."""
+    data = tmp_path / "data"
+    shutil.copytree(root, data)
+    for file in (data / "masks/val").iterdir():
+        Image.fromarray(np.zeros((48, 64), np.uint8)).save(file)
+    recipe = dataclasses.replace(RECIPE, threshold="auto", epochs=1, validate_every=1, images_per_epoch=2)
+    train(recipe, f"folder:{data}", tmp_path / "run", pretrained=False)
+    assert ddsm_zoo.from_pretrained(tmp_path / "run/best").provenance.threshold > 0
 
 
 @pytest.mark.parametrize("bias", [50.0, -50.0])

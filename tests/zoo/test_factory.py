@@ -446,3 +446,16 @@ def test_the_public_names_are_there() -> None:
     assert all(getattr(ddsm_zoo, name) is not None for name in ddsm_zoo.__all__)
     with pytest.raises(AttributeError, match="create_modle"):
         _ = ddsm_zoo.create_modle
+
+
+def test_a_single_class_by_any_name() -> None:
+    """``classes`` is what smp calls it."""
+    images = torch.zeros(1, 3, 40, 50)
+    for options in ({"num_classes": 1}, {"classes": 1}, {"labels": ["crack"]}):
+        model = ddsm_zoo.create_model("uper_ddsm_tiny", **options).eval()
+        assert model(images).shape == (1, 1, 40, 50)
+    with pytest.raises(TypeError, match="got num_classes=2 and classes=1, expected one of them"):
+        ddsm_zoo.create_model("uper_ddsm_tiny", num_classes=2, classes=1)
+    assert ddsm_zoo.create_model("uper_ddsm_lite0", num_classes=1).num_classes == 1
+    bundled = ddsm_zoo.create_model("uper_ddsm_lite0_camvid", pretrained=True, num_classes=1)
+    assert set(bundled.provenance.fresh) == {"classifier.weight", "classifier.bias"}
