@@ -99,6 +99,22 @@ def test_one_compiled_graph_is_for_any_size() -> None:
     assert len(graphs) == 1
 
 
+def test_one_logit_becomes_ids_by_its_threshold(tmp_path: Path) -> None:
+    network = nn.Conv2d(3, 1, 1)
+    program = trace(nn.Sequential(network, Classes(0.3)), torch.rand(1, 3, 40, 50), ANY)
+    write_torch(program, tmp_path / "ids.pt2", {})
+    image = torch.randn(1, 3, 60, 70)
+    with torch.inference_mode():
+        logits = network(image)
+        expected = 1 / (1 + np.exp(-logits[:, 0].double().numpy())) > 0.3
+    ids = open_torch(tmp_path / "ids.pt2")(image)
+    assert ids.dtype == torch.uint8
+    np.testing.assert_array_equal(ids.numpy(), expected)
+    assert compare((60, 70), [(logits, ids)], 0.3).argmax == 1.0
+    assert compare((60, 70), [(logits, ids)], 0.6).argmax < 1.0
+    assert compare((60, 70), [(logits, logits)]).difference == 0.0
+
+
 def test_a_deformable_convolution_in_onnx(tmp_path: Path) -> None:
     pyramid = Pyramid(
         build_fusion(8, ModelConfig(decoder="uper", backbone="test_resnet.r160_in1k", fusion="dcn"))
