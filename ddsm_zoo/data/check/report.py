@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ddsm_zoo.data.check.images import ImageCheck
 from ddsm_zoo.data.check.masks import Counts, MaskCheck
 from ddsm_zoo.data.images import ImageError, image_size, is_lossy, mask_palette, read_image, read_mask
 from ddsm_zoo.data.kinds import open_layout, open_source
@@ -149,6 +150,7 @@ class _SplitCheck:
     def __init__(self, layout: Layout, split: str, files: SplitFiles, *, quick: bool) -> None:
         self.layout, self.split, self.files, self.quick = layout, split, files, quick
         self.masks = MaskCheck(layout, split, files.decode)
+        self.images = ImageCheck(split)
         self.prints: dict[str, list[Path]] = defaultdict(list)  # images by the hash of their pixels
         self._damaged_images: list[str] = []
         self._damaged_masks: list[str] = []
@@ -157,6 +159,7 @@ class _SplitCheck:
     def run(self) -> Iterator[None]:
         for name, image in sorted(self.files.images.items()):
             size = self._read_image(image, quick=self.quick)
+            self.images.add(self._name(image), image)
             mask = self.files.masks.get(name)
             if mask is not None:
                 self._read_mask(mask, image, size)
@@ -170,7 +173,7 @@ class _SplitCheck:
             self._problem("damaged-mask", "damage in", "masks", self._damaged_masks, masks),
             self._problem("size-mismatch", "another size than the image's in", "masks", self._misfits, masks),
         ]
-        return [problem for problem in (*found, *self.masks.problems()) if problem.count]
+        return [problem for problem in (*found, *self.images.problems(), *self.masks.problems()) if problem.count]
 
     def summary(self) -> SplitSummary:
         counts = self.masks.counts
@@ -206,6 +209,8 @@ class _SplitCheck:
             size = self._read_image(image, quick=False)  # metadata that rotates it may follow the pixels
         if size is not None and stored.shape[:2] != size:
             actual = f"{stored.shape[1]} x {stored.shape[0]}, its image {size[1]} x {size[0]}"
+            if self.images.rotated(self._name(image)):
+                actual += ", which EXIF rotates"
             self._misfits.append(f"{self._name(path)} ({actual})")
 
     def _name(self, path: Path) -> str:
