@@ -45,8 +45,10 @@ def push(
 
     ddsm-zoo push local-dir:runs/mine/best ORG/my-model --private
     """
+    from ddsm_zoo.hub.client import check_push
     from ddsm_zoo.zoo.factory import create_trained, push_to_hub
 
+    check_push(repository, revision=revision, create_pr=create_pr)  # loading the model may take minutes
     uri = push_to_hub(
         create_trained(model), repository, private=private or None, revision=revision, create_pr=create_pr, half=half
     )

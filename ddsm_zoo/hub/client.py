@@ -115,17 +115,10 @@ def push(
         HubError: The upload failed.
         ValueError: A name is invalid.
     """
-    where = f"{repository}@{revision}" if revision else repository
-    _parse_repository(where)
-    if create_pr and revision not in (None, "main"):
-        raise ValueError(f"a pull request goes to main, got revision={revision!r} beside create_pr; drop one of them")
-    _check_token(token)
+    where = check_push(repository, revision=revision, create_pr=create_pr, token=token)
     api = huggingface_hub.HfApi(endpoint=_endpoint(), token=token)
-    logger.info("publishing %d bytes to hf-hub:%s", sum(map(len, files.values())), where)
-    with client_errors(f"publish hf-hub:{where}"), _impatience():
-        if token is None:
-            _check_token(huggingface_hub.get_token())
-        api.create_repo(repository, private=private, exist_ok=True)
+    logger.info("publishing %d bytes to %s", sum(map(len, files.values())), where)
+    with client_errors(f"publish {where}"), _impatience(), _repository(api, repository, private):
         # the client does not change an existing repository
         if private is not None and api.model_info(repository).private is not private:
             raise HubError(
@@ -144,6 +137,49 @@ def push(
     if commit.pr_url:
         logger.info("opened the pull request %s", commit.pr_url)
     return f"hf-hub:{repository}@{commit.oid}"
+
+
+def check_push(
+    repository: str, *, revision: str | None = None, create_pr: bool = False, token: str | None = None
+) -> str:
+    """Check everything about a `push` that needs no network, and return the URI it goes to.
+
+    Raises:
+        HubError: There is no token, or the client's own is none.
+        ValueError: A name or ``token`` is invalid, or options exclude each other.
+    """
+    where = f"{repository}@{revision}" if revision else repository
+    _parse_repository(where)
+    if create_pr and revision not in (None, "main"):
+        raise ValueError(f"a pull request goes to main, got revision={revision!r} beside create_pr; drop one of them")
+    _check_token(token)
+    if token is None:
+        with client_errors(f"publish hf-hub:{where}"):
+            _check_token(known := huggingface_hub.get_token())
+            if known is None:
+                raise ValueError("there is no token: log in with `hf auth login`, or set HF_TOKEN")
+    return f"hf-hub:{where}"
+
+
+@contextlib.contextmanager
+def _repository(api: huggingface_hub.HfApi, repository: str, private: bool | None) -> Iterator[None]:
+    """Create the repository if it does not exist. It is deleted again if the block fails before it holds anything."""
+    try:
+        api.create_repo(repository, private=private)
+        created = True
+    except errors.HfHubHTTPError as error:
+        if error.response.status_code != 409:  # it exists
+            raise
+        created = False
+    try:
+        yield
+    except BaseException:
+        if created:
+            try:
+                api.delete_repo(repository)
+            except Exception:  # noqa: BLE001  # the first failure is the one to report
+                logger.warning("hf-hub:%s was created and is empty: delete it on the Hub, or push again", repository)
+        raise
 
 
 @contextlib.contextmanager

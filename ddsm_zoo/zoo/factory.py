@@ -16,12 +16,12 @@ from ddsm_zoo.config import DDSMConfig, ModelConfig, Preprocess, Provenance, Wei
 from ddsm_zoo.errors import UserError
 from ddsm_zoo.hub import client
 from ddsm_zoo.hub.client import HubError
-from ddsm_zoo.hub.config_file import read_manifest
+from ddsm_zoo.hub.config_file import Manifest, read_manifest
 from ddsm_zoo.hub.safetensors_io import read_tensors, verify
 from ddsm_zoo.hub.state_dict import CLASSIFIER, check_fit, load_state_dict, remap_classifier
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.models import Segmenter, hub_uri, imagenet_preprocess, packaged_weights, saving
-from ddsm_zoo.utils.files import LocalFile
+from ddsm_zoo.utils.files import CheckpointError, LocalFile
 from ddsm_zoo.zoo import registry
 from ddsm_zoo.zoo.label_matching import match_classes
 
@@ -101,7 +101,7 @@ def create_model(
     config = _configure(entry.config, num_classes, in_chans, config_overrides)
     task = entry.weights if pretrained else None
     if task is not None and weights_file is None:
-        weights_file = _fetch_task_weights(entry, task, cache_dir)
+        weights_file, task = _fetch_task_weights(entry, task, cache_dir)
     if checkpoint_path is not None:
         weights_file = LocalFile(path=client.find_weights(checkpoint_path))
     tensors = None if weights_file is None else read_tensors(weights_file.path)
@@ -322,9 +322,12 @@ def _imagenet_weights(timm_name: str, cache_dir: str | os.PathLike[str] | None) 
 
 def _fetch_task_weights(
     entry: registry.Entry, task: WeightsSpec, cache_dir: str | os.PathLike[str] | None
-) -> LocalFile:
+) -> tuple[LocalFile, WeightsSpec]:
+    """Download the task weights, and describe them as their repository on the Hub does."""
+    hosted = task.uri.startswith("hf-hub:")
+    wanted = (client.CONFIG_FILE, client.WEIGHTS_FILE) if hosted else (client.WEIGHTS_FILE,)
     try:
-        (file,) = client.fetch(task.uri, client.WEIGHTS_FILE, cache_dir=cache_dir, sha256=task.sha256)
+        *config, file = client.fetch(task.uri, *wanted, cache_dir=cache_dir, sha256=task.sha256)
     except HubError as error:
         if entry.published:
             raise
@@ -332,7 +335,24 @@ def _fetch_task_weights(
             f"the weights of {entry.name} are not published yet ({error}); train them with recipe {task.recipe}, "
             f"or use a model whose weights exist: {_available()}"
         ) from error
-    return file
+    return file, _as_published(task, saving.read_saved(config[0].path)) if config else task
+
+
+def _as_published(task: WeightsSpec, manifest: Manifest) -> WeightsSpec:
+    """Return what the repository's own config says of the weights. The hash and the scores of a pin come first."""
+    own = manifest.pretrained_cfg
+    if len(own.labels) != len(task.labels):
+        raise CheckpointError(
+            f"{task.uri} holds a model of {len(own.labels)} classes, expected the {len(task.labels)} of {task.dataset}"
+        )
+    return dataclasses.replace(
+        own,
+        uri=task.uri,
+        sha256=task.sha256 or own.sha256,
+        metrics=task.metrics or own.metrics,
+        published=task.published,
+        recipe=own.recipe or task.recipe,
+    )
 
 
 def _available() -> str:

@@ -455,7 +455,9 @@ def _at_organisation(weights: WeightsSpec | None) -> WeightsSpec | None:
     ours = f"hf-hub:{ORGANISATION}/"
     if weights is None or not organisation or not weights.uri.startswith(ours):
         return weights
-    return dataclasses.replace(weights, uri=f"hf-hub:{organisation}/{weights.uri.removeprefix(ours)}")
+    # A pin is a commit of our repository, with its hash and scores: what another one holds, its own config says
+    name = weights.uri.removeprefix(ours).partition("@")[0]
+    return dataclasses.replace(weights, uri=f"hf-hub:{organisation}/{name}", sha256=None, metrics={})
 
 
 def _unknown(name: str, key: str, table: Mapping[str, Entry]) -> str:

@@ -6,6 +6,7 @@ import logging
 import socket
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import torch
 import yaml
@@ -17,6 +18,7 @@ from ddsm_zoo.models import Segmenter
 from ddsm_zoo.utils.files import sha256_of
 from ddsm_zoo.zoo import factory
 from ddsm_zoo.zoo.factory import create_model
+from tests.support.command_line import run_command
 from tests.support.hub_server import TOKEN, HubServer, guarded_server
 from tests.support.tiny_weights import logits, one_line, trained_model
 
@@ -96,10 +98,40 @@ def test_a_refusing_server(
         client.push("someone/model", FILES)
     assert advice in one_line(error)
     assert TOKEN not in caplog.text + str(error.value)
-    assert server.files("someone/model") == {}
+    assert "someone/model" not in server.repositories  # nor an empty one
     server.faults.clear()
     client.push("someone/model", FILES)
     assert server.files("someone/model") == FILES
+
+
+def test_a_failed_push_leaves_an_earlier_repository(server: HubServer) -> None:
+    client.push("someone/model", FILES)
+    server.faults["POST", "/commit/main"] = 500
+    with pytest.raises(HubError):
+        client.push("someone/model", {**FILES, client.CONFIG_FILE: b"newer"})
+    assert server.files("someone/model") == FILES
+    assert server.paths("DELETE") == []
+
+
+def test_an_empty_repository_that_cannot_be_deleted_is_told(
+    server: HubServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.faults.update({("POST", "/commit/main"): 500, ("DELETE", "/api/repos/delete"): 500})
+    with pytest.raises(HubError, match="cannot publish hf-hub:someone/model: the server answered HTTP 500"):
+        client.push("someone/model", FILES)
+    assert "hf-hub:someone/model was created and is empty: delete it on the Hub, or push again" in caplog.text
+
+
+def test_without_a_token_a_push_ends_before_the_model_is_looked_for(
+    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    said = run_command("push", "local-dir:nowhere", "someone/model", fails=1).stderr
+    assert said.endswith(
+        "cannot publish hf-hub:someone/model: there is no token: log in with `hf auth login`, or set HF_TOKEN\n"
+    )
+    assert server.requests == []
 
 
 def test_a_server_that_is_down(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +186,7 @@ def test_a_server_that_stops_in_the_middle(server: HubServer, monkeypatch: pytes
     with pytest.raises(HubError, match="cannot publish hf-hub:someone/model: the server stopped") as error:
         client.push("someone/model", FILES)
     one_line(error)
-    assert server.files("someone/model") == {}
+    assert "someone/model" not in server.repositories
 
 
 def test_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,6 +151,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         self._answer()
 
+    def do_DELETE(self) -> None:
+        self._answer()
+
     def _answer(self) -> None:
         path, _, self.query = unquote(self.path).partition("?")
         sent = self.headers.get("Authorization")
@@ -165,10 +168,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(fault, self.hub.headers, b"")
         elif path.startswith("/lfs/"):
             self._large_file(path.removeprefix("/lfs/"), fault)
-        elif (self.command == "POST" or any(f"/{name}/" in f"{path}/" for name in self.hub.private)) and not known:
+        elif (
+            self.command in ("POST", "DELETE") or any(f"/{name}/" in f"{path}/" for name in self.hub.private)
+        ) and not known:
             self._send(401, {}, b"")
         elif self.command == "POST":
             self._change(path)
+        elif self.command == "DELETE":
+            wanted = json.loads(self.body)
+            self.hub.repositories.pop(f"{wanted['organization']}/{wanted['name']}")
+            self._send(200, {}, b"")
         else:
             self._resolve(path, fault)
 

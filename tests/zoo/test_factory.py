@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -22,8 +23,8 @@ from ddsm_zoo.hub import client
 from ddsm_zoo.hub.client import HubError
 from ddsm_zoo.hub.config_file import read_manifest
 from ddsm_zoo.hub.safetensors_io import pack_tensors, read_tensors
-from ddsm_zoo.labels import CITYSCAPES
-from ddsm_zoo.models import Segmenter
+from ddsm_zoo.labels import CAMVID, CITYSCAPES
+from ddsm_zoo.models import Segmenter, saving
 from ddsm_zoo.utils import files
 from ddsm_zoo.utils.files import CheckpointError, sha256_of
 from ddsm_zoo.zoo import factory, registry
@@ -331,6 +332,49 @@ def test_an_unpublished_model_works_the_day_it_is_published(
     server.publish("ddsm-zoo/mine", {path.name: path.read_bytes() for path in saved.iterdir()})
     model = create_model("mine", pretrained=True, cache_dir=tmp_path / "cache")
     assert torch.equal(logits(model), logits(trained))
+    # Before its pin, what is known of it is what its repository says
+    config = json.loads((saved / "config.json").read_text())["pretrained_cfg"]
+    assert (config["license"], config["metrics"]) == ("cc0-1.0", {"miou (val)": 71.5})
+    known = model.provenance.weights
+    assert known is not None
+    assert {"license": known.license, "metrics": dict(known.metrics), "sha256": known.sha256} == {
+        name: config[name] for name in ("license", "metrics", "sha256")
+    }
+    assert (known.preprocess, known.uri) == (trained.provenance.preprocess, "hf-hub:ddsm-zoo/mine")
+
+
+def test_a_pin_holds_for_our_repository_and_not_for_that_of_another_organisation(
+    trained: Segmenter, saved: Path, server: HubServer, tmp_path: Path, own_table: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {path.name: path.read_bytes() for path in saved.iterdir()}
+    commit = server.publish("ddsm-zoo/mine", files)
+    pin = {"sha256": hashlib.sha256(files["model.safetensors"]).hexdigest(), "metrics": {"miou (val)": 70.0}}
+    weights = WeightsSpec(uri=f"hf-hub:ddsm-zoo/mine@{commit}", dataset="made up", labels=LABELS, recipe="mine", **pin)
+    registry.register_model("mine", trained.config, weights)
+    known = create_model("mine", pretrained=True, cache_dir=tmp_path / "cache").provenance.weights
+    assert known is not None
+    assert (known.metrics, known.license) == ({"miou (val)": 70.0}, "cc0-1.0")
+
+    theirs = create_model(f"local-dir:{saved}", pretrained=True)
+    with torch.no_grad():
+        theirs.get_classifier().weight.mul_(2)
+    server.publish("somebody/mine", saving.pack(theirs))
+    monkeypatch.setenv("DDSM_ZOO_ORG", "somebody")
+    model = create_model("mine", pretrained=True, cache_dir=tmp_path / "cache")
+    assert torch.equal(logits(model), logits(theirs))
+    monkeypatch.setenv("DDSM_ZOO_ORG", "nobody")
+    with pytest.raises(WeightsNotFoundError, match="hf-hub:nobody/mine@main/config.json: no such repository"):
+        create_model("mine", pretrained=True, cache_dir=tmp_path / "cache")
+
+
+def test_a_repository_of_other_classes_is_refused(
+    trained: Segmenter, saved: Path, server: HubServer, tmp_path: Path, own_table: None
+) -> None:
+    server.publish("ddsm-zoo/mine", {path.name: path.read_bytes() for path in saved.iterdir()})
+    weights = WeightsSpec(uri="hf-hub:ddsm-zoo/mine", dataset="camvid", labels=CAMVID)
+    registry.register_model("mine", dataclasses.replace(trained.config, num_classes=11), weights)
+    with pytest.raises(CheckpointError, match="hf-hub:ddsm-zoo/mine holds a model of 3 classes, expected the 11 of"):
+        create_model("mine", pretrained=True, cache_dir=tmp_path / "cache")
 
 
 class CountingHash:

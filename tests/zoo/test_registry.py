@@ -194,12 +194,16 @@ def test_the_name_of_an_architecture(name: str | None, expected: str) -> None:
 
 
 def test_the_organisation_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    publication = registry.Publication(commit="c" * 40, sha256="0" * 64, metrics={"miou (val)": 80.0})
+    monkeypatch.setattr(registry, "_TABLE", registry._build_table({"uper_ddsm_r50_cityscapes": publication}))
     monkeypatch.setenv("DDSM_ZOO_ORG", "somebody")
     weights, bundled = (
         registry.find("uper_ddsm_r50_cityscapes").weights,
         registry.find("uper_ddsm_lite0_camvid").weights,
     )
     assert weights is not None
+    # Commit, hash and scores of the pin are those of another repository
     assert weights.uri == "hf-hub:somebody/uper_ddsm_r50_cityscapes"
+    assert (weights.sha256, weights.metrics) == (None, {})
     assert bundled is not None
     assert bundled.uri.startswith("bundled:")
