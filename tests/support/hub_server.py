@@ -163,14 +163,13 @@ class _Handler(BaseHTTPRequestHandler):
             fault for (method, end), fault in self.hub.faults.items() if method == self.command and path.endswith(end)
         ]
         fault = faults[0] if faults else None
+        changes = self.command in ("POST", "DELETE")
         known = self.hub.token is None or sent == f"Bearer {self.hub.token}"
         if isinstance(fault, int):
             self._send(fault, self.hub.headers, b"")
         elif path.startswith("/lfs/"):
             self._large_file(path.removeprefix("/lfs/"), fault)
-        elif (
-            self.command in ("POST", "DELETE") or any(f"/{name}/" in f"{path}/" for name in self.hub.private)
-        ) and not known:
+        elif not known and (changes or any(f"/{name}/" in f"{path}/" for name in self.hub.private)):
             self._send(401, {}, b"")
         elif self.command == "POST":
             self._change(path)
