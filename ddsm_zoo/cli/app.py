@@ -61,6 +61,10 @@ ThresholdOption = Annotated[
         metavar="P",
     ),
 ]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(help="fp32, bf16 for half the memory, or auto: bf16 where it is faster and agrees.", metavar="NAME"),
+]
 JsonOption = Annotated[
     str | None, typer.Option("--json", help="Write the figures to FILE; - is standard output.", metavar="FILE")
 ]

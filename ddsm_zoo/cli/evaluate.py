@@ -6,15 +6,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from ddsm_zoo.cli.app import DataOption, DeviceOption, JsonOption, ThresholdOption, app
+from ddsm_zoo.cli.app import DataOption, DeviceOption, JsonOption, PrecisionOption, ThresholdOption, app
 from ddsm_zoo.cli.console import check_folder, check_output, percent, print_lines, print_table, progress_bar, report
 
 if TYPE_CHECKING:
     from ddsm_zoo.evaluation.evaluate import Evaluation
+    from ddsm_zoo.inference.precision import Precision
 
 COMPARISON_DRAWS = 1000
 # Keys of the means that have an interval
@@ -80,6 +81,7 @@ def evaluate(
         typer.Option(help="Folder for predictions as the server of the data's benchmark takes them.", metavar="DIR"),
     ] = None,
     threshold: ThresholdOption = None,
+    precision: PrecisionOption = "fp32",
     batch_size: Annotated[int, typer.Option(min=1, help="Images of one size that are predicted together.")] = 1,
     device: DeviceOption = None,
     json: JsonOption = None,
@@ -106,6 +108,10 @@ def evaluate(
         (
             predictions and protocol != "whole",
             "--protocol says how a model is run, expected --predictions DIR without it",
+        ),
+        (
+            predictions and precision != "fp32",
+            "--precision says how a model computes, expected --predictions DIR without it",
         ),
         (
             predictions and threshold is not None,
@@ -135,6 +141,7 @@ def evaluate(
         batch_size=batch_size,
         device=device,
         threshold=threshold,
+        precision=cast("Precision", precision),
     )
     scores: list[Callable[..., Evaluation]]
     if predictions:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from ddsm_zoo.cli.app import DeviceOption, JsonOption, ModelOption, ThresholdOption, app
+from ddsm_zoo.cli.app import DeviceOption, JsonOption, ModelOption, PrecisionOption, ThresholdOption, app
 from ddsm_zoo.cli.console import (
     check_folder,
     check_output,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from ddsm_zoo.inference.folder import FileResult
-    from ddsm_zoo.inference.modes import Precision
+    from ddsm_zoo.inference.precision import Precision
     from ddsm_zoo.inference.predictor import Palette, Predictor
 
 DEFAULT_MODEL = "uper_ddsm_lite0_camvid"
@@ -50,7 +50,7 @@ def predict(
     memory: Annotated[
         str, typer.Option(help="What --tile may use, pictures included: the larger they may be.", metavar="SIZE")
     ] = "4GiB",
-    precision: Annotated[str, typer.Option(help="fp32, or bf16 for half the memory.", metavar="NAME")] = "fp32",
+    precision: PrecisionOption = "fp32",
     camera: Annotated[
         int | None, typer.Option(min=0, help="Label what camera N sees, until Ctrl-C.", metavar="N")
     ] = None,

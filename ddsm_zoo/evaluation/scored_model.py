@@ -14,6 +14,7 @@ from ddsm_zoo.hub.client import public_uri
 from ddsm_zoo.hub.safetensors_io import pack_tensors
 from ddsm_zoo.hub.state_dict import AUXILIARY
 from ddsm_zoo.inference.modes import Predict, full_image
+from ddsm_zoo.inference.precision import Precision, settled_precision
 from ddsm_zoo.inference.predictor import choose_device, model_labels, model_threshold, prepare, recorded_labels
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.layers import resize
@@ -34,12 +35,17 @@ class ScoredModel:
     uri: str | None = None
     sha256: str | None = None
     threshold: float | None = None
+    module: nn.Module | None = None
+    precision: Precision = "fp32"
 
     def record(self) -> dict[str, Any]:
         """Return the part of a result that identifies the model."""
         done = {key: value for key, value in to_dict(self.preprocess).items() if key != "size"}  # size has no effect
         binary = {} if self.threshold is None else {"threshold": self.threshold}
-        return {"model": self.name, "weights": {"uri": self.uri, "sha256": self.sha256}, "preprocess": done, **binary}
+        precision = settled_precision(self.module, self.precision)
+        half = {} if precision == "fp32" else {"precision": precision}
+        weights = {"uri": self.uri, "sha256": self.sha256}
+        return {"model": self.name, "weights": weights, "preprocess": done, **binary, **half}
 
 
 def wrap_model(
@@ -48,22 +54,24 @@ def wrap_model(
     device: str | torch.device | None,
     preprocess: Preprocess | None,
     threshold: float | None = None,
+    precision: Precision = "fp32",
 ) -> ScoredModel:
     """Wrap the pretrained model of a name, a model, or any module or function from images to scores of the ``labels``.
 
     ``preprocess`` defaults to that of the model's training or, if unknown, to ImageNet's. ``threshold`` defaults to
     that of the model's weights. The scores have the resolution of the images. Raises the errors of `create_model`, and
-    ValueError for a model with other classes.
+    ValueError for a model with other classes, an unknown precision or one for a function, which computes as it likes.
     ``predict`` raises ValueError if the model does not return a tensor of scores.
     """
     uri: str | None = None
     sha256: str | None = None
+    module: nn.Module | None = None
     if isinstance(model, (str, Segmenter)):
-        segmenter = prepare(model, device)
+        module = segmenter = prepare(model, device)
         _check_classes(segmenter, labels)
         threshold = model_threshold(segmenter, threshold)
         known = segmenter.provenance
-        predict, preprocess = full_image(segmenter), preprocess or resolve_data_config(segmenter)
+        predict, preprocess = full_image(segmenter, precision), preprocess or resolve_data_config(segmenter)
         if isinstance(model, str):
             assert known.weights is not None  # `prepare` rejects a model without weights
             name, uri, sha256 = model, public_uri(known.weights.uri), known.weights.sha256
@@ -71,7 +79,10 @@ def wrap_model(
             name, sha256 = known.name, _hash_of(model)
     elif isinstance(model, nn.Module):
         name, sha256 = type(model).__name__, _hash_of(model)
-        predict = full_image(model.to(choose_device(device)))
+        module = model.to(choose_device(device))
+        predict = full_image(module, precision)
+    elif precision != "fp32":
+        raise ValueError(f"precision is {precision!r} for a function, expected a model or precision='fp32'")
     else:
         name = getattr(model, "__name__", type(model).__name__)
         predict = _on(choose_device(device), model)
@@ -82,6 +93,8 @@ def wrap_model(
         uri=uri,
         sha256=sha256,
         threshold=threshold,
+        module=module,
+        precision=precision,
     )
 
 

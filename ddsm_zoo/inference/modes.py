@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
+from ddsm_zoo.inference.precision import Precision, choose_precision, run
 from ddsm_zoo.inference.scores import as_scores, probabilities
 from ddsm_zoo.layers import resize
 
@@ -19,8 +20,6 @@ Predict = Callable[[Tensor], Tensor]
 
 The highest score wins. A single class has logits, see `scores.predict_ids`.
 """
-
-Precision = Literal["fp32", "bf16"]
 
 MAX_SCALE = 16  # larger scales run out of memory on any photo
 
@@ -33,17 +32,17 @@ def full_image(model: nn.Module, precision: Precision = "fp32") -> Predict:
 
     Args:
         model: Maps images (N, 3, H, W) to logits (N, K, H, W).
-        precision: "fp32", or "bf16" to compute convolutions and matrix products in bfloat16. The logits are float32 in
-            both cases.
+        precision: "fp32", or "bf16" to compute convolutions and matrix products in bfloat16. "auto" takes the one that
+            `choose_precision` finds with the first image. The logits are float32 in all cases.
 
     Returns:
         A function from images (N, 3, H, W) to logits (N, K, H, W).
 
     Raises:
-        ValueError: ``precision`` is neither.
+        ValueError: ``precision`` is none of them.
     """
     if precision not in get_args(Precision):
-        raise ValueError(f"precision is {precision!r}, expected {' or '.join(get_args(Precision))}")
+        raise ValueError(f"precision is {precision!r}, expected {', '.join(get_args(Precision))}")
     model.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
@@ -51,12 +50,7 @@ def full_image(model: nn.Module, precision: Precision = "fp32") -> Predict:
         model.eval()  # at each call: the model may have been trained in between
         like = next(model.parameters(), image)
         image = image.to(like.device, like.dtype, memory_format=torch.channels_last)
-        if precision == "fp32":
-            logits: Tensor = model(image)
-            return logits
-        with torch.autocast(like.device.type, torch.bfloat16):
-            logits = model(image)
-        return logits.float()
+        return run(model, image, choose_precision(model, image) if precision == "auto" else precision)
 
     return predict
 

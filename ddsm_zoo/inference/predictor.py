@@ -20,7 +20,8 @@ from ddsm_zoo.config import check_threshold
 from ddsm_zoo.data.depth import require_bits
 from ddsm_zoo.data.images import read_image, to_rgb
 from ddsm_zoo.data.transforms import ImageTransform
-from ddsm_zoo.inference.modes import Precision, full_image
+from ddsm_zoo.inference.modes import full_image
+from ddsm_zoo.inference.precision import Precision, choose_precision, middle
 from ddsm_zoo.inference.scores import predict_ids
 from ddsm_zoo.inference.tiling import MIN_SIDE, Tiling, largest_side, predict_bands
 from ddsm_zoo.labels import LabelSpace
@@ -121,7 +122,8 @@ class Predictor:
         model: Model, or a name that `create_model` takes, whose pretrained weights are loaded. The model is moved to
             ``device``, put into evaluation mode and converted to channels-last memory.
         device: Torch device. Unless given, a GPU if there is one.
-        precision: "fp32", or "bf16" to compute in 16 bits.
+        precision: "fp32", or "bf16" to compute in 16 bits. "auto" takes bf16 if it is faster on this machine and finds
+            the same classes in the middle of the first image, see `inference.precision.choose_precision`.
         tile: Side of the tiles in pixels. Larger images are cut into tiles, and each tile is labelled as if the model
             saw the whole image. "auto" takes the largest side with which the process stays within ``memory``. None runs
             the model on the whole image.
@@ -164,6 +166,7 @@ class Predictor:
             raise ValueError(f"the model has {len(self.labels)} classes, a mask of 8 bits holds at most 256")
         self.preprocess = resolve_data_config(self.model)
         self.transform = ImageTransform(self.preprocess)
+        self.precision: Precision = precision
         self.predict = full_image(self.model, precision)
         self.threshold = model_threshold(self.model, threshold)
         self.tile = tile
@@ -241,6 +244,8 @@ class Predictor:
     def _scores(self, image: Image.Image | npt.NDArray[np.uint8], progress: Progress | None) -> Iterable[Tensor]:
         """Yield scores (1, K, h, W), one band of rows after the other."""
         height, width = _size(image)
+        if self.precision == "auto":
+            self._choose_precision(image)
         side = self._side((height, width))
         if side is None or max(height, width) <= side or self.preprocess.enlargement(height, width) > 1:
             return [resize(self.predict(self.transform(image)[None]), (height, width))]
@@ -253,6 +258,16 @@ class Predictor:
 
         tiling = Tiling(size=(height, width), side=side, multiple=self.model.backbone.multiple)
         return predict_bands(self.predict, read, tiling, progress=progress)
+
+    def _choose_precision(self, image: Image.Image | npt.NDArray[np.uint8]) -> None:
+        """Choose by a part of the picture, before ``predict`` sees a tile of it or an empty example."""
+        rows, columns = middle(*_size(image))
+        if isinstance(image, Image.Image):
+            part = self.transform(image.crop((columns.start, rows.start, columns.stop, rows.stop)))
+        else:
+            part = self.transform(image[rows, columns])
+        like = next(self.model.parameters())
+        choose_precision(self.model, part[None].to(like.device, like.dtype))
 
     def _side(self, size: tuple[int, int]) -> int | None:
         if self.tile != "auto":

@@ -37,7 +37,9 @@ def run(compute: Callable[[int], T], count: int, collect: Callable[[T], object] 
     """
     parts = _Parts(compute, count, collect)
     threads = min(torch.get_num_threads(), count, MOST)
-    if threads < 2 or not _per_thread():
+    # a mode that watches operators, such as one that counts memory, sees those of its own thread
+    watched = torch._C._len_torch_dispatch_stack() > 0
+    if threads < 2 or watched or not _per_thread():
         parts.work()
         return
     parts.ahead = _AHEAD * threads

@@ -160,6 +160,8 @@ def fit(
     for name, samples in (("training", train_set), ("validation", val_set)):
         if not len(samples):
             raise ValueError(f"the {name} set has 0 images, expected at least 1")
+    if recipe.precision == "auto":
+        raise ValueError("precision is auto, expected one that training.precision.settle_precision finds")
     if recipe.batch_size == 0:
         raise ValueError("batch_size is 0, expected a number, which training.batch_size.find_batch_size finds")
     train_state = TrainState(model, recipe, ignore_index)

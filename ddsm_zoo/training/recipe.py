@@ -200,7 +200,7 @@ class Recipe:
     validate_every: int = 1  # epochs between validations
     patience: int = 0  # validations without a higher mIoU that end the run, 0: never
     save_every: int = 0  # optimizer steps between saved states, 0: once per epoch
-    precision: Literal["no", "bf16", "fp16"] = "no"  # mixed precision
+    precision: Literal["no", "bf16", "fp16", "auto"] = "no"  # mixed precision; auto: bf16 if it is faster here
     channels_last: bool = True  # memory layout, faster for convolutions
     seed: int = 0  # seed of the run's randomness
 

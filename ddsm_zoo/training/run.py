@@ -31,6 +31,7 @@ from ddsm_zoo.models import Segmenter
 from ddsm_zoo.training.batch_size import find_batch_size
 from ddsm_zoo.training.checkpoint import check_parts, has_state, load_last_state
 from ddsm_zoo.training.loop import Hooks, ProgressEvent, fit
+from ddsm_zoo.training.precision import settle_precision
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.training.run_lock import lock_folder
 from ddsm_zoo.training.sampling import epoch_order, median_frequency, rarity
@@ -283,19 +284,21 @@ def _class_counts(
 def _resolve_recipe(
     recipe: Recipe, model: Segmenter, images: int, counts: Tensor | None, resumed: Path | None
 ) -> Recipe:
-    """Fill in the numbers that the recipe leaves open. A resumed run keeps its batch size."""
+    """Fill in what the recipe leaves open. A resumed run keeps its precision and its batch size."""
     if recipe.class_weights == "auto":
         assert counts is not None
         weights = [round(weight, 4) for weight in median_frequency(counts).tolist()]
         logger.info("class_weights %s", weights)
         recipe = dataclasses.replace(recipe, class_weights=tuple(weights))
-    if recipe.batch_size > 0:
-        return recipe
-    if resumed is not None:
+    left_open = ["precision"] if recipe.precision == "auto" else []
+    left_open += ["batch_size", "lr", "backbone_lr"] if recipe.batch_size == 0 else []
+    if left_open and resumed is not None:
         path, state = load_last_state(resumed)
         check_parts(path, state)
-        kept = {name: state["recipe"].get(name) for name in ("batch_size", "lr", "backbone_lr")}
-        return dataclasses.replace(recipe, **kept)
+        return dataclasses.replace(recipe, **{name: state["recipe"].get(name) for name in left_open})
+    recipe = settle_precision(recipe, model, model.config.in_chans)
+    if recipe.batch_size > 0:
+        return recipe
     return find_batch_size(recipe, model, model.config.in_chans, min(images, recipe.images_per_epoch or images))
 
 

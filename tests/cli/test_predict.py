@@ -193,7 +193,7 @@ def test_the_bundled_model_says_what_it_is_for_and_what_looks_unlike_it(run: Run
         (["--tile", "half"], "--tile is 'half', expected auto or a number"),
         (["--memory", "much"], "--memory is 'much', expected an amount such as 4GiB"),
         (["--palette", "bright"], "palette is 'bright', expected contrast or own"),
-        (["--precision", "fp8"], "precision is 'fp8', expected fp32 or bf16"),
+        (["--precision", "fp8"], "precision is 'fp8', expected fp32, bf16, auto"),
         (["--camera", "63"], "/dev/video63 cannot be read as a video"),
     ],
 )

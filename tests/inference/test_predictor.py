@@ -232,7 +232,7 @@ def test_bfloat16_gives_nearly_the_same_classes(model: Segmenter, scene: Image.I
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": "fp16"}, "precision is 'fp16', expected fp32 or bf16"),
+        ({"precision": "fp16"}, "precision is 'fp16', expected fp32, bf16, auto"),
         ({"tile": 100}, f"tile is 100, expected 'auto' or a number of pixels from {MIN_SIDE} on"),
         ({"tile": "all"}, "tile is 'all'"),
     ],

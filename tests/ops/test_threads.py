@@ -9,9 +9,11 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddsm_zoo.ops import sampled_attention, threads
 from tests.support.attention_cases import random_case
@@ -106,6 +108,21 @@ def test_several_callers_do_not_wait_for_each_other() -> None:
     with ThreadPoolExecutor(2) as callers:
         for caller in [callers.submit(call) for _ in range(2)]:
             caller.result()
+
+
+def test_a_mode_that_watches_operators_sees_all_of_them() -> None:
+    """Those of other threads would escape it, such as the memory that is measured to choose the size of tiles."""
+
+    class Watching(TorchDispatchMode):
+        seen = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.seen += 1
+            return func(*args, **(kwargs or {}))
+
+    with Watching() as watching:
+        threads.run(lambda part: torch.zeros(1), 20)
+    assert watching.seen == 20
 
 
 def test_gradients_do_not_depend_on_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,7 @@ def test_a_copy_overwrites_nothing(tmp_path: Path) -> None:
         ('model = "m"\nepochs = "ten"', "epochs is 'ten' (str), expected int"),
         ('model = "m"\nepochs = 0', "epochs is 0, expected at least 1"),
         ('model = "m"\noptimizer = "adam"', "optimizer is 'adam' (str), expected one of sgd, adamw"),
-        ('model = "m"\nprecision = "fp8"', "precision is 'fp8' (str), expected one of no, bf16, fp16"),
+        ('model = "m"\nprecision = "fp8"', "precision is 'fp8' (str), expected one of no, bf16, fp16, auto"),
         ('model = "m"\nscale = [2.0, 1.0]', "scale is (2.0, 1.0), expected two factors"),
         ('model = "m"\ncrop_size = [64]', "crop_size has 1 entries, expected 2"),
         ('model = "m"\ncrop_size = [64, 0]', "crop_size is (64, 0), expected"),
