@@ -17,9 +17,9 @@ from PIL import Image
 
 from benchmarks.evidence.matrix import FoldPlan
 from ddsm_zoo.data.datasets import DatasetError, Pair, SegmentationDataset
-from ddsm_zoo.data.images import read_mask
 from ddsm_zoo.data.kinds import find_kind, open_source
 from ddsm_zoo.data.layouts import LABELED_SPLITS
+from ddsm_zoo.data.mask_files import read_stored
 from ddsm_zoo.data.masks import CAMVID_IDS
 from ddsm_zoo.data.scenes.dataset import Scenes
 from ddsm_zoo.data.scenes.render import render_scene
@@ -233,7 +233,7 @@ def _link(source: Path, target: Path) -> None:
 
 def _translate(source: Path, ids: Mapping[str, int], target: Path) -> None:
     """Write a mask whose stored values are replaced by class ids."""
-    stored = read_mask(source)
+    stored = read_stored(source).values
     table = {int(value): number for value, number in ids.items()}
     unknown = sorted(set(np.unique(stored).tolist()) - table.keys())
     if unknown or stored.ndim != 2:

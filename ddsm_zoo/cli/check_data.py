@@ -38,6 +38,7 @@ def check_data(
     report(found.to_plain(), json)
     if json != "-":
         print_histogram(found)
+        print_lines([f"masks: {found.reading}"])
         rows = [(problem.severity, str(problem)) for problem in found.problems]
         if rows:
             print_table("", ("", ""), rows)
@@ -53,6 +54,6 @@ def print_histogram(found: Report) -> None:
         [(percent(share), str(images)) for share, images in zip(part.shares(), part.occurs, strict=True)]
         for part in found.splits.values()
     ]
-    rows = [(name, *chain(*cells)) for name, *cells in zip(found.labels.names, *parts, strict=True)]
+    rows = [(name, *chain(*cells)) for name, *cells in zip(found.labels.in_masks.names, *parts, strict=True)]
     columns = [title for name, part in found.splits.items() for title in (f"{name} %", f"of {part.images} images")]
     print_table(found.data, ("class", *columns), rows)

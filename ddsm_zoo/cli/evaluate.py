@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -148,9 +149,14 @@ def evaluate(
         scores = [partial(score_predictions, predictions, request, class_ids=class_ids)]
     else:
         names = [name for name in (model, *(compare or ())) if name is not None]
-        scores = [partial(score_model, name, request, submission=submission) for name in names]
+        scores = [
+            partial(score_model, name, request, submission=submission, checked=number > 0)
+            for number, name in enumerate(names)
+        ]
     began = time.perf_counter()
     with init_distributed() as reporting:
+        if not reporting:  # the first process alone says what the check of the data found
+            logging.getLogger("ddsm_zoo").setLevel(logging.ERROR)
         evaluations = [_watched(score, reporting) for score in scores]
     if not reporting:
         return

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddsm_zoo.data.images import read_mask
+from ddsm_zoo.data.mask_files import read_stored
 from ddsm_zoo.data.masks import CITYSCAPES_TRAINED, DatasetError
 from ddsm_zoo.data.pairs import Pair, SegmentationDataset
 from ddsm_zoo.labels import CITYSCAPES
@@ -55,7 +55,7 @@ def object_files(pairs: Sequence[Pair]) -> list[Path] | None:
 
 def read_objects(path: Path, target: Tensor) -> Tensor:
     """Read the object ids (h, w) for the label ``target`` (h, w), 0 for no object. Raises DatasetError."""
-    ids = torch.from_numpy(read_mask(path).astype(np.int64))
+    ids = torch.from_numpy(read_stored(path).values.astype(np.int64))
     if ids.shape != target.shape:
         raise DatasetError(
             f"{path} is {ids.shape[-1]} x {ids.shape[0]} pixels, expected {target.shape[1]} x {target.shape[0]} "

@@ -18,7 +18,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ddsm_zoo.data.depth import DARK, Values, low_bytes, require_bits, scale_to_8_bit, stated_bits
 from ddsm_zoo.errors import UserError
-from ddsm_zoo.labels import Color
 
 # Pillow hands EPS and others to an interpreter; these formats are only decoded.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -75,7 +74,7 @@ def read_image(path: str | Path, max_pixels: int | None = None, bits: int | None
     """
     path = Path(path)
     require_bits(bits)
-    image = _upright(_decode(path, max_pixels))
+    image = _upright(decode_image(path, max_pixels))
     values = _deep_values(path, image, always=bits is not None)
     if values is not None:
         try:
@@ -91,7 +90,7 @@ def largest_of_16_bits(path: str | Path) -> int | None:
     An RGB image that is bright enough for 16 bits is also None. Raises as `read_image` does.
     """
     path = Path(path)
-    values = _deep_values(path, _decode(path))
+    values = _deep_values(path, decode_image(path))
     return None if values is None or stated_bits(path, values) else int(values.max())
 
 
@@ -120,13 +119,6 @@ def is_lossy(path: str | Path) -> bool:
     return start.startswith(b"\xff\xd8\xff")
 
 
-def mask_palette(path: str | Path) -> dict[int, Color]:
-    """Return the colour of each index of a palette image, except a grey ramp. Empty for any other image."""
-    flat = _details(path).get("palette", ())
-    colors: list[Color] = list(zip(flat[::3], flat[1::3], flat[2::3], strict=False))
-    return {index: color for index, color in enumerate(colors) if color != (index,) * 3}
-
-
 def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
     """Convert a decoded image of any mode to 8-bit RGB as `read_image` does. Raises ImageError, calling it ``name``."""
     if image.mode == "RGB":
@@ -140,28 +132,8 @@ def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
         raise ImageError(f"cannot convert {name} from {image.mode} to RGB: {_first_line(error)}") from error
 
 
-def read_mask(path: str | Path) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
-    """Read the stored values of the mask ``path``: ids (H, W), indices of a palette image, or colours (H, W, 3).
-
-    Raises FileNotFoundError and ImageError as `read_image` does.
-    """
-    path = Path(path)
-    image = _decode(path)
-    if image.mode in ("L", "P"):
-        return np.asarray(image)
-    if image.mode == "1":
-        return np.asarray(image).astype(np.uint8)
-    if image.mode.startswith("I"):
-        return _as_16_bit(image, str(path))
-    if image.mode in ("RGB", "RGBA"):
-        return np.ascontiguousarray(np.asarray(image)[..., :3])
-    if image.mode in ("LA", "PA"):
-        return np.ascontiguousarray(np.asarray(image)[..., 0])
-    raise ImageError(f"mask {path} has pixels of mode {image.mode}, expected single-channel ids or RGB colours")
-
-
-def _decode(path: Path, max_pixels: int | None = None) -> Image.Image:
-    """Decode the first frame of the image in ``path`` completely, in its stored mode."""
+def decode_image(path: Path, max_pixels: int | None = None) -> Image.Image:
+    """Decode the first frame of the image in ``path`` completely, in its stored mode. Raises as `read_image` does."""
     with open_header(path, max_pixels) as image:
         image.load()
         return image

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ddsm_zoo.config import from_dict
 from ddsm_zoo.data.images import SUFFIXES
-from ddsm_zoo.data.importing.detect import import_hint
+from ddsm_zoo.data.label_file import LABEL_FILE, read_label_file, read_text
+from ddsm_zoo.data.listing import Named, by_name, images_in, is_hidden, pair_masks, subfolders
 from ddsm_zoo.data.masks import (
     CAMVID_COLORS,
     CAMVID_IDS,
@@ -18,11 +18,11 @@ from ddsm_zoo.data.masks import (
     CITYSCAPES_TRAIN_IDS,
     DatasetError,
     MaskDecoder,
-    identity,
+    settle,
 )
 from ddsm_zoo.data.pairs import Pair, SegmentationDataset, Transform, UnlabeledImages
 from ddsm_zoo.data.problems import SHOWN, Problem
-from ddsm_zoo.labels import CAMVID, CITYSCAPES, Color, LabelSpace
+from ddsm_zoo.labels import CAMVID, CITYSCAPES, LabelSpace
 
 # Others, such as the test split of a benchmark, may come without masks.
 LABELED_SPLITS = ("train", "val")
@@ -38,6 +38,8 @@ class SplitFiles(NamedTuple):
         decode: Decoder from stored values to class ids.
         twins: Pairs of files that claim one name.
         absent: Names in the list file ``listed`` that have no image.
+        guessed: Names of images whose masks have other names.
+        left_out: Pictures in formats that are not read.
     """
 
     images: Mapping[str, Path]
@@ -47,6 +49,8 @@ class SplitFiles(NamedTuple):
     twins: tuple[tuple[Path, Path], ...] = ()
     absent: tuple[str, ...] = ()
     listed: Path | None = None
+    guessed: tuple[str, ...] = ()
+    left_out: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,7 @@ class Layout:
         shape: Expected places of the files, for errors: ``images/SPLIT/ and masks/SPLIT/``.
         candidates: Names that may be splits, besides train and val.
         colored: For errors, the place of masks with RGB colours, or the setting that makes them readable.
+        outside: Images that lie in no split.
     """
 
     root: Path
@@ -68,6 +73,7 @@ class Layout:
     shape: str
     candidates: Iterable[str] = ()
     colored: str = ""
+    outside: tuple[Path, ...] = ()
 
     def splits(self) -> list[str]:
         """Return the splits that have images, those with labels first."""
@@ -113,6 +119,7 @@ class Layout:
         images, masks = files.images, files.masks
         unlabeled = [name for name in images if name not in masks]
         unused = [name for name in masks if name not in images]
+        guessed = [f"{masks[name].name} for {images[name].name}" for name in files.guessed[:SHOWN]]
         strict = bool(masks) or split in LABELED_SPLITS
         found = [
             Problem(
@@ -155,6 +162,38 @@ class Layout:
                 total=len(masks),
                 examples=self.below_root(*(masks[name] for name in unused[:SHOWN])),
             ),
+            Problem(
+                kind="left-out",
+                severity="warning",
+                split=split,
+                what="a format that is not read in",
+                noun="files",
+                advice="which are left out: convert images to JPEG or PNG, masks to PNG",
+                count=len(files.left_out),
+                total=len(files.left_out) + len(images) + len(masks),
+                examples=self.below_root(*files.left_out[:SHOWN]),
+            ),
+            Problem(
+                kind="outside-image",
+                severity="warning",
+                split=split,
+                what="no part in this or any split for",
+                noun="images",
+                advice="which are left out: move them into the folder of a split",
+                count=len(self.outside),
+                total=len(self.outside) + len(images),
+                examples=self.below_root(*self.outside[:SHOWN]),
+            ),
+            Problem(
+                kind="mask-name",
+                severity="note",
+                split=split,
+                what="another name than the image's for",
+                advice="matched by the rest of the name",
+                count=len(files.guessed),
+                total=len(masks),
+                examples=tuple(guessed),
+            ),
         ]
         return [problem for problem in found if problem.count]
 
@@ -177,11 +216,11 @@ def cityscapes_layout(root: str | Path) -> Layout:
     root = existing_folder(root)
 
     def find(split: str) -> SplitFiles:
-        images = _by_name(root.glob(f"leftImg8bit/{split}/*/*_leftImg8bit.png"), "_leftImg8bit")
-        masks = _by_name(root.glob(f"gtFine/{split}/*/*_gtFine_labelIds.png"), "_gtFine_labelIds")
+        images = by_name(root.glob(f"leftImg8bit/{split}/*/*_leftImg8bit.png"), "_leftImg8bit")
+        masks = by_name(root.glob(f"gtFine/{split}/*/*_gtFine_labelIds.png"), "_gtFine_labelIds")
         decode = CITYSCAPES_LABEL_IDS
         if not masks.files:
-            masks = _by_name(root.glob(f"gtFine/{split}/*/*_gtFine_labelTrainIds.png"), "_gtFine_labelTrainIds")
+            masks = by_name(root.glob(f"gtFine/{split}/*/*_gtFine_labelTrainIds.png"), "_gtFine_labelTrainIds")
             decode = CITYSCAPES_TRAIN_IDS
         return _source(images, masks, f"gtFine/{split}/CITY/NAME_gtFine_labelIds.png", decode)
 
@@ -189,7 +228,7 @@ def cityscapes_layout(root: str | Path) -> Layout:
         root=root,
         labels=CITYSCAPES,
         find=find,
-        candidates=_subfolders(root / "leftImg8bit"),
+        candidates=subfolders(root / "leftImg8bit"),
         shape="leftImg8bit/SPLIT/CITY/ and gtFine/",
         colored="the ids are in NAME_gtFine_labelIds.png",
     )
@@ -203,13 +242,13 @@ def camvid_layout(root: str | Path) -> Layout:
     def find(split: str) -> SplitFiles | None:
         annotated, colored, listed = root / f"{split}annot", root / f"{split}_labels", root / f"{split}.txt"
         if annotated.is_dir():
-            return _source(_images_in(root / split), _images_in(annotated), f"{annotated.name}/NAME.png", CAMVID_IDS)
+            return _source(images_in(root / split), images_in(annotated), f"{annotated.name}/NAME.png", CAMVID_IDS)
         if colored.is_dir():
-            masks = _images_in(colored, "_L")
-            return _source(_images_in(root / split), masks, f"{colored.name}/NAME_L.png", CAMVID_COLORS)
+            masks = images_in(colored, "_L")
+            return _source(images_in(root / split), masks, f"{colored.name}/NAME_L.png", CAMVID_COLORS)
         if stills and labeled and listed.is_file():
             names = _names_in(listed)
-            images, masks = (_only(names, _images_in(folder, end)) for folder, end in ((stills, ""), (labeled, "_L")))
+            images, masks = (_only(names, images_in(folder, end)) for folder, end in ((stills, ""), (labeled, "_L")))
             source = _source(images, masks, f"{labeled.name}/NAME_L.png", CAMVID_COLORS)
             return source._replace(absent=tuple(name for name in names if name not in images.files), listed=listed)
         return None
@@ -218,7 +257,7 @@ def camvid_layout(root: str | Path) -> Layout:
         root=root,
         labels=CAMVID,
         find=find,
-        candidates=[*_subfolders(root), *(file.stem for file in root.glob("*.txt"))],
+        candidates=[*subfolders(root), *(file.stem for file in root.glob("*.txt"))],
         shape="SPLIT/ with SPLITannot/ or SPLIT_labels/, or images/ and labels/ with SPLIT.txt",
         colored="CamVid's colours belong in SPLIT_labels/NAME_L.png",
     )
@@ -226,89 +265,73 @@ def camvid_layout(root: str | Path) -> Layout:
 
 def folder_layout(root: str | Path) -> Layout:
     root = existing_folder(root)
-    labels, decode = _read_labels(root / "labels.json")
+    labels, decode, suffix = read_label_file(root / LABEL_FILE)
+    candidates = subfolders(root / "images")
+
+    @functools.cache
+    def settled() -> MaskDecoder:
+        """Read masks of two classes alike in all splits."""
+        splits = sorted({*LABELED_SPLITS, *candidates}, key=lambda split: split not in LABELED_SPLITS)
+        return settle(decode, (file for split in splits for file in images_in(root / "masks" / split).files.values()))
 
     def find(split: str) -> SplitFiles:
-        images, masks = _images_in(root / "images" / split), _images_in(root / "masks" / split)
-        return _source(images, masks, f"masks/{split}/NAME.png", decode)
+        images, masks = images_in(root / "images" / split), images_in(root / "masks" / split)
+        if suffix:
+            masks = _with_suffix(masks, suffix)
+        paired = pair_masks(images.files, masks.files)
+        masks = masks._replace(files=paired.masks, twins=(*masks.twins, *paired.rivals))
+        files = _source(images, masks, f"masks/{split}/NAME{suffix or ''}.png", settled())
+        return files._replace(guessed=paired.guessed)
 
     return Layout(
         root=root,
         labels=labels,
         find=find,
-        candidates=_subfolders(root / "images"),
+        candidates=candidates,
         shape="images/SPLIT/ and masks/SPLIT/",
         colored='labels.json reads colours once it has a "palette", the colour of each name',
+        outside=_images_directly_in(root / "images"),
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _LabelFile:
-    names: tuple[str, ...]
-    palette: tuple[Color, ...] | None = None
-    ignore_index: int = 255
+def _source(images: Named, masks: Named, expected: str, decode: MaskDecoder) -> SplitFiles:
+    return SplitFiles(
+        images.files,
+        masks.files,
+        expected,
+        decode,
+        (*images.twins, *masks.twins),
+        left_out=(*images.left_out, *masks.left_out),
+    )
 
 
-def _read_labels(path: Path) -> tuple[LabelSpace, MaskDecoder]:
-    if not path.is_file():
-        hint = import_hint(path.parent)
-        raise DatasetError(f'{path} is missing, expected a file like {{"names": ["road", "car"]}}{hint}')
-    try:
-        given = from_dict(_LabelFile, json.loads(path.read_text(encoding="utf-8")), "labels")
-        if given.palette is None:
-            labels = LabelSpace.from_names(given.names, given.ignore_index)
-            return labels, MaskDecoder(ids=identity(labels))
-        labels = LabelSpace(names=given.names, palette=given.palette, ignore_index=given.ignore_index)
-    except ValueError as error:  # not UTF-8, not JSON, not these fields, no label space
-        raise DatasetError(f"{path} cannot be used: {error}") from error
-    colors = {color: index for index, color in enumerate(labels.in_masks.palette)}
-    if len(colors) < len(labels.in_masks):
-        raise DatasetError(f"{path} gives two classes the same colour, expected one each")
-    return labels, MaskDecoder(ids=identity(labels), colors=colors)
+def _with_suffix(masks: Named, suffix: str) -> Named:
+    """Name masks without the suffix that ``labels.json`` gives. Files without it belong to no image."""
+    files = {name.removesuffix(suffix): file for name, file in masks.files.items() if name.endswith(suffix)}
+    others = {file.name: file for name, file in masks.files.items() if not name.endswith(suffix)}
+    return masks._replace(files=files | others)
 
 
-class _Named(NamedTuple):
-    """Files by name, in order, and the pairs that share a name. Only the first file of a pair is among the files."""
-
-    files: dict[str, Path]
-    twins: list[tuple[Path, Path]]
-
-
-def _source(images: _Named, masks: _Named, expected: str, decode: MaskDecoder) -> SplitFiles:
-    return SplitFiles(images.files, masks.files, expected, decode, (*images.twins, *masks.twins))
-
-
-def _images_in(folder: Path, suffix: str = "") -> _Named:
+def _images_directly_in(folder: Path) -> tuple[Path, ...]:
     files = folder.iterdir() if folder.is_dir() else ()
-    return _by_name((file for file in files if file.suffix.lower() in SUFFIXES), suffix)
+    return tuple(
+        sorted(
+            file for file in files if file.suffix.lower() in SUFFIXES and file.is_file() and not is_hidden(file.name)
+        )
+    )
 
 
-def _by_name(files: Iterable[Path], suffix: str = "") -> _Named:
-    """Index files by stem without ``suffix``, except hidden files."""
-    named = _Named({}, [])
-    for file in sorted(files):
-        name = file.stem.removesuffix(suffix)
-        if file.name.startswith("."):
-            continue
-        if name in named.files:
-            named.twins.append((named.files[name], file))
-        else:
-            named.files[name] = file
-    return named
-
-
-def _only(names: Iterable[str], named: _Named) -> _Named:
+def _only(names: Iterable[str], named: Named) -> Named:
     return named._replace(files={name: named.files[name] for name in sorted(set(names)) if name in named.files})
 
 
 def _names_in(list_file: Path) -> list[str]:
     """Read the names in a list file: one a line, the first word, with or without folder and suffix."""
-    lines = list_file.read_text(encoding="utf-8", errors="replace").splitlines()
+    try:
+        lines = read_text(list_file).splitlines()
+    except ValueError as error:
+        raise DatasetError(f"{list_file} cannot be read: {error}") from error
     return [Path(line.split()[0]).stem for line in lines if line.strip()]
-
-
-def _subfolders(folder: Path) -> list[str]:
-    return [child.name for child in folder.iterdir() if child.is_dir()] if folder.is_dir() else []
 
 
 def _first_folder(root: Path, *names: str) -> Path | None:

@@ -1,20 +1,26 @@
-"""Decoding of masks to class ids by tables: CamVid's colours, Cityscapes' label ids, plain ids."""
+"""Reading of masks as class ids: one set of rules for training, scoring, predictions and the check."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from ddsm_zoo.data.images import ImageError
+from ddsm_zoo.data.mask_files import MaskFile, Stored, count_ids, read_stored
 from ddsm_zoo.errors import UserError
 from ddsm_zoo.labels import CAMVID, CITYSCAPES, Color, LabelSpace
 
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 _NO_CLASS = np.iinfo(np.int64).min
+LARGEST_ID = 65535  # of a mask with 16 bits
+_LISTED = 12  # classes whose stored values are listed one by one
 
 
 class DatasetError(UserError, ValueError):
@@ -23,20 +29,46 @@ class DatasetError(UserError, ValueError):
     kind = "data"
 
 
+class Interpretation(NamedTuple):
+    """Values of a mask that stand for classes: ids (H, W) or colours (H, W, 3), and the class id of each."""
+
+    values: Stored
+    classes: Mapping[Any, int]
+
+
 @dataclass(frozen=True, kw_only=True)
 class MaskDecoder:
     """Decoder from stored mask values to class ids.
 
     Attributes:
         ids: Class id of each stored id, for single-channel masks.
-        colors: Class id of each RGB colour, for RGB masks.
+        colors: Class id of each RGB colour, for RGB masks and palette images.
+        open_255: True if nobody said what 255 stands for in masks of two classes. `settle` decides it from the files.
+        by_number: True if somebody said what the stored ids stand for, whatever palettes show.
+        plain: For a decoder that `settle` made, the one it was made from.
     """
 
     ids: Mapping[int, int] = field(default_factory=dict)
     colors: Mapping[Color, int] = field(default_factory=dict)
+    open_255: bool = False
+    by_number: bool = False
+    plain: MaskDecoder | None = None
 
-    def __call__(self, stored: npt.NDArray[np.integer[Any]], path: Path) -> npt.NDArray[np.int64]:
-        """Decode a mask.
+    def read(self, path: str | Path) -> npt.NDArray[np.int64]:
+        """Read a mask file as class ids (H, W).
+
+        Raises:
+            FileNotFoundError: There is no file.
+            ImageError: The file is damaged or no image.
+            DatasetError: A value has no class, or the file is compressed with loss.
+        """
+        stored = read_stored(path)
+        if stored.lossy:
+            raise DatasetError(f"mask {path} is compressed with loss, which changes classes; expected a PNG")
+        return self._decode(*self.interpret(stored), stored.path)
+
+    def __call__(self, stored: Stored, path: Path) -> npt.NDArray[np.int64]:
+        """Decode values in memory.
 
         Args:
             stored: Stored values, unsigned (H, W) or (H, W, 3).
@@ -48,36 +80,93 @@ class MaskDecoder:
         Raises:
             DatasetError: An id or colour has no class. The message has the first one.
         """
-        if stored.ndim == 2:
-            if not self.ids:
-                raise DatasetError(f"mask {path} holds single-channel ids, expected RGB colours")
-            classes: npt.NDArray[np.int64] = self._class_of_id[stored]
-        else:
-            if not self.colors:
-                raise DatasetError(f"mask {path} is an RGB image, expected single-channel ids {ranges(self.ids)}")
-            codes = _pack(stored)
-            position = np.searchsorted(self._codes[:-1], codes)
-            classes = np.where(self._codes[position] == codes, self._class_of_code[position], _NO_CLASS)
-        if (classes == _NO_CLASS).any():
-            row, column = np.argwhere(classes == _NO_CLASS)[0]
-            raise DatasetError(f"mask {path} holds {self._describe(stored[row, column])} at row {row}, column {column}")
-        return classes
+        return self._decode(*self.interpret(MaskFile(path=path, values=stored)), path)
+
+    def interpret(self, stored: MaskFile) -> Interpretation:
+        """Choose how to read a mask: by its colours where they are known, else by its ids.
+
+        Three equal channels are ids where no colours are known. A palette image is read by colours if those of all its
+        indices stand for classes. In a palette of greys, the levels are the ids if all of them are known, and black and
+        white are the two classes where there are two. Otherwise the indices are ids.
+        """
+        values = stored.values
+        if values.ndim == 3:
+            by_id = not self.colors and stored.equal_channels
+            return Interpretation(values[..., 0], self.ids) if by_id else Interpretation(values, self.colors)
+        shown = {} if stored.numbered or not self.colors else stored.shown
+        if shown and all(color in self.colors for color in shown.values()):
+            return Interpretation(values, {index: self.colors[color] for index, color in shown.items()})
+        if self.by_number or stored.numbered:
+            return Interpretation(values, self.ids)
+        if self.two_classes and stored.shown and set(stored.shown.values()) <= {BLACK, WHITE}:
+            return Interpretation(values, {index: int(color == WHITE) for index, color in stored.shown.items()})
+        if stored.levels and set(stored.levels) != {0, 255} and self.ids.keys() >= set(stored.levels):
+            return Interpretation(values, {index: self.ids[level] for index, level in enumerate(stored.levels)})
+        return Interpretation(values, self.ids)
+
+    @cached_property
+    def two_classes(self) -> bool:
+        """True if ids stand for the classes 0 and 1, and for no other."""
+        classes = set(self.ids.values())
+        return {0, 1} <= classes and 2 not in classes
 
     def require_classes(self, labels: LabelSpace) -> None:
         """Raise DatasetError unless all decoded ids are class ids of ``labels`` or their ``ignore_index``."""
         given = {*self.ids.values(), *self.colors.values()} - {labels.ignore_index}
-        strange = sorted(given - set(range(len(labels.in_masks))))
+        count = len(labels.in_masks)
+        strange = sorted(given - set(range(count)))
         if strange:
             raise DatasetError(
-                f"masks are decoded to class id {strange[0]}, expected 0 to {len(labels.in_masks) - 1} for the "
-                f"{len(labels)} classes or the ignored {labels.ignore_index}"
+                f"masks are decoded to class id {strange[0]}, expected 0 to {count - 1} for the {len(labels)} "
+                f"classes or the ignored {labels.ignore_index}"
             )
+
+    def describe(self, labels: LabelSpace) -> str:
+        """Describe the stored values of each class and the ignored ones in one line."""
+        names = labels.in_masks.names
+        parts = []
+        if self.ids and len(names) > _LISTED and all(self.ids.get(index) == index for index in range(len(names))):
+            parts.append(f"ids 0 to {len(names) - 1} in the order of the names")
+        elif self.ids:
+            stored = [ranges(value for value, index in self.ids.items() if index == each) for each in range(len(names))]
+            parts.append(", ".join(f"{values} = {name}" for values, name in zip(stored, names, strict=True) if values))
+        ignored = [value for value, index in self.ids.items() if index == labels.ignore_index]
+        if ignored:
+            parts.append(f"{ranges(ignored)} = ignored")
+        if self.colors:
+            hidden = [str(color) for color, index in self.colors.items() if index == labels.ignore_index]
+            parts.append(f"{len(self.colors) - len(hidden)} colours of classes")
+            parts += [f"colours {', '.join(hidden)} = ignored"] if hidden else []
+        return "; ".join(parts)
+
+    def nearest(self, color: Color) -> Color:
+        """Return the known colour that is nearest to ``color``."""
+        known = np.array(list(self.colors))
+        best = known[((known - np.array(color)) ** 2).sum(1).argmin()].tolist()
+        return best[0], best[1], best[2]
+
+    def _decode(self, values: Stored, known: Mapping[Any, int], path: Path) -> npt.NDArray[np.int64]:
+        if values.ndim == 2:
+            if not known:
+                raise DatasetError(f"mask {path} holds single-channel ids, expected RGB colours")
+            table = self._class_of_id if known is self.ids else _table(known)
+            classes: npt.NDArray[np.int64] = table[values]
+        else:
+            if not known:
+                raise DatasetError(f"mask {path} is an RGB image, expected single-channel ids {ranges(self.ids)}")
+            codes = _pack(values)
+            position = np.searchsorted(self._codes[:-1], codes)
+            classes = np.where(self._codes[position] == codes, self._class_of_code[position], _NO_CLASS)
+        missing = classes == _NO_CLASS
+        if missing.any():
+            row, column = np.argwhere(missing)[0]
+            what = self._describe(values[row, column])
+            raise DatasetError(f"mask {path} holds {what} at row {row}, column {column}")
+        return classes
 
     @cached_property
     def _class_of_id(self) -> npt.NDArray[np.int64]:
-        table = np.full(65536, _NO_CLASS)
-        table[list(self.ids)] = list(self.ids.values())
-        return table
+        return _table(self.ids)
 
     @cached_property
     def _codes(self) -> npt.NDArray[np.int64]:
@@ -92,7 +181,53 @@ class MaskDecoder:
     def _describe(self, stored: npt.NDArray[np.integer[Any]]) -> str:
         if stored.ndim == 0:
             return f"id {stored}, expected {ranges(self.ids)}"
-        return f"colour {tuple(stored.tolist())}, expected one of the {len(self.colors)} colours of the classes"
+        color = stored[0].item(), stored[1].item(), stored[2].item()
+        expected = f"expected one of the {len(self.colors)} colours of the classes"
+        return f"colour {color}, {expected}, of which {self.nearest(color)} is nearest"
+
+
+def settle(decode: MaskDecoder, files: Iterable[Path]) -> MaskDecoder:
+    """Decide what 255 stands for in masks of two classes, if nobody said it.
+
+    Where the files together hold 0 and 255 and nothing else, 255 is the second class, as labelling tools store it.
+    Where any file holds a 1, that is the second class and 255 is ignored.
+    """
+    decode = decode.plain or decode
+    if not decode.open_255:
+        return decode
+    ignored = {value: index for value, index in decode.ids.items() if value != 255 and index not in (0, 1)}
+    seen: set[int] = set()
+    for file in files:
+        seen |= _few_values(file) - ignored.keys()
+        if not seen <= {0, 255}:
+            return decode
+    if seen != {0, 255}:
+        return decode
+    return MaskDecoder(ids={0: 0, 255: 1, **ignored}, colors=decode.colors, plain=decode)
+
+
+def _few_values(path: Path) -> frozenset[int]:
+    """Return the ids in a mask file, and none for a file that holds something else or cannot be read."""
+    try:
+        status = path.stat()
+        return _values_of(path, status.st_mtime_ns, status.st_size)
+    except (OSError, ImageError):
+        return frozenset()
+
+
+@functools.lru_cache(maxsize=2**16)
+def _values_of(path: Path, *_identity: int) -> frozenset[int]:
+    stored = read_stored(path)
+    values = stored.values[..., 0] if stored.equal_channels else stored.values
+    if values.ndim == 3 or (not stored.numbered and set(stored.shown.values()) <= {BLACK, WHITE}):
+        return frozenset()  # read by colours
+    return frozenset(count_ids(values))
+
+
+def _table(classes: Mapping[int, int]) -> npt.NDArray[np.int64]:
+    table = np.full(LARGEST_ID + 1, _NO_CLASS)
+    table[list(classes)] = list(classes.values())
+    return table
 
 
 def _pack(colors: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
@@ -115,7 +250,7 @@ def ranges(ids: Iterable[int]) -> str:
 def identity(labels: LabelSpace) -> dict[int, int]:
     """Build the table of masks that hold the class ids themselves. An ignored id that no file can hold is left out."""
     ids = [*range(len(labels.in_masks)), labels.ignore_index]
-    return {value: value for value in ids if 0 <= value < 65536}
+    return {value: value for value in ids if 0 <= value <= LARGEST_ID}
 
 
 # name, colour and class of CamVid's 32 annotated objects; the grouping into 11 classes is SegNet's

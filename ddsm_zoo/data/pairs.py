@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from ddsm_zoo.data.facts import image_facts
-from ddsm_zoo.data.images import read_image, read_mask
+from ddsm_zoo.data.images import read_image
 from ddsm_zoo.data.masks import DatasetError, MaskDecoder
 from ddsm_zoo.labels import LabelSpace
 
@@ -83,14 +83,14 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         """Load the untransformed item: uint8 image (3, H, W) and int64 mask (H, W)."""
         pair = self.pairs[index]
         image = pil_to_tensor(read_image(pair.image))
-        stored = read_mask(pair.mask)
-        if stored.shape[:2] != image.shape[1:]:
+        mask = self.decode.read(pair.mask)
+        if mask.shape != image.shape[1:]:
             rotated = ", which EXIF rotates" if image_facts(pair.image).rotated else ""
             raise DatasetError(
-                f"mask {pair.mask} is {stored.shape[1]} x {stored.shape[0]} pixels, "
+                f"mask {pair.mask} is {mask.shape[1]} x {mask.shape[0]} pixels, "
                 f"expected {image.shape[2]} x {image.shape[1]} as its image {pair.image}{rotated}"
             )
-        return image, torch.from_numpy(self.decode(stored, pair.mask))
+        return image, torch.from_numpy(mask)
 
 
 class UnlabeledImages(SegmentationDataset):

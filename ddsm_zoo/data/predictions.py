@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ddsm_zoo.data.images import SUFFIXES, is_lossy, read_mask
+from ddsm_zoo.data.images import SUFFIXES
+from ddsm_zoo.data.listing import is_hidden
 from ddsm_zoo.data.masks import DatasetError, MaskDecoder
 
 # Files that `ddsm-zoo predict` writes, and the images that it adds
@@ -20,17 +21,22 @@ _IDS, _PICTURES = "_ids.png", ("_color.png", "_colour.png", "_overlay.png")  # 0
 def find_predictions(folder: str | Path, names: Sequence[str]) -> list[Path]:
     """Find the file of each named image in ``folder`` or below: NAME.png, or NAME_ANYTHING.png.
 
-    Raises DatasetError unless each image has exactly one and there are no others.
+    The prediction for an image in a subfolder lies in a subfolder of the same name, or anywhere if no other image has
+    the name of its file. Raises DatasetError unless each image has exactly one prediction and there are no others.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise DatasetError(f"{folder} is no folder, expected one with a prediction NAME.png for each image NAME")
-    known, found = set(names), dict[str, Path]()
+    stems = Counter(PurePosixPath(name).name for name in names)
+    known = {name: name for name in names}
+    of_stem = {PurePosixPath(name).name: name for name in names if stems[PurePosixPath(name).name] == 1}
+    found: dict[str, Path] = {}
     extra: list[Path] = []
     for file in sorted(folder.rglob("*")):
-        if file.suffix.lower() not in SUFFIXES or file.name.startswith(".") or _is_picture(file):
+        below = file.relative_to(folder)
+        if file.suffix.lower() not in SUFFIXES or any(map(is_hidden, below.parts)) or _is_picture(file):
             continue
-        name = next((prefix for prefix in _prefixes(file.stem) if prefix in known), None)
+        name = _known(below.with_suffix("").as_posix(), known) or _known(file.stem, of_stem)
         if name is None:
             extra.append(file)
         elif name in found:
@@ -46,21 +52,18 @@ def find_predictions(folder: str | Path, names: Sequence[str]) -> list[Path]:
 def read_prediction(path: Path, decode: MaskDecoder, target: Tensor, ignore_index: int, hint: str = "") -> Tensor:
     """Read the class ids (h, w) in ``path``, decoded by ``decode``, for the label ``target`` (h, w).
 
-    Raises ImageError for an unreadable file. Raises DatasetError for a JPEG, for another size than the label's and,
-    with the ``hint``, for values without a class and for ignored ids where the label has a class.
+    Raises ImageError for an unreadable file. Raises DatasetError for another size than the label's and, with the
+    ``hint``, for a file or values that are no classes and for ignored ids where the label has a class.
     """
-    stored = read_mask(path)
-    if is_lossy(path):
-        raise DatasetError(f"prediction {path} is compressed with loss, which changes classes; expected a PNG")
-    if stored.shape[:2] != target.shape:
+    try:
+        ids = torch.from_numpy(decode.read(path))
+    except DatasetError as error:
+        raise DatasetError(f"prediction {error}{hint}") from error
+    if ids.shape != target.shape:
         raise DatasetError(
-            f"prediction {path} is {stored.shape[1]} x {stored.shape[0]} pixels, "
+            f"prediction {path} is {ids.shape[1]} x {ids.shape[0]} pixels, "
             f"expected {target.shape[1]} x {target.shape[0]} as its label"
         )
-    try:
-        ids = torch.from_numpy(np.ascontiguousarray(decode(stored, path)))
-    except DatasetError as error:
-        raise DatasetError(f"{error}{hint}") from error
     silent = (ids == ignore_index) & (target != ignore_index)
     if silent.any():
         row, column = silent.nonzero()[0].tolist()
@@ -68,6 +71,11 @@ def read_prediction(path: Path, decode: MaskDecoder, target: Tensor, ignore_inde
             f"prediction {path} is void at row {row}, column {column}, expected a class where labelled{hint}"
         )
     return ids
+
+
+def _known(name: str, names: Mapping[str, str]) -> str | None:
+    """Return what ``names`` has for the longest beginning of a name."""
+    return next((names[prefix] for prefix in _prefixes(name) if prefix in names), None)
 
 
 def _is_picture(file: Path) -> bool:

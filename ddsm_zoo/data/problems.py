@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 SHOWN = 3  # file names in the message; nobody reads a longer line
 
 
@@ -14,11 +16,11 @@ class Problem:
 
     Its text is one line: ``what`` in ``count`` of ``total`` ``noun``, the ``advice``, and the first ``examples``, paths
     below the root of the data set. An error stops reading, training or scoring on the data. A warning may be intended.
-    Without a ``total`` there is no count.
+    A note says what was guessed. Without a ``total`` there is no count.
     """
 
     kind: str
-    severity: Literal["error", "warning"] = "error"
+    severity: Severity = "error"
     split: str
     what: str
     noun: str = "masks"

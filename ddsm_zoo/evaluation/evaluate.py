@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import platform
@@ -17,9 +18,11 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from ddsm_zoo.config import Preprocess, check_threshold, to_dict
+from ddsm_zoo.data.check.report import require_sound
 from ddsm_zoo.data.datasets import SegmentationDataset, open_dataset
 from ddsm_zoo.data.kinds import find_kind, known_specs, open_layout
-from ddsm_zoo.data.masks import DatasetError, MaskDecoder, identity
+from ddsm_zoo.data.masks import DatasetError, MaskDecoder, identity, settle
+from ddsm_zoo.data.pairs import UnlabeledImages
 from ddsm_zoo.data.predictions import find_predictions, read_prediction
 from ddsm_zoo.data.transforms import EvalTransform
 from ddsm_zoo.evaluation.accumulate import (
@@ -43,6 +46,8 @@ from ddsm_zoo.utils.distributed import shard, world_size
 from ddsm_zoo.utils.files import atomic_path
 from ddsm_zoo.utils.visualize import draw_confusion, error_sheet
 from ddsm_zoo.version import __version__
+
+logger = logging.getLogger(__name__)
 
 _BY_CLASS = ("iou", "accuracy", "boundary_f_by_class", "boundary_iou_by_class")
 
@@ -213,7 +218,8 @@ class Evaluation:
             prediction = self.again(entry["index"])
             image = to_pil_image(self.dataset.load(entry["index"])[0])
             sheet = error_sheet(image, prediction.ids.cpu().numpy(), prediction.target.numpy(), self.labels)
-            _save(sheet, folder / f"worst_{rank:02d}_{entry['name']}.png")
+            name = entry["name"].replace("/", "_")  # of an image in a subfolder
+            _save(sheet, folder / f"worst_{rank:02d}_{name}.png")
 
     def _draws(self, bootstrap: int, resampling: Resampling) -> dict[str, Tensor]:
         counts = self.per_image.counts.items()
@@ -279,7 +285,7 @@ def evaluate(  # noqa: PLR0913 - each is a choice of its own, as in the command
         Scores as fractions of 1 with everything they depend on, as docs/evaluation.md defines them.
 
     Raises:
-        DatasetError: The data set cannot be read.
+        DatasetError: The data set cannot be read, or its check finds an error.
         ValueError: The model has other classes than the data or gives NaN, all labels are void, or an option is
             invalid.
         Exception: Anything that `create_model` raises.
@@ -301,7 +307,12 @@ def evaluate(  # noqa: PLR0913 - each is a choice of its own, as in the command
 
 
 def score_model(
-    model: str | Predict, request: Request, progress: Progress | None = None, submission: Path | None = None
+    model: str | Predict,
+    request: Request,
+    progress: Progress | None = None,
+    submission: Path | None = None,
+    *,
+    checked: bool = False,
 ) -> Evaluation:
     """Count a model's predictions on a data set.
 
@@ -311,6 +322,7 @@ def score_model(
         progress: Called as ``progress(done, total)`` after each image.
         submission: Folder for the predictions in the format of the benchmark's server, such as that of Cityscapes. The
             split then needs no labels.
+        checked: Skip the check of the data, because an earlier call has made it.
 
     Returns:
         The counts, from which `Evaluation.figures` computes the scores.
@@ -324,6 +336,8 @@ def score_model(
             "precision is 'auto' for several processes, which might choose differently; expected fp32 or bf16"
         )
     opened = _open(request, None, submission)  # the data first: checking it is faster than loading a model
+    if not checked and not isinstance(opened, UnlabeledImages):
+        require_sound(request.data, [request.split])
     labels, resampling = opened.labels, _resampling(opened, request)
     scored = wrap_model(model, labels, request.device, request.preprocess, request.threshold, request.precision)
     dataset = _open(request, EvalTransform(scored.preprocess), submission)
@@ -376,16 +390,21 @@ def score_predictions(
         The counts, from which `Evaluation.figures` computes the scores.
 
     Raises:
-        DatasetError: Files are missing, superfluous or misnamed, or do not fit their label.
+        DatasetError: The check of the data finds an error, or files are missing, superfluous or misnamed, or do not fit
+            their label.
         ValueError: All labels are void.
     """
     dataset = _open(request, None, None)
     labels, resampling = dataset.labels, _resampling(dataset, request)
     files = find_predictions(folder, [pair.name for pair in dataset.pairs])
-    plain = MaskDecoder(ids=identity(labels))
-    decode = plain if class_ids else dataset.decode
+    require_sound(request.data, [request.split])
+    plain = MaskDecoder(ids=identity(labels), open_255=len(labels.in_masks) == 2)
+    decode = settle(plain if class_ids else dataset.decode, files)
+    if decode.plain:
+        logger.warning("the predictions in %s hold 0 and 255, which are read as 0 and 1", folder)
     # The hint is for data whose masks do not hold class ids, such as Cityscapes' label ids and coloured masks
-    hint = "" if plain.ids.items() <= decode.ids.items() else "; are these class ids? --class-ids reads them"
+    stored = (decode.plain or decode).ids
+    hint = "" if plain.ids.items() <= stored.items() else "; are these class ids? --class-ids reads them"
 
     def read(index: int) -> Prediction:
         target = dataset.load(index)[1]

@@ -17,8 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ddsm_zoo.data.images import read_mask
-from ddsm_zoo.data.masks import MaskDecoder, identity
+from ddsm_zoo.data.masks import MaskDecoder, identity, settle
 from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.inference.predictor import ImageInput, Predictor, Segmentation
 from ddsm_zoo.labels import LabelSpace
@@ -198,8 +197,12 @@ def read_target(path: str | os.PathLike[str], labels: LabelSpace) -> Mask:
     """
     ignore = labels.ignore_index
     colors = {color: index for index, color in enumerate(labels.palette)}
-    decode = MaskDecoder(ids={len(labels): ignore, **identity(labels)}, colors={BLACK: ignore, **colors})
-    return decode(read_mask(Path(path)), Path(path))
+    decode = MaskDecoder(
+        ids={len(labels): ignore, **identity(labels)},
+        colors={BLACK: ignore, **colors},
+        open_255=len(labels.in_masks) == 2,
+    )
+    return settle(decode, [Path(path)]).read(Path(path))
 
 
 def _opened(predictor: Predictor, image: ImageInput) -> Image.Image:

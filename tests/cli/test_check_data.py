@@ -64,7 +64,7 @@ def test_figures(run: Run) -> None:
         (problem,) = figures["problems"]
         assert (problem["kind"], problem["severity"], problem["split"]) == ("unknown-id", "error", "train")
         assert (problem["count"], problem["total"]) == (1, 3)
-        assert problem["examples"] == ["masks/train/b.png (40, 41, 42 on 100.0% of it)"]
+        assert problem["examples"] == ["masks/train/b.png (40, 41, 42 on 100.0% of it, 192 pixels)"]
         pixels = 2 * int((IDS == 1).sum())
         assert figures["splits"]["train"]["classes"]["car"] == {"pixels": pixels, "share": 1 / 3, "images": 2}
         assert figures["splits"]["train"]["images"] == 3

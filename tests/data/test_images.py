@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ddsm_zoo.data.images import ImageError, image_size, is_lossy, mask_palette, read_image, read_mask
+from ddsm_zoo.data.images import ImageError, image_size, is_lossy, read_image
+from ddsm_zoo.data.mask_files import read_stored
 
 # corners in four colours, wider than high: every orientation looks different
 CORNERS = np.zeros((16, 32, 3), dtype=np.uint8)
@@ -130,13 +131,13 @@ def test_extreme_shapes(tmp_path: Path, size: tuple[int, int]) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    for read in (read_image, read_mask):
+    for read in (read_image, read_stored):
         with pytest.raises(FileNotFoundError) as error:
             read(tmp_path / "absent.png")
         one_line(error, "absent.png")
 
 
-@pytest.mark.parametrize("read", [read_image, read_mask])
+@pytest.mark.parametrize("read", [read_image, read_stored])
 def test_files_that_hold_no_whole_image(tmp_path: Path, read: Callable[[Path], object]) -> None:
     whole = save(tmp_path / "whole.png", np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     cases = {
@@ -196,29 +197,6 @@ def test_pixels_wider_than_sixteen_bits_are_refused(tmp_path: Path) -> None:
         one_line(error, name, "expected 8 or 16 bits")
 
 
-def test_mask_values_are_raw(tmp_path: Path) -> None:
-    ids = np.array([[0, 3, 255], [7, 1, 0]], dtype=np.uint8)
-    np.testing.assert_array_equal(read_mask(save(tmp_path / "grey.png", ids)), ids)
-    palette = Image.fromarray(ids)
-    palette.putpalette(list(range(256)) * 3)
-    palette.save(tmp_path / "palette.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "palette.png"), ids)
-    wide = ids.astype(np.uint16) * 200
-    np.testing.assert_array_equal(read_mask(save(tmp_path / "wide.png", wide)), wide)
-    np.testing.assert_array_equal(read_mask(save(tmp_path / "colour.png", CORNERS)), CORNERS)
-    opaque = np.concatenate([CORNERS, np.full((16, 32, 1), 255, dtype=np.uint8)], axis=2)
-    np.testing.assert_array_equal(read_mask(save(tmp_path / "rgba.png", opaque)), CORNERS)
-    Image.fromarray(ids > 2).save(tmp_path / "bits.png")
-    np.testing.assert_array_equal(read_mask(tmp_path / "bits.png"), ids > 2)
-
-
-def test_mask_of_another_kind_is_refused(tmp_path: Path) -> None:
-    Image.new("CMYK", (4, 3)).save(tmp_path / "mask.tif")
-    with pytest.raises(ImageError) as error:
-        read_mask(tmp_path / "mask.tif")
-    one_line(error, "mask.tif", "CMYK")
-
-
 def refusal(read: Callable[[Path], object], path: Path) -> str | None:
     try:
         read(path)
@@ -253,7 +231,7 @@ def test_damaged_bytes_give_an_image_or_an_image_error(
     cut = data.draw(st.integers(0, len(content)))
     path = tmp_path / "damaged"
     path.write_bytes(content if data.draw(st.booleans()) else content[:cut])
-    for message in (refusal(read_image, path), refusal(read_mask, path)):
+    for message in (refusal(read_image, path), refusal(read_stored, path)):
         assert message is None or ("damaged" in message and "\n" not in message)
 
 
@@ -287,17 +265,6 @@ def test_webp_with_and_without_loss(tmp_path: Path, lossless: bool) -> None:
 @pytest.mark.parametrize(("compression", "lossy"), [("jpeg", True), ("tiff_lzw", False), (None, False)])
 def test_tiff_with_and_without_loss(tmp_path: Path, compression: str | None, lossy: bool) -> None:
     assert is_lossy(save(tmp_path / "image.tif", CORNERS, compression=compression)) == lossy
-
-
-def test_palettes_of_masks(tmp_path: Path) -> None:
-    ids = Image.fromarray(np.array([[0, 1, 2]], np.uint8))
-    ids.save(tmp_path / "plain.png")
-    ids.putpalette([9, 8, 7, 1, 1, 1, 3, 2, 1])
-    ids.save(tmp_path / "palette.png")
-    (tmp_path / "none.png").write_bytes(b"no image")
-    palette = mask_palette(tmp_path / "palette.png")
-    assert {index: palette.get(index) for index in range(3)} == {0: (9, 8, 7), 1: None, 2: (3, 2, 1)}
-    assert mask_palette(tmp_path / "plain.png") == mask_palette(tmp_path / "none.png") == {}
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,35 +12,21 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ddsm_zoo.data.check.palettes import MOST_COLORS, PaletteCheck, describe_colors
 from ddsm_zoo.data.layouts import LABELED_SPLITS, Layout
-from ddsm_zoo.data.masks import CAMVID_OBJECTS, CITYSCAPES_LABEL_IDS, CITYSCAPES_TRAIN_IDS, MaskDecoder, ranges
-from ddsm_zoo.data.problems import SHOWN, Problem
-from ddsm_zoo.labels import CITYSCAPES, Color, voc_color
+from ddsm_zoo.data.mask_files import MaskFile, Stored, count_ids
+from ddsm_zoo.data.masks import CITYSCAPES_LABEL_IDS, CITYSCAPES_TRAIN_IDS, MaskDecoder, ranges
+from ddsm_zoo.data.problems import SHOWN, Problem, Severity
+from ddsm_zoo.labels import CITYSCAPES, Color
 
-# More colours than any palette: a photograph, or the result of lossy compression of a mask.
-MOST_COLORS = 65536
-LISTED_COLORS = 32
 # This many values outside the classes, on less than half of the pixels, come from compression or interpolation. A
 # wrong numbering has fewer. Another kind of image has them everywhere.
 SMEARED = 16
+# With more classes than this, nobody wants to read the stored value of each in a message
+MAPPED = 24
+# Label ids that streets rarely show (rail track, guard rail, bridge, tunnel). As train ids: sky, truck, bus, train.
+_RARE_LABEL_IDS = frozenset({10, 14, 15, 16})
 
-_VOC_NAMES = (
-    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
-    "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
-)  # fmt: skip
-# name -> colour -> class
-_PALETTES: Mapping[str, Mapping[Color, str]] = {
-    "PASCAL VOC": {voc_color(index): name for index, name in enumerate(_VOC_NAMES)} | {(224, 224, 192): "border"},
-    "Cityscapes": dict(zip(CITYSCAPES.palette, CITYSCAPES.names, strict=True))
-    | {
-        (0, 0, 0): "void", (111, 74, 0): "dynamic", (81, 0, 81): "ground", (250, 170, 160): "parking",
-        (230, 150, 140): "rail track", (180, 165, 180): "guard rail", (150, 100, 100): "bridge",
-        (150, 120, 90): "tunnel", (0, 0, 90): "caravan", (0, 0, 110): "trailer",
-    },
-    "CamVid": {color: name for name, color, _ in CAMVID_OBJECTS},
-}  # fmt: skip
-
-Stored = npt.NDArray[np.integer[Any]]
 Counts = npt.NDArray[np.int32]
 
 
@@ -49,125 +35,121 @@ class _Mask:
     """One mask: the number of different values, those that stand for no class, and on how many pixels."""
 
     file: str
-    form: Literal["ids", "colors"]
+    form: Literal["ids", "palette", "colors"]
     lossy: bool
     distinct: int
     binary: bool
     ignored: float
     unknown: tuple[int | Color, ...]
     unknown_count: int
+    unknown_pixels: int
     unknown_share: float
+    ends_known: bool
 
     @property
     def smeared(self) -> bool:
-        if self.lossy:
-            return self.distinct > 1
-        return self.unknown_count >= SMEARED and self.unknown_share < 0.5
-
-    def describe_unknown(self) -> str:
-        if not self.unknown:
-            return f"{self.file} ({_many(self.distinct)})"
-        values = ", ".join(map(str, self.unknown))
-        more = f" and {self.unknown_count - len(self.unknown)} more" if self.unknown_count > len(self.unknown) else ""
-        return f"{self.file} ({values}{more} on {self.unknown_share:.1%} of it)"
+        """True for values that compression or interpolation left: many, or few between 0 and 255."""
+        between = self.ends_known and self.unknown_count > 1
+        return self.lossy or ((self.unknown_count >= SMEARED or between) and self.unknown_share < 0.5)
 
 
 class MaskCheck:
     """Check of the masks of one split, added one by one.
 
-    ``ignored`` is the number of pixels without a class in all of them.
+    ``ignored`` is the number of pixels without a class in all of them. ``palettes`` has the palettes of other splits
+    too.
     """
 
-    def __init__(self, layout: Layout, split: str, decode: MaskDecoder) -> None:
-        self.layout, self.split, self.decode = layout, split, decode
+    def __init__(self, layout: Layout, split: str, decode: MaskDecoder, palettes: PaletteCheck) -> None:
+        self.layout, self.split, self.decode, self.palettes = layout, split, decode, palettes
+        self.names = layout.labels.in_masks.names
         self.ignored = 0
         self._counts: list[Counts] = []
         self._masks: list[_Mask] = []
-        self._renumbered: list[str] = []
-        self._values: set[int] = set()  # of all masks with ids
+        self._contradicting: list[str] = []
+        self._see_through: list[str] = []
+        self._alpha_alone = True
+        self._values: set[int] = set()  # of all masks with ids, except smeared ones
+        self._both = False  # whether a mask holds both 1 and 255
         self._colors: Counter[Color] = Counter()  # of all RGB masks that cannot be decoded
 
     @property
     def counts(self) -> Counts:
         """Pixels of each class id (masks, K) in each readable mask, in their order."""
-        return np.array(self._counts, np.int32).reshape(-1, len(self.layout.labels.in_masks))
+        return np.array(self._counts, np.int32).reshape(-1, len(self.names))
 
-    def add(self, file: str, stored: Stored, lossy: bool, palette: Mapping[int, Color] | None = None) -> None:
-        """Count the values (H, W) or colours (H, W, 3) in the mask ``file``. A ``palette`` shows values as colours."""
-        if stored.ndim == 2:
-            counts = _count_ids(stored)
-            self._add_values(file, "ids", counts, self.decode.ids, stored.size, lossy)
-            self._compare(file, counts, palette or {})
-            return
-        colors, channel = _count_colors(stored), stored[..., 0]
-        self._add_values(file, "colors", colors, self.decode.colors, channel.size, lossy)
-        if not self.decode.colors:
-            if len(self._colors) < MOST_COLORS:  # enough to tell that they are not from a palette
-                self._colors.update(colors)
-            if _is_gray(colors):  # ids stored three times
-                self._add_values(file, "ids", _count_ids(channel), self.decode.ids, channel.size, lossy)
+    def add(self, file: str, stored: MaskFile) -> None:
+        """Count the values of the mask ``file`` as they are read."""
+        values, classes = self.decode.interpret(stored)
+        if values.ndim == 2:
+            counts: Mapping[Any, int] = count_ids(values)
+            form: Literal["ids", "palette", "colors"] = "ids" if classes is self.decode.ids else "palette"
+            self._both |= form == "ids" and {1, 255} <= counts.keys()
+            if form == "ids" and not self.decode.by_number:
+                contradiction = self.palettes.add(file, stored)
+                self._contradicting += [contradiction] if contradiction else []
+        else:
+            form = "colors"
+            counts = _count_colors(values)
+            if not classes and len(self._colors) < MOST_COLORS:  # enough to tell that they are not from a palette
+                self._colors.update(counts)
+        if stored.see_through:
+            self._see_through.append(file)
+            self._alpha_alone &= len(counts) == 1
+        self._add_values(file, form, counts, classes, stored.lossy)
 
     def _add_values(
         self,
         file: str,
-        form: Literal["ids", "colors"],
+        form: Literal["ids", "palette", "colors"],
         counts: Mapping[Any, int],
         classes: Mapping[Any, int],
-        size: int,
         lossy: bool,
     ) -> None:
-        """Add the values of a mask: their pixels in ``counts``, ``size`` in all, and the known ones in ``classes``."""
+        """Add the values of a mask: their pixels in ``counts``, and the known ones in ``classes``."""
         ignored = 0
-        pixels = np.zeros(len(self.layout.labels.in_masks), np.int32)
+        pixels = np.zeros(len(self.names), np.int32)
         for value, count in counts.items():
             class_id = classes.get(value)
             if class_id == self.layout.labels.ignore_index:
                 ignored += count
             elif class_id is not None:
                 pixels[class_id] += count
+        size = sum(counts.values()) or 1  # 0 if there are too many colours to count
         self._counts.append(pixels)
         self.ignored += ignored
         unknown = sorted((value for value in counts if value not in classes), key=lambda value: -counts[value])
-        known_pixels = sum(count for value, count in counts.items() if value in classes)
-        if form == "ids":
-            self._values.update(counts)
-        self._masks.append(
-            _Mask(
-                file=file,
-                form=form,
-                lossy=lossy,
-                distinct=len(counts) or MOST_COLORS,
-                binary=counts.keys() == {0, 255},
-                ignored=ignored / size,
-                unknown=tuple(unknown[:SHOWN]),
-                unknown_count=len(unknown) if counts else MOST_COLORS,
-                unknown_share=1 - known_pixels / size,
-            )
+        unknown_pixels = sum(counts[value] for value in unknown)
+        mask = _Mask(
+            file=file,
+            form=form,
+            lossy=lossy,
+            distinct=len(counts) or MOST_COLORS,
+            binary=form == "ids" and counts.keys() == {0, 255},
+            ignored=ignored / size,
+            unknown=tuple(unknown[:SHOWN]),
+            unknown_count=len(unknown) if counts else MOST_COLORS,
+            unknown_pixels=unknown_pixels,
+            unknown_share=unknown_pixels / size if counts else 1.0,
+            ends_known=form == "ids" and len(self.names) == 2 and {0, 255} <= counts.keys(),
         )
-
-    def _compare(self, file: str, values: Iterable[int], palette: Mapping[int, Color]) -> None:
-        """Compare palettes. Tools that shrink RGB masks number the colours arbitrarily, so such numbers are not ids."""
-        for value in values:
-            shown = self.decode.colors.get(palette.get(value, (-1, -1, -1)))
-            if shown is not None and self.decode.ids and shown != self.decode.ids.get(value):
-                self._renumbered.append(
-                    f"{file} ({value} has the colour of {self.layout.labels.in_masks.names[shown]})"
-                )
-                return
+        self._masks.append(mask)
+        if form == "ids" and not mask.smeared:
+            self._values.update(counts)
 
     def problems(self) -> list[Problem]:
         """List the problems of the masks. Each mask counts once for its values."""
-        problems = [self._rgb(), self._no_colors(), self._smeared()]
+        problems = [self._rgb(), self._no_colors(), self._smeared(), self._palettes(), self._alpha()]
         if self.decode.ids:
-            problems += [self._binary(), self._unknown_ids(), self._train_ids()]
+            problems += [self._read_as_binary(), self._binary(), self._unknown_ids(), self._train_ids()]
         if self.decode.colors:
-            problems += [self._unknown_colors(), self._palettes()]
+            problems += [self._unknown_colors()]
         problems += [self._void(), self._empty_classes()]
         return [problem for problem in problems if problem.count]
 
     def _rgb(self) -> Problem:
         files = [mask.file for mask in self._masks if mask.form == "colors" and not self.decode.colors]
-        recognized = describe_colors(self._colors, self.layout.labels.names)
+        recognized = describe_colors(self._colors, self.names)
         advice = "; ".join(filter(None, (recognized, self.layout.colored)))
         return self._problem("rgb-mask", "RGB colours instead of class ids in", files, advice)
 
@@ -178,35 +160,66 @@ class MaskCheck:
         )
 
     def _smeared(self) -> Problem:
-        files = list(dict.fromkeys(f"{mask.file} ({_many(mask.distinct)})" for mask in self._masks if mask.smeared))
+        files = [f"{mask.file} ({_many(mask.distinct)})" for mask in self._masks if mask.smeared]
         advice = "as lossy compression and interpolation leave them: store masks as PNG, resize them with nearest"
         return self._problem("smeared-mask", "smeared values in", files, advice)
 
+    def _palettes(self) -> Problem:
+        advice = (
+            'where each file numbers its colours anew, indices are no ids: give "palette" in labels.json, the colour '
+            'of each name, or "ids", the class of each index, if the indices are right all the same'
+        )
+        return self._problem("palette-mask", "palettes that contradict each other in", self._contradicting, advice)
+
+    def _alpha(self) -> Problem:
+        what, advice = "an alpha channel, which is not read, in", "expected ids or colours without transparency"
+        severity: Severity = "error" if self._alpha_alone else "warning"
+        return self._problem("alpha-mask", what, self._see_through, advice, severity=severity)
+
+    def _read_as_binary(self) -> Problem:
+        """Say that 255 is read as the second class, which nobody said."""
+        files = [mask.file for mask in self._masks if mask.form == "ids"] if self.decode.plain else []
+        advice = f'as {self.names[0]} and {self.names[1]}; "ids" in labels.json can say something else'
+        return self._problem("binary-mask", "0 and 255 read as 0 and 1 in", files, advice, severity="note")
+
     def _binary(self) -> Problem:
         """Detect masks of 0 and 255 if 255 is ignored: they are readable, but all objects would be ignored."""
-        files = [mask.file for mask in self._masks if mask.binary and not mask.lossy]
-        ignored = 255 in self.decode.ids
-        certain = not ignored or self._values <= {0, 255}
-        advice = "where 255 is ignored" if ignored else f"expected {ranges(self.decode.ids)}"
-        advice += ": if 255 stands for a class, store its id"
-        severity: Literal["error", "warning"] = "error" if certain else "warning"
+        void = self.decode.ids.get(255) == self.layout.labels.ignore_index
+        readable = 255 in self.decode.ids and not void
+        files = [] if readable else [mask.file for mask in self._masks if mask.binary and not mask.lossy]
+        contradicting = self.decode.open_255 and 1 in self._values and not self._both
+        certain = not void or self._values <= {0, 255} or contradicting
+        advice = "where others hold 0 and 1" if contradicting else "where 255 is ignored"
+        advice = advice if void else f"expected {ranges(self.decode.ids)}"
+        remedy = _ids_offer([0, 255], self.names) if len(self.names) == 2 else '"ids": {"255": "NAME OF THE CLASS"}'
+        advice += f": if 255 stands for a class, say so in labels.json, {remedy}"
+        severity: Severity = "error" if certain else "warning"
         return self._problem("binary-mask", "nothing but 0 and 255 in", files, advice, severity=severity)
 
     def _unknown_ids(self) -> Problem:
         masks = [mask for mask in self._masks if self._has_unknown(mask, "ids") and not mask.binary]
         what, advice = "ids that stand for no class in", f"expected {ranges(self.decode.ids)}"
-        kind = "unknown-id"
+        kind, count = "unknown-id", len(self.names)
         unknown = {value for value in self._values if value not in self.decode.ids}
         numbered = self._values - {255}
-        if numbered and min(numbered) == 1 and max(numbered) == len(self.layout.labels):
-            advice += ": these start at 1, subtract 1"
-        elif self._expects_train_ids() and unknown and unknown <= CITYSCAPES_LABEL_IDS.ids.keys():
+        if not unknown:
+            pass
+        elif self._expects_train_ids() and unknown <= CITYSCAPES_LABEL_IDS.ids.keys():
             kind, what = "label-ids", "label ids of Cityscapes instead of train ids in"
             advice += "; cityscapes:ROOT reads label ids"
         elif self.decode is CITYSCAPES_LABEL_IDS and unknown == {255} and max(numbered, default=0) < len(CITYSCAPES):
             kind, what = "train-ids", "train ids of Cityscapes instead of label ids in"
             advice += "; files with train ids are called NAME_gtFine_labelTrainIds.png"
-        return self._problem(kind, what, [mask.describe_unknown() for mask in masks], advice)
+        elif numbered and max(numbered) == count and min(numbered) == 1:
+            advice += ': these start at 1, subtract 1 or say "zero": "ignore" in labels.json'
+        elif unknown == {count}:
+            advice += ': if 0 is unlabeled and classes start at 1, say "zero": "ignore" in labels.json'
+            advice += f'; if {count} is a class too, add its name to "names"'
+        elif len(self._values) == count <= MAPPED:
+            advice += f": if these are the classes in this order, say {_ids_offer(sorted(self._values), self.names)}"
+        else:
+            advice += '; "ids" in labels.json says what each stored value stands for'
+        return self._problem(kind, what, [self._describe_unknown(mask) for mask in masks], advice)
 
     def _train_ids(self) -> Problem:
         """Detect train ids, which are readable as label ids of other classes. Street scenes have label ids above 18."""
@@ -214,34 +227,32 @@ class MaskCheck:
         # the published test split is ignored throughout, with label ids up to 3
         suspicious = self.decode is CITYSCAPES_LABEL_IDS and max(self._values, default=99) < len(CITYSCAPES)
         suspicious &= bool(self.counts.any())
+        severity: Severity = "error" if self._values & _RARE_LABEL_IDS else "warning"
         advice = "where label ids reach 33; if these are train ids, call the files NAME_gtFine_labelTrainIds.png"
         what = f"nothing above {len(CITYSCAPES) - 1} in"
-        return self._problem("train-ids", what, files if suspicious else [], advice, severity="warning")
+        return self._problem("train-ids", what, files if suspicious else [], advice, severity=severity)
 
     def _unknown_colors(self) -> Problem:
         masks = [mask for mask in self._masks if self._has_unknown(mask, "colors")]
         advice = f"expected one of the {len(self.decode.colors)} colours of the classes"
+        if all(len(set(color)) == 1 for mask in masks for color in mask.unknown if not isinstance(color, int)):
+            advice += '; where three equal channels are ids, remove "palette" from labels.json'
+        else:
+            advice += '; "ignore_colors" in labels.json names colours without a class'
         return self._problem(
-            "unknown-colour",
-            "colours that stand for no class in",
-            [mask.describe_unknown() for mask in masks],
-            advice,
+            "unknown-colour", "colours that stand for no class in", list(map(self._describe_unknown, masks)), advice
         )
-
-    def _palettes(self) -> Problem:
-        advice = 'save them as RGB, or remove "palette" from labels.json if the numbers are the ids'
-        return self._problem("palette-mask", "numbers in the colours of other classes in", self._renumbered, advice)
 
     def _void(self) -> Problem:
         files = [mask.file for mask in self._masks if mask.ignored == 1]
         useless = len(files) == len(self._masks) and self.split in LABELED_SPLITS
         advice = "they teach nothing and are not scored"
-        severity: Literal["error", "warning"] = "error" if useless else "warning"
+        severity: Severity = "error" if useless else "warning"
         return self._problem("void-mask", "no pixel of any class in", files, advice, severity=severity)
 
     def _empty_classes(self) -> Problem:
         occurs = [bool(column.any()) for column in self.counts.T]
-        names = [name for name, found in zip(self.layout.labels.in_masks.names, occurs, strict=True) if not found]
+        names = [name for name, found in zip(self.names, occurs, strict=True) if not found]
         return Problem(
             kind="empty-class",
             severity="warning",
@@ -250,25 +261,33 @@ class MaskCheck:
             noun="classes",
             advice="which cannot be learnt from it, nor scored on it",
             count=len(names) if any(occurs) else 0,
-            total=len(self.layout.labels.in_masks),
+            total=len(self.names),
             examples=tuple(names),
         )
 
     def _expects_train_ids(self) -> bool:
-        shared = {name.casefold() for name in self.layout.labels.names} & set(CITYSCAPES.names)
+        shared = {name.casefold() for name in self.names} & set(CITYSCAPES.names)
         return self.decode.ids == CITYSCAPES_TRAIN_IDS.ids and bool(shared)
 
     def _has_unknown(self, mask: _Mask, form: str) -> bool:
         return mask.form == form and mask.unknown_count > 0 and not mask.smeared
 
-    def _problem(
-        self,
-        kind: str,
-        what: str,
-        files: list[str],
-        advice: str,
-        severity: Literal["error", "warning"] = "error",
-    ) -> Problem:
+    def _describe_unknown(self, mask: _Mask) -> str:
+        if not mask.unknown:
+            return f"{mask.file} ({_many(mask.distinct)})"
+        values = ", ".join(map(self._describe_value, mask.unknown))
+        more = f" and {mask.unknown_count - len(mask.unknown)} more" if mask.unknown_count > len(mask.unknown) else ""
+        return f"{mask.file} ({values}{more} on {mask.unknown_share:.1%} of it, {mask.unknown_pixels} pixels)"
+
+    def _describe_value(self, value: int | Color) -> str:
+        if isinstance(value, int):
+            return str(value)
+        near = self.decode.nearest(value)
+        class_id = self.decode.colors[near]
+        name = self.names[class_id] if class_id < len(self.names) else "ignored"
+        return f"{value} nearest {name} {near}"
+
+    def _problem(self, kind: str, what: str, files: list[str], advice: str, severity: Severity = "error") -> Problem:
         return Problem(
             kind=kind,
             severity=severity,
@@ -276,45 +295,20 @@ class MaskCheck:
             what=what,
             advice=advice,
             count=len(files),
-            total=len({mask.file for mask in self._masks}),
+            total=len(self._masks),
             examples=tuple(files[:SHOWN]),
         )
 
 
-def describe_colors(counts: Mapping[Color, int], names: Iterable[str]) -> str:
-    """Describe the colours of masks: the known palette they come from, ready to be copied, or the colours."""
-    if not counts:
-        return f"more than {MOST_COLORS} colours"
-    if _is_gray(counts):
-        return "the three channels are equal: store one of them"
-    for palette, classes in _PALETTES.items():
-        if sum(count for color, count in counts.items() if color in classes) < 0.99 * sum(counts.values()):
-            continue
-        by_name = {name.casefold(): color for color, name in classes.items()}
-        wanted = [by_name.get(name.casefold()) for name in names]
-        named = [] if None in wanted else wanted
-        others = [f"{name} {list(color)}" for color, name in classes.items() if color in counts.keys() - named]
-        offer = [f'"palette": {json.dumps(named)}'] if named else []
-        return f"the colours of {palette}: {', '.join((*offer, *others))}"
-    if len(counts) > LISTED_COLORS:
-        return f"{len(counts)} colours of no known palette"
-    return f"of no known palette: {', '.join(str(list(color)) for color in sorted(counts))}"
-
-
-def _count_ids(stored: Stored) -> dict[int, int]:
-    # Pillow counts bytes three times as fast
-    counts = np.array(Image.fromarray(stored).histogram()) if stored.dtype == np.uint8 else np.bincount(stored.ravel())
-    return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+def _ids_offer(values: list[int], names: tuple[str, ...]) -> str:
+    """Return the line for ``labels.json`` that gives these stored values to the classes in their order."""
+    return f'"ids": {json.dumps(dict(zip(map(str, values), names, strict=True)), ensure_ascii=False)}'
 
 
 def _count_colors(stored: Stored) -> dict[Color, int]:
     """Count the pixels of each colour. Empty for more colours than any palette has."""
     counted: Any = Image.fromarray(stored.astype(np.uint8)).getcolors(MOST_COLORS)
     return {color: count for count, color in counted or ()}
-
-
-def _is_gray(counts: Mapping[Color, int]) -> bool:
-    return bool(counts) and all(red == green == blue for red, green, blue in counts)
 
 
 def _many(distinct: int) -> str:

@@ -16,11 +16,13 @@ from PIL import Image
 
 from ddsm_zoo.data.check.images import ImageCheck
 from ddsm_zoo.data.check.masks import Counts, MaskCheck
-from ddsm_zoo.data.images import ImageError, image_size, is_lossy, mask_palette, read_image, read_mask
+from ddsm_zoo.data.check.palettes import PaletteCheck
+from ddsm_zoo.data.images import ImageError, image_size, read_image
 from ddsm_zoo.data.kinds import open_layout, open_source
 from ddsm_zoo.data.layouts import LABELED_SPLITS, Layout, SplitFiles
+from ddsm_zoo.data.mask_files import read_stored
 from ddsm_zoo.data.masks import DatasetError
-from ddsm_zoo.data.problems import SHOWN, Problem
+from ddsm_zoo.data.problems import SEVERITIES, SHOWN, Problem
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.utils import Progress
 from ddsm_zoo.utils.files import sha256_of
@@ -50,12 +52,16 @@ class SplitSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Findings of `check_data`: the histogram of each split, and the problems, errors first."""
+    """Findings of `check_data`: the histogram of each split, and the problems, errors first.
+
+    ``reading`` says in one line what the stored values of the masks stand for.
+    """
 
     data: str
     labels: LabelSpace
     splits: Mapping[str, SplitSummary]
     problems: tuple[Problem, ...]
+    reading: str
 
     @property
     def errors(self) -> list[Problem]:
@@ -75,12 +81,12 @@ class Report:
         """Convert the report to JSON-ready data."""
         splits = {}
         for name, summary in self.splits.items():
-            rows = zip(self.labels.names, summary.pixels, summary.shares(), summary.occurs, strict=True)
+            rows = zip(self.labels.in_masks.names, summary.pixels, summary.shares(), summary.occurs, strict=True)
             classes = {label: {"pixels": pixels, "share": share, "images": n} for label, pixels, share, n in rows}
             splits[name] = {"images": summary.images, "ignored_pixels": summary.ignored, "classes": classes}
         problems = [{**dataclasses.asdict(problem), "text": str(problem)} for problem in self.problems]
         counts = {"errors": len(self.errors), "warnings": len(self.warnings)}
-        return {"data": self.data, **counts, "problems": problems, "splits": splits}
+        return {"data": self.data, "masks": self.reading, **counts, "problems": problems, "splits": splits}
 
 
 def check_data(
@@ -108,7 +114,8 @@ def check_data(
         layout.files(LABELED_SPLITS[0])  # raises the error of a data set without images
     files = {split: layout.files(split) for split in names}
     total = sum(len(each.images) for each in files.values())
-    checks = {split: _SplitCheck(layout, split, each, quick=quick) for split, each in files.items()}
+    palettes = PaletteCheck()
+    checks = {split: _SplitCheck(layout, split, each, palettes, quick=quick) for split, each in files.items()}
     done = 0
     for check in checks.values():
         for _ in check.run():
@@ -123,12 +130,13 @@ def check_data(
         data=spec,
         labels=layout.labels,
         splits={split: check.summary() for split, check in checks.items()},
-        problems=tuple(sorted(problems, key=lambda problem: problem.severity == "warning")),
+        problems=tuple(sorted(problems, key=lambda problem: SEVERITIES.index(problem.severity))),
+        reading=next(iter(files.values())).decode.describe(layout.labels),
     )
 
 
 def require_sound(spec: str, splits: Sequence[str], progress: Progress | None = None) -> Report | None:
-    """Run a quick check and refuse data that a model cannot learn from. Warnings are logged.
+    """Run a quick check and refuse data that a model cannot learn from or be scored on. Warnings and notes are logged.
 
     Generated data, such as rendered scenes, have no files and no report. Raises DatasetError with the first error in
     the words of `check_data`.
@@ -139,7 +147,7 @@ def require_sound(spec: str, splits: Sequence[str], progress: Progress | None = 
     if errors := report.errors:
         others = f" ({len(errors) - 1} more: ddsm-zoo check-data {spec})" if len(errors) > 1 else ""
         raise DatasetError(f"{spec} cannot be used: {errors[0]}{others}")
-    for problem in report.warnings:
+    for problem in report.problems:
         _logger.warning("%s: %s", spec, problem)
     return report
 
@@ -147,9 +155,9 @@ def require_sound(spec: str, splits: Sequence[str], progress: Progress | None = 
 class _SplitCheck:
     """Check of the files of one split, one after another."""
 
-    def __init__(self, layout: Layout, split: str, files: SplitFiles, *, quick: bool) -> None:
+    def __init__(self, layout: Layout, split: str, files: SplitFiles, palettes: PaletteCheck, *, quick: bool) -> None:
         self.layout, self.split, self.files, self.quick = layout, split, files, quick
-        self.masks = MaskCheck(layout, split, files.decode)
+        self.masks = MaskCheck(layout, split, files.decode, palettes)
         self.images = ImageCheck(split)
         self.prints: dict[str, list[Path]] = defaultdict(list)  # images by the hash of their pixels
         self._damaged_images: list[str] = []
@@ -199,16 +207,15 @@ class _SplitCheck:
 
     def _read_mask(self, path: Path, image: Path, size: tuple[int, int] | None) -> None:
         try:
-            stored = read_mask(path)
-            palette = mask_palette(path) if self.files.decode.colors else {}
-            self.masks.add(self._name(path), stored, is_lossy(path), palette)
+            stored = read_stored(path)
+            self.masks.add(self._name(path), stored)
         except (ImageError, OSError) as error:
             self._damaged_masks.append(self._describe(path, error))
             return
-        if self.quick and size is not None and stored.shape[:2] != size:
+        if self.quick and size is not None and stored.values.shape[:2] != size:
             size = self._read_image(image, quick=False)  # metadata that rotates it may follow the pixels
-        if size is not None and stored.shape[:2] != size:
-            actual = f"{stored.shape[1]} x {stored.shape[0]}, its image {size[1]} x {size[0]}"
+        if size is not None and stored.values.shape[:2] != size:
+            actual = f"{stored.values.shape[1]} x {stored.values.shape[0]}, its image {size[1]} x {size[0]}"
             if self.images.rotated(self._name(image)):
                 actual += ", which EXIF rotates"
             self._misfits.append(f"{self._name(path)} ({actual})")

@@ -7,12 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ddsm_zoo.data.images import SUFFIXES, is_lossy, open_header, read_mask
+from ddsm_zoo.data.images import SUFFIXES
 from ddsm_zoo.data.importing.annotations import (
     IGNORE,
     AnnotatedImage,
@@ -24,6 +24,7 @@ from ddsm_zoo.data.importing.annotations import (
     readable,
 )
 from ddsm_zoo.data.importing.files import ImageFinder, split_of, split_of_file, walk
+from ddsm_zoo.data.mask_files import MaskFile, read_stored
 from ddsm_zoo.data.masks import DatasetError
 from ddsm_zoo.labels import Color, voc_color
 
@@ -114,15 +115,15 @@ def _color_map(root: Path, findings: Findings) -> ColorMap:
 
 
 def _voc_mask(path: Path, classes: ColorMap) -> StoredMask:
-    stored = _read_mask(path)
+    file = _read_mask(path)
+    stored = file.values
     labels: list[str | None] = [*classes.colors, None]
     by_color = {color: index for index, color in enumerate(classes.colors.values())}
     by_color.setdefault(_VOID_COLOR, len(labels) - 1)
     if stored.ndim == 2 and classes.exact:
-        palette = _palette(path)
-        used = np.unique(stored).tolist()
-        if palette and all(palette.get(value) in by_color for value in used):
-            return _lookup(stored, {value: by_color[palette[value]] for value in used}, labels)
+        shown = file.shown
+        if shown and all(color in by_color for color in shown.values()):
+            return _lookup(stored, {value: by_color[color] for value, color in shown.items()}, labels)
     if stored.ndim == 2:
         ids = {index: index for index in range(len(labels) - 1)}
         return _lookup(stored, {_VOID: len(labels) - 1} | ids, labels)
@@ -131,20 +132,15 @@ def _voc_mask(path: Path, classes: ColorMap) -> StoredMask:
     return _lookup(values, table, labels, lambda value: f"{value >> 16},{value >> 8 & 255},{value & 255}")
 
 
-def _read_mask(path: Path) -> npt.NDArray[np.integer]:
-    if is_lossy(path):
+def _read_mask(path: Path) -> MaskFile:
+    stored = read_stored(path)
+    if stored.lossy:
         raise DatasetError(f"mask {path} is compressed with losses, which changes ids: export the masks again as PNG")
-    return read_mask(path)
-
-
-def _palette(path: Path) -> dict[int, Color]:
-    with open_header(path) as image:
-        flat = image.getpalette() or []
-    return dict(enumerate(zip(flat[::3], flat[1::3], flat[2::3], strict=False)))
+    return stored
 
 
 def _lookup(
-    stored: npt.NDArray[np.integer], table: Mapping[int, int], labels: Sequence[str | None], show: object = str
+    stored: npt.NDArray[np.integer[Any]], table: Mapping[int, int], labels: Sequence[str | None], show: object = str
 ) -> StoredMask:
     """Replace each stored value by its index in the labels, -1 for values that the table lacks."""
     values, inverse = np.unique(stored, return_inverse=True)
@@ -200,11 +196,10 @@ def _beside(
 
 def _ids(path: Path, classes: Mapping[int, str]) -> StoredMask:
     """Read a mask of ids, also one that stores them in three equal channels."""
-    stored: npt.NDArray[np.integer] = _read_mask(path)
-    if stored.ndim == 3:
-        if (stored != stored[..., :1]).any():
-            raise DatasetError(f"mask {path} is an RGB image in colours, expected single-channel ids")
-        stored = stored[..., 0]
+    file = _read_mask(path)
+    if file.values.ndim == 3 and not file.equal_channels:
+        raise DatasetError(f"mask {path} is an RGB image in colours, expected single-channel ids")
+    stored = file.values[..., 0] if file.equal_channels else file.values
     return _lookup(stored, {value: index for index, value in enumerate(classes)}, list(classes.values()))
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from ddsm_zoo.data.masks import CAMVID_OBJECTS
 from ddsm_zoo.labels import CITYSCAPES, Color, voc_color
 from tests.support.data_sets import IMAGE, write
-from tests.support.label_doctor import IDS, SIZE, build, check, found, four, picture, text_of
+from tests.support.label_doctor import IDS, NAMES, SIZE, build, check, found, four, picture, text_of
 
 EVERY = {("train", 3), ("val", 1)}
 
@@ -36,15 +36,15 @@ def test_ids_out_of_range(tmp_path: Path) -> None:
     report = check(build(tmp_path, four() | {"train/b": mask}))
     assert found(report) == {("train", "unknown-id"): ("error", 1)}
     assert text_of(report, "unknown-id") == (
-        "train: ids that stand for no class in 1 of 3 masks, expected 0 to 2, 255: "
-        "masks/train/b.png (7, 9 on 25.0% of it)"
+        'train: ids that stand for no class in 1 of 3 masks, expected 0 to 2, 255; "ids" in labels.json says what each '
+        "stored value stands for: masks/train/b.png (7, 9 on 25.0% of it, 48 pixels)"
     )
 
 
 def test_ids_that_start_at_one(tmp_path: Path) -> None:
     report = check(build(tmp_path, four(IDS + 1)))
     assert ("train", "unknown-id") in found(report)
-    assert "these start at 1, subtract 1" in text_of(report, "unknown-id")
+    assert 'these start at 1, subtract 1 or say "zero": "ignore"' in text_of(report, "unknown-id")
 
 
 def test_ids_of_sixteen_bits(tmp_path: Path) -> None:
@@ -53,16 +53,16 @@ def test_ids_of_sixteen_bits(tmp_path: Path) -> None:
     assert "1000, 2000" in text_of(report, "unknown-id")
 
 
-@pytest.mark.parametrize("labels", [{}, {"ignore_index": 200}])
-def test_masks_of_0_and_255(tmp_path: Path, labels: dict[str, object]) -> None:
+@pytest.mark.parametrize("labels", [{"names": NAMES}, {"ignore_index": 255}, {"ignore": [255]}])
+def test_masks_of_0_and_255_that_cannot_be_two_classes(tmp_path: Path, labels: dict[str, object]) -> None:
     """Where 255 is ignored they can be read, and all of the objects are ignored."""
     masks = {name: (mask > 0) * np.uint8(255) for name, mask in four().items()}
-    report = check(build(tmp_path, masks, names=["background", "object"], **labels))
+    report = check(build(tmp_path, masks, **{"names": ["background", "object"], **labels}))
     problems = found(report)
     assert problems["train", "binary-mask"] == ("error", 3)
     assert problems["val", "binary-mask"] == ("error", 1)
     assert ("train", "unknown-id") not in problems
-    assert "if 255 stands for a class, store its id" in text_of(report, "binary-mask")
+    assert 'if 255 stands for a class, say so in labels.json, "ids": {' in text_of(report, "binary-mask")
 
 
 def test_one_mask_of_0_and_255_among_others_may_be_meant(tmp_path: Path) -> None:
@@ -126,6 +126,9 @@ def test_train_ids_for_label_ids(tmp_path: Path) -> None:
     report = check(write_cityscapes(tmp_path / "void", void, "labelIds"), "cityscapes")
     assert found(report)["train", "train-ids"] == ("error", 1)
     report = check(write_cityscapes(tmp_path / "none", TRAIN_IDS, "labelIds"), "cityscapes")
+    assert found(report)["train", "train-ids"] == ("error", 1)
+    unsure = np.resize(np.array([0, 7, 8, 11, 17], np.uint8), SIZE)  # a street of buildings alone has these label ids
+    report = check(write_cityscapes(tmp_path / "unsure", unsure, "labelIds"), "cityscapes")
     assert found(report)["train", "train-ids"] == ("warning", 1)
     assert "NAME_gtFine_labelTrainIds.png" in text_of(report, "train-ids")
 
@@ -148,7 +151,7 @@ def test_jpeg_masks(tmp_path: Path) -> None:
         Image.fromarray(mask).save(path, format="jpeg", quality=30)
     (tmp_path / "labels.json").write_text(json.dumps({"names": [f"class {index}" for index in range(200)]}))
     problems = found(report := check(tmp_path))
-    assert problems["train", "smeared-mask"] == ("error", 1)
+    assert problems["train", "smeared-mask"] == ("error", 2)  # a flat one too: 1 becomes 0
     assert "masks/train/a.png (" in text_of(report, "smeared-mask")
     assert "store masks as PNG" in text_of(report, "smeared-mask")
 
@@ -212,7 +215,6 @@ def test_a_known_palette_is_offered_for_the_names(tmp_path: Path) -> None:
         ([color for _, color, _ in CAMVID_OBJECTS], "the colours of CamVid: Animal [64, 128, 64]"),
         ([(3, 1, 4), (1, 5, 9), (2, 6, 5)], "no known palette: [1, 5, 9], [2, 6, 5], [3, 1, 4]"),
         ([(index, 0, 255) for index in range(100)], "100 colours of no known palette"),
-        ([(0, 0, 0), (1, 1, 1), (2, 2, 2)], "three channels are equal: store one of them"),
     ],
 )
 def test_colours_where_ids_are_expected(tmp_path: Path, palette: list[Color], words: str) -> None:
@@ -228,16 +230,105 @@ def write_with_palette(path: Path, ids: np.ndarray, palette: list[Color]) -> Non
     image.save(path)
 
 
-def test_palettes_that_show_other_classes_than_the_numbers(tmp_path: Path) -> None:
+def test_palettes_in_another_order_are_read_by_their_colours(tmp_path: Path) -> None:
     """What tools that make RGB masks smaller leave: all numbers are ids, and none of them is right."""
     palette = [(9, 8, 7), (250, 0, 3), (1, 2, 3)]
     root = build(tmp_path, four(), palette=palette)
     write_with_palette(root / "masks/train/b.png", (IDS + 1) % 3, [palette[2], palette[0], palette[1]])
     report = check(root)
+    assert found(report) == found(check(root, quick=True)) == {}
+    assert report.splits == check(build(tmp_path / "plain", four())).splits
+
+
+PALETTE = [(9, 8, 7), (250, 0, 3), (1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("shown", "words"),
+    [
+        ([PALETTE[2], PALETTE[0], PALETTE[1]], "masks/train/b.png (0 is [1, 2, 3], in masks/train/a.png [9, 8, 7])"),
+        ([PALETTE[0], PALETTE[1], (0, 9, 0)], "masks/train/b.png (2 is [0, 9, 0], in masks/train/a.png [1, 2, 3])"),
+    ],
+)
+def test_palettes_that_contradict_each_other(tmp_path: Path, shown: list[Color], words: str) -> None:
+    """Tools number the colours of each file as they come. Without the colours of the classes nobody can tell."""
+    root = build(tmp_path, four())
+    for name in ("train/a", "train/c", "val/d"):
+        write_with_palette(root / f"masks/{name}.png", IDS, PALETTE)
+    write_with_palette(root / "masks/train/b.png", IDS, shown)
+    report = check(root)
     assert found(report) == {("train", "palette-mask"): ("error", 1)}
-    assert "numbers in the colours of other classes in 1 of 3 masks" in text_of(report, "palette-mask")
-    assert text_of(report, "palette-mask").endswith("masks/train/b.png (0 has the colour of sky)")
-    assert check(root, quick=True).problems == report.problems
+    assert text_of(report, "palette-mask").endswith(words)
+    assert '"palette" in labels.json' in text_of(report, "palette-mask")
+    (root / "labels.json").write_text(json.dumps({"names": NAMES, "ids": {"0": 0, "1": 1, "2": 2}}))
+    assert found(check(root)) == {}
+
+
+def test_palettes_of_two_splits_that_contradict_each_other(tmp_path: Path) -> None:
+    root = build(tmp_path, four())
+    for name in ("train/a", "train/b", "train/c"):
+        write_with_palette(root / f"masks/{name}.png", IDS, PALETTE)
+    write_with_palette(root / "masks/val/d.png", IDS, PALETTE[::-1])
+    assert found(check(root)) == {("val", "palette-mask"): ("error", 1)}
+
+
+def test_a_colour_that_one_palette_has_twice_is_no_contradiction(tmp_path: Path) -> None:
+    root = build(tmp_path, four())
+    twice = [PALETTE[0], PALETTE[1], PALETTE[0]]
+    write_with_palette(root / "masks/train/a.png", IDS, twice)
+    write_with_palette(root / "masks/train/b.png", np.minimum(IDS, 1), twice)
+    assert found(check(root)) == {}
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_palettes_of_black_and_white_are_two_classes(tmp_path: Path, order: list[int]) -> None:
+    """Some tools store white as index 0."""
+    expected = check(build(tmp_path / "plain", four(IDS % 2), names=["a", "b"])).splits
+    root = build(tmp_path / "palette", four(IDS % 2), names=["a", "b"])
+    for name in four():
+        palette = [((0, 0, 0), (255, 255, 255))[order[index]] for index in range(2)]
+        write_with_palette(root / f"masks/{name}.png", np.array(order, np.uint8)[IDS % 2], palette)
+    report = check(root)
+    assert found(report) == {}
+    assert report.splits == expected
+
+
+def test_an_alpha_channel_that_varies_is_said(tmp_path: Path) -> None:
+    ids = np.repeat(IDS[..., None], 3, 2)
+    flat = np.zeros_like(ids)
+    for name, colors, severity in (("said", ids, "warning"), ("alone", flat, "error")):
+        root = build(tmp_path / name, four(), names=["road", "car", "sky"])
+        for mask in four():
+            Image.fromarray(np.dstack([colors, IDS * 100]).astype(np.uint8)).save(root / f"masks/{mask}.png")
+        assert found(check(root))["train", "alpha-mask"] == (severity, 3)
+
+
+def test_masks_with_smooth_borders_of_two_classes(tmp_path: Path) -> None:
+    """Few values between 0 and 255 are antialiasing: read as classes, borders would be objects of their own."""
+    mask = np.repeat(np.array([0, 0, 0, 80, 180, 255, 255, 255], np.uint8), 2)[None].repeat(12, 0)
+    report = check(build(tmp_path, four(mask), names=["a", "b"]))
+    assert found(report)["train", "smeared-mask"] == ("error", 3)
+    assert "resize them with nearest" in text_of(report, "smeared-mask")
+
+
+def test_evenly_spread_values_get_the_line_that_reads_them(tmp_path: Path) -> None:
+    spread = np.array([0, 128, 255], np.uint8)[IDS]
+    text = text_of(check(build(tmp_path / "a", four(spread))), "unknown-id")
+    line = text[text.index('"ids"') : text.index("}") + 1]
+    assert line == '"ids": {"0": "road", "128": "car", "255": "sky"}'
+    report = check(build(tmp_path / "b", four(spread), **json.loads("{" + line + "}")))
+    assert found(report) == {}
+    assert report.splits == check(build(tmp_path / "c", four())).splits
+
+
+def test_two_classes_of_0_and_1_in_some_masks_and_255_in_others(tmp_path: Path) -> None:
+    masks = four(IDS % 2) | {"train/b": (IDS % 2) * np.uint8(255)}
+    report = check(build(tmp_path, masks, names=["a", "b"]))
+    assert found(report) == {("train", "binary-mask"): ("error", 1)}
+    assert "others hold 0 and 1" in text_of(report, "binary-mask")
+    said = check(build(tmp_path, masks, names=["a", "b"], ids={"0": "a", "1": "b", "255": "b"}))
+    assert found(said) == {}
+    assert said.splits == check(build(tmp_path / "plain", four(IDS % 2), names=["a", "b"])).splits
 
 
 @pytest.mark.parametrize(
@@ -265,7 +356,7 @@ def test_colours_that_stand_for_no_class(tmp_path: Path) -> None:
     report = check(build(tmp_path, masks, palette=palette))
     assert found(report) == {("train", "unknown-colour"): ("error", 1)}
     assert "expected one of the 3 colours" in text_of(report, "unknown-colour")
-    assert "((1, 2, 4) on 25.0% of it)" in text_of(report, "unknown-colour")
+    assert "((1, 2, 4) nearest sky (1, 2, 3) on 25.0% of it, 48 pixels)" in text_of(report, "unknown-colour")
 
 
 def test_ids_where_colours_are_expected(tmp_path: Path) -> None:

@@ -213,8 +213,8 @@ def test_all_problems_are_collected_and_equal_ones_counted(tmp_path: Path) -> No
     }
     assert report.verdict().endswith(" has 4 errors and 2 warnings")
     text = text_of(report, "unknown-id")
-    assert text.startswith("train: ids that stand for no class in 5 of 11 masks, expected 0 to 3, 255: ")
-    assert "masks/train/00.png (40, 41, 42 on 100.0% of it), masks/train/01.png" in text
+    assert text.startswith("train: ids that stand for no class in 5 of 11 masks, expected 0 to 3, 255; ")
+    assert "masks/train/00.png (40, 41, 42 on 100.0% of it, 192 pixels), masks/train/01.png" in text
     assert text.endswith(" and 2 more")
     assert "bird" in text_of(report, "empty-class")
 

@@ -1,0 +1,176 @@
+"""Class names and stored mask values of a ``folder``: its ``labels.json``."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from ddsm_zoo.config import from_dict
+from ddsm_zoo.data.importing.detect import import_hint
+from ddsm_zoo.data.masks import LARGEST_ID, DatasetError, MaskDecoder
+from ddsm_zoo.labels import Color, LabelSpace
+
+LABEL_FILE = "labels.json"
+
+
+class LabelFile(NamedTuple):
+    """Content of a ``labels.json``.
+
+    Attributes:
+        labels: Classes and the ignored class id.
+        decode: Decoder from stored values to class ids.
+        mask_suffix: End of the masks' names after the names of their images, None where it is not said.
+    """
+
+    labels: LabelSpace
+    decode: MaskDecoder
+    mask_suffix: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fields:
+    names: tuple[str, ...]  # of the classes, the first is class 0
+    palette: tuple[Color, ...] | None = None  # RGB colour of each class
+    ignore_index: int | None = None  # stored value without a class, and the class id it gets
+    ids: Mapping[str, Any] | None = None  # stored value -> name or number of a class, or "ignore"
+    ignore: Any = None  # stored value, or list of them, without a class
+    ignore_colors: tuple[Color, ...] = ()  # RGB colours without a class
+    zero: Literal["ignore", "class"] = "class"  # "ignore": 0 has no class, and the first class is stored as 1
+    mask_suffix: str | None = None  # "_mask" for NAME_mask.png
+
+
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8, UTF-16 or UTF-32, with or without byte order mark. Raises ValueError for others."""
+    content = path.read_bytes()
+    try:
+        return content.decode(json.detect_encoding(content)).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise ValueError("it is not Unicode text, expected UTF-8 or UTF-16: save it as UTF-8") from error
+
+
+def read_label_file(path: Path) -> LabelFile:
+    """Read ``labels.json``. Raises DatasetError for a missing file and for content that does not fit together."""
+    if not path.is_file():
+        hint = import_hint(path.parent)
+        raise DatasetError(f'{path} is missing, expected a file like {{"names": ["road", "car"]}}{hint}')
+    try:
+        given = from_dict(_Fields, json.loads(read_text(path), object_pairs_hook=_unrepeated), "labels")
+        labels = _label_space(given)
+        return LabelFile(labels, _decoder(given, labels), given.mask_suffix)
+    except (ValueError, RecursionError) as error:  # no text, no JSON, not these fields, or they contradict each other
+        raise DatasetError(f"{path} cannot be used: {error}") from error
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+    if repeated:
+        raise ValueError(f"it says {repeated[0][:60]!r} twice, expected once")
+    return dict(pairs)
+
+
+def _label_space(given: _Fields) -> LabelSpace:
+    for index, name in enumerate(given.names):
+        if not name.strip():
+            raise ValueError(f"names[{index}] is empty, expected the name of class {index}")
+    if len(given.names) > LARGEST_ID:
+        raise ValueError(f"it has {len(given.names)} names, expected at most {LARGEST_ID}: masks have 16 bits")
+    # An id that no class has. Most are 255, as everywhere.
+    free = 255 if len(given.names) <= 255 else LARGEST_ID
+    ignore = free if given.ignore_index is None else given.ignore_index
+    try:
+        if given.palette is None:
+            return LabelSpace.from_names(given.names, ignore)
+        return LabelSpace(names=given.names, palette=given.palette, ignore_index=ignore)
+    except ValueError as error:
+        hint = '; where 0 is unlabeled and classes start at 1, say "zero": "ignore"' if given.ignore_index == 0 else ""
+        raise ValueError(f"{error}{hint}") from error
+
+
+def _decoder(given: _Fields, labels: LabelSpace) -> MaskDecoder:
+    ignored = _ignored_values(given, labels)
+    said = given.ids is not None or given.zero == "ignore" or bool({0, 255} & ignored)
+    return MaskDecoder(
+        ids=_stored_ids(given, labels),
+        colors=_stored_colors(given, labels),
+        open_255=not said and len(labels.in_masks) == 2,
+        by_number=given.ids is not None,
+    )
+
+
+def _stored_ids(given: _Fields, labels: LabelSpace) -> dict[int, int]:
+    names, ignored = labels.in_masks.names, _ignored_values(given, labels)
+    if given.ids is not None:
+        if given.zero == "ignore":
+            raise ValueError('"ids" and "zero" both say what 0 stands for, expected one of them')
+        classes = _explicit_ids(given.ids, names, labels.ignore_index)
+    else:
+        shifted = given.zero == "ignore" or 0 in ignored
+        classes = {0: labels.ignore_index} if shifted else {}
+        classes |= {index + shifted: index for index in range(len(names))}
+    for value in ignored:
+        if classes.get(value, labels.ignore_index) != labels.ignore_index:
+            raise ValueError(
+                f'the ignored value {value} is also the id of class {names[classes[value]]!r}; "ids" says what each '
+                "stored value stands for"
+            )
+    # The usual ignored value is one unless it stands for a class.
+    usual = {labels.ignore_index} if given.ignore is None else set()
+    values = {value for value in ignored | usual if 0 <= value <= LARGEST_ID}
+    return dict.fromkeys(values, labels.ignore_index) | classes
+
+
+def _explicit_ids(ids: Mapping[str, Any], names: tuple[str, ...], ignore_index: int) -> dict[int, int]:
+    classes: dict[int, int] = {}
+    for key, target in ids.items():
+        value = int(key) if key.isascii() and key.isdigit() else -1
+        if not 0 <= value <= LARGEST_ID:
+            raise ValueError(f'"ids" has the stored value {key[:60]!r}, expected a whole number from 0 to {LARGEST_ID}')
+        if value in classes:
+            raise ValueError(f'"ids" has the stored value {value} twice, expected once')
+        if target == "ignore" and "ignore" not in names:
+            classes[value] = ignore_index
+        elif isinstance(target, str) and target in names:
+            classes[value] = names.index(target)
+        elif isinstance(target, int) and not isinstance(target, bool) and 0 <= target < len(names):
+            classes[value] = target
+        else:
+            raise ValueError(
+                f'"ids" says {str(target)[:60]!r} for {value}, expected a class ({", ".join(names[:10])}'
+                f'{", ..." if len(names) > 10 else ""}), its number from 0 to {len(names) - 1}, or "ignore"'
+            )
+    return classes
+
+
+def _ignored_values(given: _Fields, labels: LabelSpace) -> set[int]:
+    values = given.ignore if isinstance(given.ignore, list) else [] if given.ignore is None else [given.ignore]
+    for value in values:
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST_ID:
+            raise ValueError(
+                f'"ignore" has {str(value)[:60]!r}, expected stored values, whole numbers from 0 to {LARGEST_ID}'
+            )
+    if given.ignore_index is not None and given.ids is None:
+        values = [*values, labels.ignore_index]
+    return set(values)
+
+
+def _stored_colors(given: _Fields, labels: LabelSpace) -> dict[Color, int]:
+    if given.palette is None:
+        if given.ignore_colors:
+            raise ValueError('"ignore_colors" is for masks in colours, expected "palette", the colour of each name')
+        return {}
+    spaces = labels.in_masks
+    colors = {color: index for index, color in enumerate(spaces.palette)}
+    if len(colors) < len(spaces):
+        repeated = next(color for color, count in Counter(spaces.palette).items() if count > 1)
+        sharing = [name for name, color in zip(spaces.names, spaces.palette, strict=True) if color == repeated]
+        raise ValueError(f"it gives two classes the same colour, {list(repeated)} to {', '.join(sharing[:3])}")
+    for color in given.ignore_colors:
+        if any(not 0 <= channel <= 255 for channel in color):
+            raise ValueError(f"ignore_colors has {list(color)}, expected values from 0 to 255")
+        if color in colors:
+            raise ValueError(f"the ignored colour {list(color)} is also that of class {spaces.names[colors[color]]!r}")
+    return colors | dict.fromkeys(given.ignore_colors, labels.ignore_index)

@@ -1,0 +1,114 @@
+"""Mask files as they are stored: values, palette, and what else the file says of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ddsm_zoo.data.images import ImageError, decode_image, is_lossy
+from ddsm_zoo.labels import Color
+
+Stored = npt.NDArray[np.integer[Any]]
+
+# An image in another format may be compressed with loss.
+_LOSSLESS = ("BMP", "GIF", "PNG", "PPM")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MaskFile:
+    """One mask as its file stores it.
+
+    Attributes:
+        path: File of the mask.
+        values: Stored ids or indices of a palette (H, W), unsigned, or colours (H, W, 3), uint8.
+        palette: Colour of each index of a palette image, empty for any other image.
+        lossy: True if the file is compressed with loss.
+        see_through: True if the file has an alpha channel that varies.
+    """
+
+    path: Path
+    values: Stored
+    palette: tuple[Color, ...] = ()
+    lossy: bool = False
+    see_through: bool = False
+
+    @cached_property
+    def equal_channels(self) -> bool:
+        """True for colours whose three channels are equal everywhere: ids that are stored three times."""
+        first, others = self.values[..., :1], self.values[..., 1:]
+        return self.values.ndim == 3 and bool((first == others).all())
+
+    @property
+    def numbered(self) -> bool:
+        """True unless the file shows its indices in colours. A grey ramp shows them as the numbers they are."""
+        return all(color == (index,) * 3 for index, color in enumerate(self.palette)) and len(self.palette) != 1
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Grey level of each index of a palette of greys in another order than that of the ramp, else empty."""
+        grey = all(red == green == blue for red, green, blue in self.palette)
+        return tuple(red for red, _, _ in self.palette) if grey and not self.numbered else ()
+
+    @cached_property
+    def shown(self) -> dict[int, Color]:
+        """Colour of each index that occurs in a palette image. An index beyond the palette has none."""
+        if not self.palette:
+            return {}
+        return {index: self.palette[index] for index in count_ids(self.values) if index < len(self.palette)}
+
+
+def read_stored(path: str | Path) -> MaskFile:
+    """Read a mask file. Only the first frame of an animation is read.
+
+    Raises:
+        FileNotFoundError: There is no file.
+        ImageError: The file is damaged, no image, or has pixels that are neither ids nor RGB colours.
+    """
+    path = Path(path)
+    image = decode_image(path)
+    lossy = image.format not in _LOSSLESS and is_lossy(path)
+    pixels = np.asarray(image)
+    mode, see_through = image.mode, False
+    palette: tuple[Color, ...] = ()
+    if mode in ("LA", "PA", "RGBA"):
+        alpha, pixels = pixels[..., -1], pixels[..., :-1]
+        see_through = bool((alpha != alpha.flat[0]).any())
+        mode = mode[:-1]
+        pixels = pixels[..., 0] if mode in ("L", "P") else pixels
+    if mode == "P":
+        flat = image.getpalette() or []
+        palette = tuple(zip(flat[::3], flat[1::3], flat[2::3], strict=False))
+    elif mode == "F" or mode.startswith("I"):
+        pixels = _whole_ids(pixels, path)
+    elif mode == "1":
+        pixels = pixels.astype(np.uint8)
+    elif mode not in ("L", "RGB"):
+        raise ImageError(f"mask {path} has pixels of mode {mode}, expected single-channel ids or RGB colours")
+    return MaskFile(
+        path=path,
+        values=np.ascontiguousarray(pixels),
+        palette=palette,
+        lossy=lossy,
+        see_through=see_through,
+    )
+
+
+def count_ids(values: Stored) -> dict[int, int]:
+    """Count the pixels of each id in (H, W)."""
+    # Pillow counts bytes three times as fast
+    counts = np.array(Image.fromarray(values).histogram()) if values.dtype == np.uint8 else np.bincount(values.ravel())
+    return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+
+
+def _whole_ids(pixels: npt.NDArray[Any], path: Path) -> npt.NDArray[np.uint16]:
+    """Convert wide or floating-point ids to 16 bits. An id that 16 bits cannot hold is an error."""
+    fits = (pixels >= 0) & (pixels <= 65535) & (pixels == np.floor(pixels))  # NaN fits nothing
+    if not fits.all():
+        raise ImageError(f"mask {path} holds {pixels[~fits].flat[0]}, expected ids, whole numbers from 0 to 65535")
+    return pixels.astype(np.uint16)
