@@ -175,11 +175,9 @@ def _parse(spec: str) -> tuple[DatasetKind, str]:
         return DATASET_KINDS[name], rest
     near = difflib.get_close_matches(name[:80], DATASET_KINDS, n=1)
     hint = f"; did you mean {near[0]}:{DATASET_KINDS[near[0]].metavar}?" if near and near[0] != name else ""
+    hint += "; a kind of your own must be registered first: import its module (--plugin MODULE)"
     hint = _path_hint(spec) or (import_command(name, rest) if rest else "") or hint
-    raise DatasetError(
-        f"data set {spec!r} is unknown, expected {known_specs()}{hint}; a kind of your own must be registered first: "
-        "import its module (--plugin MODULE)"
-    )
+    raise DatasetError(f"data set {spec!r} is unknown, expected {known_specs()}{hint}")
 
 
 def _path_hint(spec: str) -> str:

@@ -68,6 +68,13 @@ class StoredMask(NamedTuple):
     unknown: Sequence[str] = ()
 
 
+class EmbeddedImage(NamedTuple):
+    """Image inside an annotation file, read when it is written out."""
+
+    suffix: str
+    read: Callable[[], bytes]
+
+
 @dataclass(frozen=True, kw_only=True)
 class AnnotatedImage:
     """One image with either its regions, in drawing order, or a mask file.
@@ -75,7 +82,7 @@ class AnnotatedImage:
     Attributes:
         name: Path as the annotations write it, with forward slashes.
         split: Split that the source names, None if it names none.
-        file: Image file, the bytes of one, or None for a missing image.
+        file: Image file, or None for a missing image.
         size: Height and width that the annotations were made for, None if not stored.
         regions: Areas, first drawn first.
         stored: Function that reads the mask file. It replaces ``regions``.
@@ -83,7 +90,7 @@ class AnnotatedImage:
 
     name: str
     split: str | None
-    file: Path | bytes | None
+    file: Path | EmbeddedImage | None
     size: tuple[int, int] | None = None
     regions: Sequence[Region] = ()
     stored: Callable[[], StoredMask] | None = None

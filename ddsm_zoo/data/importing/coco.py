@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,7 @@ def _categories(file: Path, content: Mapping[str, Any], findings: Findings) -> d
     """Return the class name of each category id, in the order of the ids."""
     entries = sorted(content["categories"], key=lambda entry: entry["id"])
     used = {annotation["category_id"] for annotation in content["annotations"] if "category_id" in annotation}
-    parents = {str(entry.get("supercategory")) for entry in entries if entry["id"] not in used or len(used) > 1}
+    parents = {str(entry.get("supercategory")) for entry in entries}
     names: dict[Any, str] = {}
     for entry in entries:
         name = str(entry["name"]).strip()
@@ -123,7 +124,7 @@ def _regions(
 def _paint(annotation: Mapping[str, Any], options: ImportOptions) -> Paint:
     stored = annotation.get("segmentation")
     if isinstance(stored, dict):
-        return shapes.whole(shapes.coco_rle(stored["counts"], stored["size"]))
+        return shapes.whole(partial(shapes.coco_rle, stored["counts"], stored["size"]))
     if stored:
         parts = stored if isinstance(stored[0], list) else [stored]
         return shapes.polygons([shapes.points_of(part) for part in parts])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def _paint(shape: Any, options: ImportOptions) -> Paint:
     if shape.tag == "mask":
         at_x, at_y, width, height = map(int, numbers("left", "top", "width", "height"))
         counts = [int(part) for part in shape.attrib["rle"].split(",")]
-        return shapes.bitmap(shapes.run_lengths(counts, height, width), at_x, at_y)
+        return shapes.bitmap(partial(shapes.run_lengths, counts, height, width), at_x, at_y)
     if shape.tag == "box":
         if not options.boxes:
             raise shapes.BadShape(shapes.NO_MASK)

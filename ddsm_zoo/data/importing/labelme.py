@@ -6,6 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from ddsm_zoo.data.importing import shapes
 from ddsm_zoo.data.importing.annotations import (
     AnnotatedImage,
     Annotations,
+    Bitmap,
+    EmbeddedImage,
     Findings,
     ImportOptions,
     Paint,
@@ -83,7 +86,7 @@ def _image(
     return AnnotatedImage(
         name="/".join((*folders, name)),
         split=split_of(*reversed(folders)) or (finder.split_of(path) if path else None),
-        file=path or (_embedded(embedded) if embedded else None),
+        file=path or (_embedded(file, str(embedded)) if embedded else None),
         size=size if all(size) else None,
         regions=regions,
     )
@@ -96,14 +99,21 @@ def _find_image(file: Path, name: str, finder: ImageFinder) -> Path | None:
     return found or next((finder.find(path.name, file.parent) for path in beside if path.is_file()), None)
 
 
-def _embedded(data: str) -> bytes:
-    """Decode an image inside the JSON file. Raises ValueError if it is none."""
-    content = base64.b64decode(data)
+def _embedded(file: Path, data: str) -> EmbeddedImage:
+    """Describe the image inside a JSON file, without keeping it. Raises ValueError if it is none."""
     try:
-        Image.open(io.BytesIO(content), formats=FORMATS).verify()
+        with Image.open(io.BytesIO(base64.b64decode(data)), formats=FORMATS) as image:
+            suffix = f".{str(image.format).lower()}"
     except OSError as error:
-        raise ValueError(f"an embedded image is damaged: {error}") from error
-    return content
+        raise ValueError(f"imageData is no image: {error}") from error
+    return EmbeddedImage(suffix=suffix, read=lambda: base64.b64decode(read_json(file)["imageData"]))
+
+
+def _decode_mask(data: str) -> Bitmap:
+    try:
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(data)), formats=("PNG",))).astype(bool)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise shapes.BadShape("masks that are no PNG image") from error
 
 
 def _paint(shape: Mapping[str, Any], options: ImportOptions) -> Paint:
@@ -116,9 +126,8 @@ def _paint(shape: Mapping[str, Any], options: ImportOptions) -> Paint:
         radius = math.dist((x, y), on_circle)
         return shapes.ellipse((x, y), (radius, radius))
     if kind == "mask":
-        pixels = np.asarray(Image.open(io.BytesIO(_embedded(shape["mask"])), formats=("PNG",))).astype(bool)
         left, top = points.min(0).astype(int).tolist()
-        return shapes.bitmap(pixels, left, top)
+        return shapes.bitmap(partial(_decode_mask, str(shape["mask"])), left, top)
     if kind == "rectangle":
         if not options.boxes:
             raise shapes.BadShape(shapes.NO_MASK)

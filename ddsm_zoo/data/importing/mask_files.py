@@ -44,6 +44,9 @@ class ColorMap(NamedTuple):
 
 def read_voc(source: Path, options: ImportOptions, findings: Findings) -> Annotations:
     """Read SegmentationClass/ with the lists in ImageSets/Segmentation/. Raises DatasetError if there is none."""
+    if not any(found for depth in ("", "*/", "*/*/") for found in source.glob(f"{depth}SegmentationClass*")):
+        boxes = "; Annotations/ has boxes alone" if any(source.glob("**/Annotations/*.xml")) else ""
+        raise DatasetError(f"{source} has no SegmentationClass, expected the folder that holds it{boxes}")
     root = _below(source, "SegmentationClass*")
     masks = _voc_masks(root)
     classes = _color_map(root, findings)
@@ -55,7 +58,7 @@ def read_voc(source: Path, options: ImportOptions, findings: Findings) -> Annota
     images = []
     for name, split in _voc_splits(root, masks).items():
         if name not in masks:
-            findings.left_out.add("images without a mask, listed in ImageSets/Segmentation", name)
+            findings.left_out.add("images without a mask, listed in ImageSets", name)
             continue
         image = by_name.pop(name, None)
         stored = partial(_voc_mask, masks[name], classes)
@@ -84,10 +87,12 @@ def _voc_masks(root: Path) -> dict[str, Path]:
 
 def _voc_splits(root: Path, masks: Mapping[str, Path]) -> dict[str, str | None]:
     """Return the split of each name in the lists; trainval only adds what no other list has."""
+    folder = root / "ImageSets" / "Segmentation"
+    lists = sorted(folder.glob("*.txt"))
+    if not lists:  # Main also has a list for each class
+        lists = [file for file in sorted((root / "ImageSets" / "Main").glob("*.txt")) if split_of(file.stem)]
     splits: dict[str, str | None] = {}
-    lists = [file for file in sorted((root / "ImageSets" / "Segmentation").glob("*.txt")) if file.stem != "trainval"]
-    both = root / "ImageSets" / "Segmentation" / "trainval.txt"
-    for file in (*lists, *([both] if both.is_file() else [])):
+    for file in sorted(lists, key=lambda file: file.stem == "trainval"):
         for line in read_text(file).splitlines():
             if line.strip():
                 splits.setdefault(line.split()[0], split_of_file(file, root))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import shutil
 from collections import Counter
@@ -14,8 +13,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ddsm_zoo.data.images import FORMATS, SUFFIXES, ImageError
-from ddsm_zoo.data.importing.annotations import IGNORE, AnnotatedImage, Annotations, Findings, ImportOptions
+from ddsm_zoo.data.images import SUFFIXES, ImageError
+from ddsm_zoo.data.importing.annotations import (
+    IGNORE,
+    AnnotatedImage,
+    Annotations,
+    EmbeddedImage,
+    Findings,
+    ImportOptions,
+)
 from ddsm_zoo.data.importing.coco import read_coco
 from ddsm_zoo.data.importing.cvat import read_cvat
 from ddsm_zoo.data.importing.detect import detect, import_hint
@@ -195,10 +201,10 @@ class _Writer:
         findings = Findings()
         content = job.image.file
         try:
-            if isinstance(content, bytes):
-                job.target.write_bytes(content)
-            mask = draw(job.image, job.target if isinstance(content, bytes) else Path(content or ""), self.table,
-                        self.options, findings)  # fmt: skip
+            if isinstance(content, EmbeddedImage):
+                job.target.write_bytes(content.read())
+            file = content if isinstance(content, Path) else job.target
+            mask = draw(job.image, file, self.table, self.options, findings)
         except (ImageError, FileNotFoundError) as error:
             findings.left_out.add("images or masks that cannot be read", f"{job.image.name} ({error})")
             mask = None
@@ -252,9 +258,8 @@ def _is_usable(image: AnnotatedImage, findings: Findings) -> bool:
 
 
 def _suffix(image: AnnotatedImage) -> str:
-    if isinstance(image.file, bytes):
-        with Image.open(io.BytesIO(image.file), formats=FORMATS) as opened:
-            return f".{str(opened.format).lower()}"
+    if isinstance(image.file, EmbeddedImage):
+        return image.file.suffix
     return image.file.suffix.lower() if image.file else ""
 
 

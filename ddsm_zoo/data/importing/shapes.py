@@ -6,7 +6,7 @@ A pixel belongs to an area if the area holds its centre, as in COCO's tools, whi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,11 +39,10 @@ def points_of(flat: Any) -> Points:
 
 def polygons(parts: Sequence[Points]) -> Paint:
     """Fill the union of polygons, in pixels."""
-    flat = [part.ravel().tolist() for part in parts]
 
     def paint(height: int, width: int) -> Bitmap:
         coco = _coco()
-        packed = coco.merge(coco.frPyObjects(flat, height, width))
+        packed = coco.merge(coco.frPyObjects([part.ravel().tolist() for part in parts], height, width))
         return coco_rle(packed["counts"].decode(), (height, width))
 
     return paint
@@ -76,10 +75,11 @@ def ellipse(center: tuple[float, float], radii: tuple[float, float], degrees: fl
     return paint
 
 
-def whole(pixels: Bitmap) -> Paint:
-    """Use a bitmap of the whole image."""
+def whole(decode: Callable[[], Bitmap]) -> Paint:
+    """Use a bitmap of the whole image, which is decoded when it is drawn: together they could fill the memory."""
 
     def paint(height: int, width: int) -> Bitmap:
+        pixels = decode()
         if pixels.shape != (height, width):
             raise BadShape("areas of another size than their image")
         return pixels
@@ -87,10 +87,11 @@ def whole(pixels: Bitmap) -> Paint:
     return paint
 
 
-def bitmap(pixels: Bitmap, left: int, top: int) -> Paint:
-    """Place a bitmap in the image. Parts outside of the image are cut off."""
+def bitmap(decode: Callable[[], Bitmap], left: int, top: int) -> Paint:
+    """Place a bitmap in the image, decoded when it is drawn. Parts outside of the image are cut off."""
 
     def paint(height: int, width: int) -> Bitmap:
+        pixels = decode()
         placed = np.zeros((height, width), bool)
         part = pixels[max(0, -top) : max(0, height - top), max(0, -left) : max(0, width - left)]
         y, x = max(0, top), max(0, left)

@@ -69,6 +69,19 @@ def test_the_background_of_voc_can_be_ignored(tmp_path: Path) -> None:
     assert np.array_equal(mask(tmp_path / "new", "a"), expected)
 
 
+def test_lists_of_main_stand_in_for_those_of_segmentation(tmp_path: Path) -> None:
+    source = write_voc(tmp_path / "voc")
+    shutil.move(source / "ImageSets/Segmentation", source / "ImageSets/Main")
+    (source / "ImageSets/Main/cat_train.txt").write_text("a  1\nb -1\n")
+    assert import_data("voc", source, tmp_path / "new").splits == {"train": 1, "val": 1}
+
+
+def test_boxes_alone_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "JPEGImages/a.png", picture())
+    (make(tmp_path / "Annotations") / "a.xml").write_text("<annotation/>")
+    expect_one_line(lambda: import_data("voc", tmp_path, tmp_path / "new"), "no SegmentationClass", "boxes alone")
+
+
 @pytest.mark.parametrize("lists", [{}, {"trainval": "a\nb\n"}, {"default": "a\nb\n"}])
 def test_without_lists_of_splits_all_is_for_training(lists: dict[str, str], tmp_path: Path) -> None:
     source = write_voc(tmp_path / "voc", lists=lists)

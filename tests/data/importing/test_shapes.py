@@ -79,7 +79,7 @@ def test_bitmaps_are_cut_at_the_border(left: int, top: int) -> None:
     pixels = np.ones((3, 4), bool)
     large = np.zeros((40, 60), bool)
     large[10 + top : 13 + top, 10 + left : 14 + left] = True
-    assert np.array_equal(shapes.bitmap(pixels, left, top)(6, 10), large[10:16, 10:20])
+    assert np.array_equal(shapes.bitmap(lambda: pixels, left, top)(6, 10), large[10:16, 10:20])
 
 
 def test_boxes_turn_clockwise_around_their_centre() -> None:
