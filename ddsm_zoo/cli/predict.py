@@ -60,6 +60,9 @@ def predict(
     ] = "contrast",
     threshold: ThresholdOption = None,
     bits: Annotated[int | None, typer.Option(help="Bits in use of images of 16 bits, such as 12.", metavar="N")] = None,
+    trim: Annotated[
+        bool, typer.Option("--trim", help="Leave out rows and columns of black at the border; they get the next class.")
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace results in DIR, not number the folder.")
     ] = False,
@@ -108,6 +111,7 @@ def predict(
             memory=limit,
             threshold=threshold,
             bits=bits,
+            trim=trim,
         )
         if predictor.domain:
             notes.insert(0, f"{model} is trained for {predictor.domain}: {', '.join(predictor.labels.names)}")
@@ -180,7 +184,11 @@ def fact_notes(results: Iterable[FileResult]) -> list[str]:
     facts = {result.source: result.facts for result in results if result.facts is not None}
     largest = {source: each.largest for source, each in facts.items() if each.largest is not None}
     pages = {source: each.pages for source, each in facts.items() if each.pages > 1}
+    border = {source: "black" for source, each in facts.items() if each.border}
     notes = []
+    if border:
+        advice = "rows or columns at the border change the classes beside them; --trim leaves them out"
+        notes.append(f"{_some(border)}: {advice}")
     if dark := describe_dark(largest):
         notes.append(f"{_some(largest)}: {dark}; they are nearly black unless --bits N says how many are in use")
     if pages:

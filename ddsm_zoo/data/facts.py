@@ -24,12 +24,14 @@ class ImageFacts:
         rotated: True if its EXIF orientation rotates or mirrors it.
         keeps_size: True if it is rotated and has the same height and width as before.
         pages: Number of pages of a TIFF or frames of an animation, of which only the first is read.
+        border: True if it has rows or columns of black at its border. `image_facts` does not look at its pixels.
         largest: Largest value of a 16-bit image that does not state its bits in use, None for any other image.
     """
 
     rotated: bool = False
     keeps_size: bool = False
     pages: int = 1
+    border: bool = False
     largest: int | None = None
 
 

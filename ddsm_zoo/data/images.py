@@ -51,6 +51,8 @@ DECODER_ERRORS = (
     Image.DecompressionBombError,
 )
 
+BLACKEST = 12  # luma of 255 that black still has after JPEG or video compression
+
 # the last bytes of a PNG, a chunk's name and checksum, and of a JPEG
 _ENDS = (b"IEND\xaeB`\x82", b"\xff\xd9")
 
@@ -130,6 +132,20 @@ def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
             return image.convert("RGB")
     except DECODER_ERRORS as error:
         raise ImageError(f"cannot convert {name} from {image.mode} to RGB: {_first_line(error)}") from error
+
+
+def picture_box(image: Image.Image) -> tuple[int, int, int, int] | None:
+    """Return left, top, right and bottom of an RGB image without the rows and columns of black at its border.
+
+    None if there are none. Black that goes deeper than a sixth of the image is taken for a part of the picture.
+    """
+    bright = image.convert("L").point([0] * (BLACKEST + 1) + [255] * (255 - BLACKEST))
+    left, top, right, bottom = bright.getbbox() or (0, 0, image.width, image.height)
+    left, top = (left if left <= image.width / 6 else 0), (top if top <= image.height / 6 else 0)
+    right = right if image.width - right <= image.width / 6 else image.width
+    bottom = bottom if image.height - bottom <= image.height / 6 else image.height
+    box = (left, top, right, bottom)
+    return None if box == (0, 0, image.width, image.height) else box
 
 
 def decode_image(path: Path, max_pixels: int | None = None) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from ddsm_zoo.data.facts import ImageFacts, image_facts
+from ddsm_zoo.data.images import picture_box
 from ddsm_zoo.inference.inputs import Inputs, Source, find_inputs, local_file, stem_of
 from ddsm_zoo.inference.predictor import Predictor, Segmentation
 from ddsm_zoo.inference.video import Clip, VideoSource, find_av, label_video
@@ -161,7 +163,10 @@ def _predict_images(
 ) -> Iterator[FileResult]:
     def read(source: Source, _: None) -> tuple[Image.Image, ImageFacts]:
         with local_file(source) as path:
-            return predictor.read(path), image_facts(path, bits=predictor.bits)
+            image, facts = predictor.read(path), image_facts(path, bits=predictor.bits)
+        if predictor.trim or predictor.tile is not None:  # an image for tiles may be too large for another copy
+            return image, facts
+        return image, dataclasses.replace(facts, border=picture_box(image) is not None)
 
     def label(_: Source, opened: tuple[Image.Image, ImageFacts]) -> tuple[Segmentation, ImageFacts]:
         image, facts = opened

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Iterator
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from ddsm_zoo.config import check_threshold
 from ddsm_zoo.data.depth import require_bits
-from ddsm_zoo.data.images import read_image, to_rgb
+from ddsm_zoo.data.images import picture_box, read_image, to_rgb
 from ddsm_zoo.data.transforms import ImageTransform
 from ddsm_zoo.inference.modes import full_image
 from ddsm_zoo.inference.precision import Precision, choose_precision, middle
@@ -135,6 +136,8 @@ class Predictor:
         threshold: For a model of a single class, the probability above which a pixel is the class. Unless given, that
             of the weights.
         bits: Bits in use of images of 16 bits, such as 12. Unless given, those that the file states, or 16.
+        trim: Leave out rows and columns of black at the border of an image. They get the class of the nearest pixel
+            of the picture.
 
     Raises:
         ValueError: The model does not take 3 channels or has more than 256 classes, the tiles are too small,
@@ -143,7 +146,7 @@ class Predictor:
         Exception: Anything that `create_model` raises.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is a choice of its own, as in the command
         self,
         model: str | Segmenter,
         device: str | torch.device | None = None,
@@ -154,6 +157,7 @@ class Predictor:
         palette: Palette = "contrast",
         threshold: float | None = None,
         bits: int | None = None,
+        trim: bool = False,
     ) -> None:
         require_bits(bits)
         if palette not in get_args(Palette):
@@ -173,6 +177,7 @@ class Predictor:
         self.memory = memory
         self.palette: Palette = palette
         self.bits = bits
+        self.trim = trim
 
     @property
     def domain(self) -> str | None:
@@ -207,6 +212,15 @@ class Predictor:
             image = self.read(image)
         elif isinstance(image, Image.Image):
             image = to_rgb(image)
+        box = picture_box(_picture(image)) if self.trim else None
+        if box is None:
+            return self._label(image, progress)
+        whole = _picture(image)
+        inner = self._label(whole.crop(box), progress)
+        margins = ((box[1], whole.height - box[3]), (box[0], whole.width - box[2]))
+        return dataclasses.replace(inner, mask=np.pad(inner.mask, margins, mode="edge"), image=whole)
+
+    def _label(self, image: Image.Image | npt.NDArray[np.uint8], progress: Progress | None) -> Segmentation:
         height, width = _size(image)
         advice = "cut it by tile='auto' (--tile auto), with less memory (--memory) than is free"
         with enough_memory(f"labelling a picture of {width} x {height} pixels", advice):
@@ -218,12 +232,10 @@ class Predictor:
                 mask[top : top + rows] = _classes(band, self.threshold)
                 certain += _certainty(band)
                 top += rows
-        if not isinstance(image, Image.Image):
-            image = Image.fromarray(image)
         return Segmentation(
             mask=mask,
             labels=self.labels,
-            image=to_rgb(image),
+            image=_picture(image),
             confidence=certain / mask.size,
             palette=self.palette,
         )
@@ -280,6 +292,10 @@ class Predictor:
         """Bytes per pixel of the model's work, with a margin for convolution workspaces and the allocator."""
         example = torch.zeros(1, 3, MIN_SIDE, MIN_SIDE)
         return 2 * working_memory(lambda: self.predict(example)) / example[0, 0].numel()
+
+
+def _picture(image: Image.Image | npt.NDArray[np.uint8]) -> Image.Image:
+    return to_rgb(image if isinstance(image, Image.Image) else Image.fromarray(image))
 
 
 def _size(image: Image.Image | npt.NDArray[np.uint8]) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from ddsm_zoo.data.images import ImageError, image_size, is_lossy, read_image
+from ddsm_zoo.data.images import ImageError, image_size, is_lossy, picture_box, read_image
 from ddsm_zoo.data.mask_files import read_stored
 
 # corners in four colours, wider than high: every orientation looks different
@@ -296,3 +296,21 @@ def test_a_file_cut_short_anywhere_has_no_size(tmp_path: Path, suffix: str) -> N
 def test_no_file_has_no_size(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no image file at"):
         image_size(tmp_path / "nowhere.png")
+
+
+@pytest.mark.parametrize(
+    ("margins", "expected"),
+    [
+        ((0, 0, 0, 0), None),
+        ((2, 0, 0, 0), (0, 2, 48, 36)),
+        ((1, 5, 3, 8), (3, 1, 40, 31)),
+        ((7, 0, 0, 0), None),  # deeper than a sixth: a part of the picture
+        ((7, 1, 0, 0), (0, 0, 48, 35)),
+        ((36, 0, 0, 0), None),
+    ],
+)
+def test_black_borders(margins: tuple[int, int, int, int], expected: tuple[int, int, int, int] | None) -> None:
+    top, bottom, left, right = margins
+    pixels = np.full((36, 48, 3), 7, np.uint8)
+    pixels[top : 36 - bottom, left : 48 - right] = 90
+    assert picture_box(Image.fromarray(pixels)) == expected

@@ -146,6 +146,20 @@ def test_confidence_is_the_mean_probability_of_the_predicted_class(
     assert predictor(image).confidence == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["array", "image"])
+def test_black_borders_can_be_left_out(model: Segmenter, scene: Image.Image, kind: str) -> None:
+    bright = np.maximum(np.asarray(scene), 40)
+    framed = np.pad(bright, ((3, 11), (0, 9), (0, 0)), constant_values=5)
+    image = framed if kind == "array" else Image.fromarray(framed)
+    alone, trimmed = Predictor(model)(bright), Predictor(model, trim=True)(image)
+    assert np.array_equal(trimmed.mask[3:-11, :-9], alone.mask)
+    assert (trimmed.mask[:3, :-9] == alone.mask[0]).all()
+    assert (trimmed.mask[3:-11, -9:] == alone.mask[:, -1:]).all()
+    assert np.array_equal(np.asarray(trimmed.image), framed)
+    assert trimmed.confidence == alone.confidence
+    assert np.array_equal(Predictor(model, trim=True)(bright).mask, alone.mask)
+
+
 def test_all_pictures_are_saved_or_none(model: Segmenter, scene: Image.Image, tmp_path: Path) -> None:
     result = Predictor(model)(scene)
     (tmp_path / "x_overlay.png").mkdir()
