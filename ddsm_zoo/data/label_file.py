@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ddsm_zoo.config import from_dict
+from ddsm_zoo.data.depth import require_bits
 from ddsm_zoo.data.importing.detect import import_hint
 from ddsm_zoo.data.masks import LARGEST_ID, DatasetError, MaskDecoder
 from ddsm_zoo.labels import Color, LabelSpace
@@ -24,11 +25,13 @@ class LabelFile(NamedTuple):
         labels: Classes and the ignored class id.
         decode: Decoder from stored values to class ids.
         mask_suffix: End of the masks' names after the names of their images, None where it is not said.
+        bits: Bits in use of images of 16 bits, None where it is not said.
     """
 
     labels: LabelSpace
     decode: MaskDecoder
     mask_suffix: str | None
+    bits: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,7 @@ class _Fields:
     ignore_colors: tuple[Color, ...] = ()  # RGB colours without a class
     zero: Literal["ignore", "class"] = "class"  # "ignore": 0 has no class, and the first class is stored as 1
     mask_suffix: str | None = None  # "_mask" for NAME_mask.png
+    bits: int | None = None  # bits in use of images of 16 bits
 
 
 def read_text(path: Path) -> str:
@@ -60,7 +64,8 @@ def read_label_file(path: Path) -> LabelFile:
     try:
         given = from_dict(_Fields, json.loads(read_text(path), object_pairs_hook=_unrepeated), "labels")
         labels = _label_space(given)
-        return LabelFile(labels, _decoder(given, labels), given.mask_suffix)
+        require_bits(given.bits)
+        return LabelFile(labels, _decoder(given, labels), given.mask_suffix, given.bits)
     except (ValueError, RecursionError) as error:  # no text, no JSON, not these fields, or they contradict each other
         raise DatasetError(f"{path} cannot be used: {error}") from error
 

@@ -65,6 +65,7 @@ class Layout:
         candidates: Names that may be splits, besides train and val.
         colored: For errors, the place of masks with RGB colours, or the setting that makes them readable.
         outside: Images that lie in no split.
+        bits: Bits in use of images of 16 bits. None takes those that a file states, or 16.
     """
 
     root: Path
@@ -74,6 +75,7 @@ class Layout:
     candidates: Iterable[str] = ()
     colored: str = ""
     outside: tuple[Path, ...] = ()
+    bits: int | None = None
 
     def splits(self) -> list[str]:
         """Return the splits that have images, those with labels first."""
@@ -107,12 +109,12 @@ class Layout:
             if problem.severity == "error" or problem.kind == "missing-mask":
                 raise DatasetError(f"{self.root} cannot be used: {problem}")
         pairs = [Pair(files.images[name], files.masks[name], name) for name in sorted(files.images)]
-        return SegmentationDataset(pairs, self.labels, files.decode, transform, seed)
+        return SegmentationDataset(pairs, self.labels, files.decode, transform, seed, bits=self.bits)
 
     def open_unlabeled(self, split: str, transform: Transform | None = None) -> UnlabeledImages:
         """Open the images of the split without their masks. Raises DatasetError if it has none."""
         files = self.files(split)
-        return UnlabeledImages(files.images, self.labels, files.decode, transform)
+        return UnlabeledImages(files.images, self.labels, files.decode, transform, bits=self.bits)
 
     def problems(self, split: str, files: SplitFiles) -> list[Problem]:
         """List the problems of a split that the names of its files show."""
@@ -265,7 +267,7 @@ def camvid_layout(root: str | Path) -> Layout:
 
 def folder_layout(root: str | Path) -> Layout:
     root = existing_folder(root)
-    labels, decode, suffix = read_label_file(root / LABEL_FILE)
+    labels, decode, suffix, bits = read_label_file(root / LABEL_FILE)
     candidates = subfolders(root / "images")
 
     @functools.cache
@@ -291,6 +293,7 @@ def folder_layout(root: str | Path) -> Layout:
         shape="images/SPLIT/ and masks/SPLIT/",
         colored='labels.json reads colours once it has a "palette", the colour of each name',
         outside=_images_directly_in(root / "images"),
+        bits=bits,
     )
 
 

@@ -36,7 +36,8 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
     An item is (uint8 image (3, H, W), int64 mask (H, W)), or the result of ``transform`` on these two. The transform's
     randomness depends on (seed, epoch, index) alone, for any order, worker or process, so you can resume a run exactly.
     Reading raises ImageError or DatasetError, naming the file. If you override `load` in a subclass, look items up by
-    ``pairs[index]``, because `subset` keeps only some pairs.
+    ``pairs[index]``, because `subset` keeps only some pairs. ``bits`` are those that images of 16 bits
+    use, as `read_image` takes them.
     """
 
     def __init__(
@@ -46,7 +47,10 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         decode: MaskDecoder,
         transform: Transform | None = None,
         seed: int = 0,
+        *,
+        bits: int | None = None,
     ) -> None:
+        self.bits = bits
         self.pairs = tuple(pairs)
         self.labels = labels
         self.decode = decode
@@ -82,7 +86,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
     def load(self, index: int) -> tuple[Tensor, Tensor]:
         """Load the untransformed item: uint8 image (3, H, W) and int64 mask (H, W)."""
         pair = self.pairs[index]
-        image = pil_to_tensor(read_image(pair.image))
+        image = pil_to_tensor(read_image(pair.image, bits=self.bits))
         mask = self.decode.read(pair.mask)
         if mask.shape != image.shape[1:]:
             rotated = ", which EXIF rotates" if image_facts(pair.image).rotated else ""
@@ -97,12 +101,19 @@ class UnlabeledImages(SegmentationDataset):
     """Images without masks, by name, as in a benchmark's test split. Every mask is fully ignored."""
 
     def __init__(
-        self, images: Mapping[str, Path], labels: LabelSpace, decode: MaskDecoder, transform: Transform | None = None
+        self,
+        images: Mapping[str, Path],
+        labels: LabelSpace,
+        decode: MaskDecoder,
+        transform: Transform | None = None,
+        *,
+        bits: int | None = None,
     ) -> None:
-        super().__init__([Pair(path, path, name) for name, path in sorted(images.items())], labels, decode, transform)
+        pairs = [Pair(path, path, name) for name, path in sorted(images.items())]
+        super().__init__(pairs, labels, decode, transform, bits=bits)
 
     def load(self, index: int) -> tuple[Tensor, Tensor]:
-        image = pil_to_tensor(read_image(self.pairs[index].image))
+        image = pil_to_tensor(read_image(self.pairs[index].image, bits=self.bits))
         return image, torch.full(image.shape[1:], self.labels.ignore_index)
 
 

@@ -13,14 +13,14 @@ from ddsm_zoo.data.problems import SHOWN, Problem
 class ImageCheck:
     """Check of the images of one split, added one by one."""
 
-    def __init__(self, split: str) -> None:
-        self.split = split
+    def __init__(self, split: str, bits: int | None = None) -> None:
+        self.split, self.bits = split, bits
         self._facts: dict[str, ImageFacts] = {}
 
     def add(self, file: str, path: Path) -> None:
         """Add the image ``path``, which messages call ``file``. One that cannot be opened is left to its reader."""
         with suppress(ImageError, OSError):
-            self._facts[file] = image_facts(path)
+            self._facts[file] = image_facts(path, bits=self.bits)
 
     def rotated(self, file: str) -> bool:
         """Return True if EXIF metadata rotates the image."""
@@ -39,7 +39,12 @@ class ImageCheck:
                 rotated,
                 "which are read upright: their masks must be upright too, or the tag removed",
             ),
-            self._problem("dark-images", f"{dark} in", list(largest) if dark else [], "which are read as nearly black"),
+            self._problem(
+                "dark-images",
+                f"{dark} in",
+                list(largest) if dark else [],
+                'which are read as nearly black unless labels.json says "bits"',
+            ),
             self._problem(
                 "more-pages",
                 "more than one page or frame in",

@@ -158,7 +158,7 @@ class _SplitCheck:
     def __init__(self, layout: Layout, split: str, files: SplitFiles, palettes: PaletteCheck, *, quick: bool) -> None:
         self.layout, self.split, self.files, self.quick = layout, split, files, quick
         self.masks = MaskCheck(layout, split, files.decode, palettes)
-        self.images = ImageCheck(split)
+        self.images = ImageCheck(split, layout.bits)
         self.prints: dict[str, list[Path]] = defaultdict(list)  # images by the hash of their pixels
         self._damaged_images: list[str] = []
         self._damaged_masks: list[str] = []
@@ -198,7 +198,7 @@ class _SplitCheck:
         try:
             if quick:
                 return image_size(path)
-            image = read_image(path)
+            image = read_image(path, bits=self.layout.bits)
         except (ImageError, OSError) as error:
             self._damaged_images.append(self._describe(path, error))
             return None

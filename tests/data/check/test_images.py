@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from ddsm_zoo.data.check.report import require_sound
 from ddsm_zoo.data.datasets import open_dataset
 from ddsm_zoo.data.masks import DatasetError
 from tests.support.deep_images import write_png
-from tests.support.label_doctor import IDS, build, check, found, four, text_of
+from tests.support.label_doctor import IDS, NAMES, build, check, found, four, text_of
 
 
 def rotate(path: Path, orientation: int) -> None:
@@ -69,6 +70,14 @@ def test_images_that_use_few_of_16_bits_are_said(tmp_path: Path, quick: bool) ->
     )
     write_png(root / "images" / "train" / "a.png", dark, significant=12)
     assert found(check(root, quick=quick)) == {}
+    write_png(root / "images" / "train" / "a.png", dark)
+    (root / "labels.json").write_text(json.dumps({"names": NAMES, "bits": 12}))
+    assert found(check(root, quick=quick)) == {}
+    image = open_dataset(f"folder:{root}", "train")[0][0]
+    assert np.array_equal(image[0].numpy(), np.rint(dark / (4095 / 255)))
+    (root / "labels.json").write_text(json.dumps({"names": NAMES, "bits": 99}))
+    with pytest.raises(DatasetError, match=r"labels\.json cannot be used: bits is 99, expected the bits in use"):
+        check(root)
 
 
 def test_further_pages_are_said(tmp_path: Path) -> None:
