@@ -49,7 +49,7 @@ def export(
 ) -> None:
     """Write a model as ONNX or as a torch.export program, tried against the model itself before the file is kept.
 
-    ONNX needs ddsm-zoo[export]; docs/export.md serves the file with onnxruntime alone.
+    ONNX needs the extra export; docs/export.md serves the file with onnxruntime alone.
 
     ddsm-zoo export uper_ddsm_lite0_camvid --with-preprocess --argmax -o street.onnx
 

@@ -72,7 +72,7 @@ def import_data(
     """Turn the export of an annotation tool into a data set to train on: images/, masks/ and labels.json in DEST.
 
     Formats: coco, labelme, voc (Pascal VOC), cvat (CVAT for images), yolo (YOLO-seg), roboflow (masks), ade20k.
-    Polygons and CVAT need ddsm-zoo[formats]. docs/data.md says what to export from each tool.
+    Polygons and CVAT need the extra formats. docs/data.md says what to export from each tool.
 
     ddsm-zoo import-data coco my_export mydata
 

@@ -232,6 +232,8 @@ def _jobs(images: Sequence[AnnotatedImage], folder: Path, findings: Findings) ->
     elif unsorted := [image for image in present if not image.split]:
         for image in unsorted:
             findings.notes.add("images in no split, which are in train", image.name)
+    elif not any(image.split == "train" for image in present):
+        findings.notes.add("no image is in train: the names of folders and files say other splits", count=0)
     stems = _unique_stems(present, findings)
     for image in present:
         split = image.split or "train"

@@ -223,6 +223,13 @@ def test_images_without_annotations_are_background(tmp_path: Path) -> None:
     assert not mask(tmp_path / "new", "b").any()
 
 
+def test_a_source_without_a_training_split_is_named(tmp_path: Path) -> None:
+    source = write_coco(tmp_path, [polygon(FIELD)], file="my_test_export.json")
+    report = import_data("coco", source, tmp_path / "new")
+    assert report.splits == {"test": 1}
+    assert "no image is in train" in notes(report)
+
+
 def test_links(tmp_path: Path) -> None:
     source = write_coco(tmp_path, [polygon(FIELD)])
     import_data("coco", source, tmp_path / "new", ImportOptions(link=True))
