@@ -9,14 +9,21 @@ import subprocess
 import sys
 import zipfile
 from email.parser import HeaderParser
+from html.parser import HTMLParser
 from pathlib import Path
 
+import markdown
 import numpy as np
 import pytest
 from PIL import Image
 
 import ddsm_zoo
 from ddsm_zoo.data.scenes.render import render_scene
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLED = "uper_ddsm_lite0_camvid"
@@ -82,6 +89,42 @@ def test_the_version_is_the_same_everywhere(wheel: Path) -> None:
     assert HeaderParser().parsestr(archive.read(metadata).decode())["Version"] == ddsm_zoo.__version__
     headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert ddsm_zoo.__version__ == next(heading for heading in headings if heading != "Unreleased")
+
+
+class Targets(HTMLParser):
+    """What links and pictures of a page lead to."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found += [value for name, value in attrs if name in ("href", "src") and value]
+
+
+def test_the_page_of_the_package_links_to_its_repository(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    metadata = HeaderParser().parsestr(archive.read(name).decode())
+    setting = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    repository = setting["tool"]["hatch"]["metadata"]["hooks"]["custom"]["repository"]
+    urls = dict(entry.split(", ") for entry in metadata.get_all("Project-URL", []))
+    assert urls.keys() >= {"Homepage", "Documentation", "Changelog", "Issues"}
+    assert all(url.startswith(repository) for url in urls.values())
+
+    there, here = (
+        Targets(markdown.markdown(text)).found
+        for text in (metadata.get_payload(), (ROOT / "README.md").read_text(encoding="utf-8"))
+    )
+    assert len(there) == len(here) > 10
+    for target, relative in zip(there, here, strict=True):
+        if "://" in relative:
+            assert target == relative
+            continue
+        kind = "raw" if relative.endswith(".png") else "blob"
+        assert target == f"{repository}/{kind}/main/{relative}"
+        assert (ROOT / relative.partition("#")[0]).exists()
 
 
 def test_the_installed_package_labels_a_street_without_the_checkout(installed: Path, tmp_path: Path) -> None:

@@ -194,6 +194,7 @@ def check_metadata(release: Release) -> str:
     for field, value in expected.items():
         require(metadata[field] == value, f"{field} is {metadata[field]!r}, expected {value!r}")
     check_pythons(metadata)
+    check_links(metadata)
     return f"twine has no complaint, {len(expected)} fields and {len(metadata.get_all('Classifier', []))} classifiers"
 
 
@@ -203,6 +204,21 @@ def check_pythons(metadata: Message) -> None:
     named = re.findall(r"Python :: (\d+)\.(\d+)", " ".join(metadata.get_all("Classifier", [])))
     first = min(((int(major), int(minor)) for major, minor in named), default=None)
     require(first == oldest, f"the oldest Python in the classifiers is {first}, expected {oldest}")
+
+
+def check_links(metadata: Message) -> None:
+    """Project URLs are those of the repository, and no link or picture of the description is relative."""
+    repository = pyproject()["tool"]["hatch"]["metadata"]["hooks"]["custom"]["repository"]
+    urls = [entry.partition(", ")[2] for entry in metadata.get_all("Project-URL", [])]
+    require(repository in urls, f"the project URLs are {urls}, expected {repository} among them")
+    for url in urls:
+        require(url.startswith(repository), f"the project URL {url} does not begin with {repository}")
+    text = str(metadata.get_payload())
+    links = r"""\]\(\s*([^)\s]+)|\b(?:src|srcset|href)=["']([^"']+)|^\[[^\]]+\]:\s*(\S+)"""
+    found = [target for groups in re.findall(links, text, re.MULTILINE) for target in groups if target]
+    require(any(target.startswith(repository) for target in found), f"the description has no link to {repository}")
+    relative = [target for target in found if not re.match(r"[a-zA-Z][\w+.-]*:|#", target)]
+    require(not relative, f"the description has relative links, which lead nowhere on its page: {', '.join(relative)}")
 
 
 def check_contents(release: Release) -> str:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import zipfile
+from email.parser import HeaderParser
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tools import release_check
-from tools.release_check import GUARD, CheckFailed, Release, check_contents, check_version, lowest_versions, main
+from tools.build_metadata import absolute
+from tools.release_check import (
+    GUARD,
+    CheckFailed,
+    Release,
+    check_contents,
+    check_links,
+    check_version,
+    lowest_versions,
+    main,
+)
 
 NAMES = st.from_regex(r"[A-Za-z][A-Za-z0-9_.-]{0,8}[A-Za-z0-9]", fullmatch=True)
 VERSIONS = st.from_regex(r"[0-9]{1,2}(\.[0-9]{1,3}){0,2}", fullmatch=True)
@@ -67,6 +78,45 @@ def test_a_wheel_with_more_or_less_is_refused(tmp_path: Path, extra: str, reason
         archive.writestr(extra, "")
     with pytest.raises(CheckFailed, match=reason):
         check_contents(release)
+
+
+REPOSITORY = "https://github.com/ddsm-zoo/ddsm-zoo"
+
+
+@pytest.mark.parametrize(
+    ("url", "text", "reason"),
+    [
+        (REPOSITORY, f"[a]({REPOSITORY}/x) [b](#here) <a href='https://b.example'>", None),
+        (REPOSITORY, f"[a]({REPOSITORY}/x) [b](docs/b.md)", "relative links, .*: docs/b.md"),
+        (REPOSITORY, f"[a]({REPOSITORY}/x) ![b]( docs/b.png)", "relative links, .*: docs/b.png"),
+        (REPOSITORY, f"[a]({REPOSITORY}/x)\n\n[b]: docs/b.md", "relative links, .*: docs/b.md"),
+        (REPOSITORY, f"[a]({REPOSITORY}/x) <img src='docs/b.png'>", "relative links, .*: docs/b.png"),
+        (REPOSITORY, f"[a]({REPOSITORY}/x) [b](/docs/b.md)", "relative links, .*: /docs/b.md"),
+        (REPOSITORY, "no links", "has no link to https://github.com/ddsm-zoo"),
+        ("https://b.example", "", "expected https://github.com/ddsm-zoo/ddsm-zoo among them"),
+    ],
+)
+def test_a_page_with_relative_links_is_refused(url: str, text: str, reason: str | None) -> None:
+    metadata = HeaderParser().parsestr(f"Project-URL: Homepage, {url}\n\n{text}")
+    if reason is None:
+        check_links(metadata)
+        return
+    with pytest.raises(CheckFailed, match=reason):
+        check_links(metadata)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[a](docs/a.md#part) and ![b](docs/b.png)", "[a](R/blob/main/docs/a.md#part) and ![b](R/raw/main/docs/b.png)"),
+        ("[![a](docs/a.png)](docs/a.md)", "[![a](R/raw/main/docs/a.png)](R/blob/main/docs/a.md)"),
+        ('<img src="a.png"> <a href="LICENSE">', '<img src="R/raw/main/a.png"> <a href="R/blob/main/LICENSE">'),
+        ("[a][1]\n\n[1]: docs/a.md", "[a][1]\n\n[1]: R/blob/main/docs/a.md"),
+        *[(kept, kept) for kept in ("[b](https://b.example/x)", "[c](#c)", "[m](mailto:a@b.example)", "![d](data:x)")],
+    ],
+)
+def test_links_of_the_readme_become_absolute(text: str, expected: str) -> None:
+    assert absolute(text, "https://r.example") == expected.replace("R/", "https://r.example/")
 
 
 ASK = {
