@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import re
 import types
 import typing
@@ -294,7 +295,7 @@ class Provenance:
         return {"name": self.name, **known, **to_dict(self.preprocess)}
 
 
-def check_threshold(threshold: float, num_classes: int) -> None:
+def check_threshold(threshold: Any, num_classes: int) -> None:
     """Raise ConfigError unless ``threshold`` lies between 0 and 1 and there is a single class."""
     if num_classes != 1:
         raise ConfigError(
@@ -303,7 +304,7 @@ def check_threshold(threshold: float, num_classes: int) -> None:
             name="threshold",
             got=threshold,
         )
-    if not 0 < threshold < 1:
+    if not (isinstance(threshold, numbers.Real) and 0 < float(threshold) < 1):
         raise ConfigError.of("threshold", threshold, "a probability above 0 and below 1 such as 0.5")
 
 

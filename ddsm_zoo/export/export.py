@@ -248,10 +248,18 @@ def _metadata(eager: Segmenter, options: ExportOptions, threshold: float | None)
         "std": json.dumps(preprocess.std),
         "min_size": json.dumps(preprocess.min_size or (1, 1)),
         "input": eight_bits if options.preprocess else normalized,
-        "output": "uint8 classes (1, H, W)" if options.argmax else "float32 logits (1, K, H, W)",
+        "output": _output(options, threshold),
         **({} if threshold is None else {"threshold": json.dumps(threshold)}),
         "ddsm_zoo": __version__,
     }
+
+
+def _output(options: ExportOptions, threshold: float | None) -> str:
+    if options.argmax:
+        return "uint8 classes (1, H, W)"
+    if threshold is not None:
+        return f"float32 logits (1, 1, H, W), whose sigmoid exceeds {threshold:g} where the class is 1, else 0"
+    return "float32 logits (1, K, H, W)"
 
 
 def _checked_sizes(options: ExportOptions) -> Sequence[tuple[int, int]]:

@@ -11,6 +11,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from ddsm_zoo.inference.scores import predict_ids
+
 Precision = Literal["fp32", "bf16", "auto"]
 """fp32; bf16 to compute convolutions and matrix products in bfloat16; auto for the one `choose_precision` finds."""
 
@@ -92,17 +94,13 @@ def _choose(model: nn.Module, image: Tensor) -> tuple[Settled, str]:
     rows, columns = middle(image.shape[-2], image.shape[-1])
     part = image[:1, :, rows, columns].contiguous(memory_format=torch.channels_last)
     full, half = (run(model, part, precision) for precision in get_args(Settled))
-    agreement = (_classes(full) == _classes(half)).float().mean().item()
+    agreement = (predict_ids(full) == predict_ids(half)).float().mean().item()
     if agreement < AGREEMENT:
         return "fp32", f"bf16 gives another class to {1 - agreement:.2%} of the pixels tried"
     gain = compare_speed(lambda: run(model, part, "fp32"), lambda: run(model, part, "bf16"), image.device)
     if gain < GAIN:
         return "fp32", f"bf16 takes {1 / gain:.2f} times as long here"
     return "bf16", f"{gain:.2f} times faster than fp32 here, the same class for {agreement:.2%} of the pixels tried"
-
-
-def _classes(logits: Tensor) -> Tensor:
-    return logits.argmax(1) if logits.shape[1] > 1 else logits[:, 0] > 0
 
 
 def compare_speed(full: Callable[[], object], half: Callable[[], object], device: torch.device) -> float:

@@ -230,7 +230,7 @@ class Predictor:
             for band in self._scores(image, progress):
                 rows = band.shape[2]
                 mask[top : top + rows] = _classes(band, self.threshold)
-                certain += _certainty(band)
+                certain += _certainty(band, self.threshold)
                 top += rows
         return Segmentation(
             mask=mask,
@@ -311,12 +311,15 @@ def _classes(scores: Tensor, threshold: float | None) -> npt.NDArray[np.uint8]:
     return predict_ids(scores, threshold)[0].to("cpu", torch.uint8).numpy()
 
 
-def _certainty(scores: Tensor) -> float:
-    """Sum the probability of the predicted class over the pixels of logits (1, K, h, W). K = 1 is a sigmoid's logit."""
+def _certainty(scores: Tensor, threshold: float | None) -> float:
+    """Sum the probability of the predicted class over the pixels of logits (1, K, h, W)."""
     parts = torch.split(scores, 64, dim=2)  # few rows at a time: probabilities of all would double the memory
-    if scores.shape[1] == 1:
-        return sum(float(part.abs().sigmoid().sum(dtype=torch.float64)) for part in parts)
-    return sum(float(part.softmax(1).amax(1).sum(dtype=torch.float64)) for part in parts)
+    if scores.shape[1] == 1:  # the sigmoid of the class, or what it leaves to the background
+        signs = (2 * predict_ids(part, threshold) - 1 for part in parts)
+        found = ((sign * part[:, 0]).sigmoid() for sign, part in zip(signs, parts, strict=True))
+    else:
+        found = (part.softmax(1).amax(1) for part in parts)
+    return sum(float(each.sum(dtype=torch.float64)) for each in found)
 
 
 def model_labels(model: Segmenter) -> LabelSpace:
@@ -331,7 +334,7 @@ def model_threshold(model: Segmenter, threshold: float | None = None) -> float |
     """
     if threshold is not None:
         check_threshold(threshold, model.num_classes)
-        return threshold
+        return float(threshold)
     return model.provenance.threshold if model.num_classes == 1 else None
 
 

@@ -228,7 +228,8 @@ def _check_model(model: Segmenter, pretrained: bool | None, labels: LabelSpace) 
     if model.config.in_chans != 3:
         raise ValueError(f"the model takes {model.config.in_chans} channels, images are read as RGB, 3 of them")
     if model.num_classes != len(labels):
-        raise ValueError(f"the model has {model.num_classes} classes, expected the {len(labels)} of the data")
+        binary = "; in labels.json one name is one logit" if {model.num_classes, len(labels)} == {1, 2} else ""
+        raise ValueError(f"the model has {model.num_classes} classes, expected the {len(labels)} of the data{binary}")
     named = model.provenance.labels
     if named is not None and named.names != labels.names:
         logger.warning(

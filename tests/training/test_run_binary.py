@@ -152,6 +152,17 @@ def test_model_of_one_class_fits_data_of_two(root: Path, best: Path, tmp_path: P
         ddsm_zoo.evaluate(f"local-dir:{best}", as_two_names(root, tmp_path / "swapped", "blob", "floor"))
 
 
+def test_confidence_is_the_probability_of_the_predicted_id(best: Path) -> None:
+    image, _ = blobs(103)
+    model = ddsm_zoo.from_pretrained(best)
+    with torch.inference_mode():
+        logits = model(ddsm_zoo.create_transform(ddsm_zoo.resolve_data_config(model))(image)[None])
+    found = 1 / (1 + np.exp(-logits[0, 0].double().numpy()))
+    for threshold in (0.2, 0.5):
+        confidence = ddsm_zoo.Predictor(model, threshold=threshold)(image).confidence
+        assert confidence == pytest.approx(np.where(found > threshold, found, 1 - found).mean(), abs=1e-4)
+
+
 def refuse(model: Segmenter, root: Path, threshold: float, message: str) -> None:
     for call in (
         lambda: ddsm_zoo.Predictor(model, threshold=threshold),
@@ -163,7 +174,9 @@ def refuse(model: Segmenter, root: Path, threshold: float, message: str) -> None
 
 
 def test_thresholds_that_cannot_be(root: Path, best: Path, tmp_path: Path) -> None:
-    refuse(ddsm_zoo.from_pretrained(best), root, 1.0, "threshold is 1.0, expected a probability above 0 and below 1")
+    for value in (1.0, 0, -0.5, float("nan"), "0.5"):
+        message = f"threshold is {value}, expected a probability above 0 and below 1"
+        refuse(ddsm_zoo.from_pretrained(best), root, value, message)  # type: ignore[arg-type]  # what users may give
     two = as_two_names(root, tmp_path / "two", "floor", "blob")
     model = ddsm_zoo.create_model("uper_tiny", num_classes=2)
     refuse(model, Path(two.removeprefix("folder:")), 0.3, "got the threshold 0.3 for 2 classes, expected none")
@@ -245,6 +258,14 @@ def test_the_recipe_sets_or_finds_the_threshold(root: Path, tmp_path: Path, thre
     else:
         assert saved["threshold"] == 0.7
         assert scores["miou"] == pytest.approx(summary["best_miou"], abs=1e-4)
+
+
+def test_a_model_of_two_logits_is_not_trained_on_a_single_name(root: Path, tmp_path: Path) -> None:
+    model = ddsm_zoo.create_model("uper_tiny", num_classes=2)
+    with pytest.raises(
+        ValueError, match="has 2 classes, expected the 1 of the data; in labels.json one name is one logit"
+    ):
+        train(RECIPE, f"folder:{root}", tmp_path, model=model)
 
 
 def test_several_classes_have_no_threshold_to_train(root: Path, tmp_path: Path) -> None:
