@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,7 @@ from ddsm_zoo.zoo.factory import create_trained, resolve_data_config
 Palette = Literal["contrast", "own"]
 """Colors of overlays: the labels' own, or ones that are easy to tell apart where the labels' own are not."""
 
+Ids = npt.NDArray[np.unsignedinteger[Any]]
 ImageInput = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
 
 MEMORY = 4 * 2**30
@@ -52,14 +53,15 @@ class Segmentation:
     """Prediction for one image.
 
     Attributes:
-        mask: Class ids (H, W), uint8. A model of a single class gives 0 for the background and 1 for the class.
+        mask: Class ids (H, W), uint8, and uint16 for more than 256 classes. A model of a single class gives 0 for the
+            background and 1 for the class.
         labels: Names and colours of the class ids.
         image: RGB image of the same size.
         confidence: Mean over the pixels of the probability that the model gives to its class, 0 to 1. None if unknown.
         palette: Colors of the overlay.
     """
 
-    mask: npt.NDArray[np.uint8]
+    mask: Ids
     labels: LabelSpace
     image: Image.Image
     confidence: float | None = None
@@ -101,7 +103,7 @@ class Segmentation:
             OutputError: A file cannot be written. Then none is written.
         """
         parts = bands(self.mask)
-        pictures: dict[str, Iterator[npt.NDArray[np.uint8]]] = {
+        pictures: dict[str, Iterator[Ids]] = {
             "ids": (self.mask[rows] for rows in parts),
             "color": (np.asarray(colorize(self.mask[rows], self.labels)) for rows in parts),
             "overlay": overlay_bands(self.image, self.mask, self.overlay_labels),
@@ -140,8 +142,8 @@ class Predictor:
             of the picture.
 
     Raises:
-        ValueError: The model does not take 3 channels or has more than 256 classes, the tiles are too small,
-            ``precision``, ``palette`` or ``device`` is unknown, or ``threshold`` is not between 0 and 1 or given for
+        ValueError: The model does not take 3 channels, the tiles are too small, ``precision``,
+            ``palette`` or ``device`` is unknown, or ``threshold`` is not between 0 and 1 or given for
             several classes.
         Exception: Anything that `create_model` raises.
     """
@@ -166,8 +168,6 @@ class Predictor:
             raise ValueError(f"tile is {tile!r}, expected 'auto' or a number of pixels from {MIN_SIDE} on")
         self.model = prepare(model, device)
         self.labels = model_labels(self.model)
-        if len(self.labels) > 256:
-            raise ValueError(f"the model has {len(self.labels)} classes, a mask of 8 bits holds at most 256")
         self.preprocess = resolve_data_config(self.model)
         self.transform = ImageTransform(self.preprocess)
         self.precision: Precision = precision
@@ -225,7 +225,7 @@ class Predictor:
         advice = "cut it by tile='auto' (--tile auto), with less memory (--memory) than is free"
         with enough_memory(f"labelling a picture of {width} x {height} pixels", advice):
             # allocated at once: parts allocated between tiles would keep the freed memory from being returned
-            mask = np.empty((height, width), np.uint8)
+            mask: Ids = np.empty((height, width), np.uint8 if len(self.labels) <= 256 else np.uint16)
             top, certain = 0, 0.0
             for band in self._scores(image, progress):
                 rows = band.shape[2]
@@ -304,11 +304,11 @@ def _size(image: Image.Image | npt.NDArray[np.uint8]) -> tuple[int, int]:
     return height, width
 
 
-def _classes(scores: Tensor, threshold: float | None) -> npt.NDArray[np.uint8]:
+def _classes(scores: Tensor, threshold: float | None) -> npt.NDArray[np.integer[Any]]:
     """Convert scores (1, K, h, W) to class ids (h, W)."""
     if scores.isnan().any():
         raise ValueError("the model gives NaN on this image; its weights are probably damaged")
-    return predict_ids(scores, threshold)[0].to("cpu", torch.uint8).numpy()
+    return predict_ids(scores, threshold)[0].to("cpu", torch.uint8 if scores.shape[1] <= 256 else torch.int32).numpy()
 
 
 def _certainty(scores: Tensor, threshold: float | None) -> float:

@@ -80,6 +80,21 @@ def test_an_image_below_the_least_size_is_enlarged_for_the_model_alone(scene: Im
     assert (unchanged == expected).mean() < 0.95
 
 
+def test_more_classes_than_a_byte_holds_have_ids_of_16_bits(scene: Image.Image, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = ddsm_zoo.create_model("uper_tiny", num_classes=300)
+    torch.nn.init.normal_(model.classifier.weight, std=1.0)
+    x = torch.from_numpy(np.array(scene)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    with torch.no_grad():
+        expected = model.eval()(x).argmax(1)[0].numpy()
+    assert expected.max() > 255
+    result = Predictor(model)(scene)
+    assert result.mask.dtype == np.uint16
+    assert (result.mask == expected).mean() > 0.99  # folded norms round
+    paths = result.save(tmp_path, "scene")
+    np.testing.assert_array_equal(np.asarray(Image.open(paths["ids"])), result.mask)
+
+
 def test_the_model_is_left_in_evaluation_mode(model: Segmenter, scene: Image.Image) -> None:
     predictor = Predictor(model)
     model.train()
