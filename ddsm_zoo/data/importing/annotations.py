@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ddsm_zoo.data import label_file
 from ddsm_zoo.data.masks import DatasetError
 from ddsm_zoo.data.problems import SHOWN
 from ddsm_zoo.labels import Color
@@ -165,7 +166,16 @@ def readable(file: Path, format: str) -> Iterator[None]:
         yield
     except DatasetError:
         raise
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, SyntaxError) as error:
+    except (
+        KeyError,
+        IndexError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+        SyntaxError,
+        RecursionError,
+    ) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise DatasetError(f"{file} cannot be read as {format} ({reason})") from error
 
@@ -177,7 +187,6 @@ def read_json(file: Path) -> Any:
 
 
 def read_text(file: Path) -> str:
-    """Read text in UTF-8 or UTF-16, with or without a byte order mark. Raises DatasetError."""
-    content = file.read_bytes()
+    """Read text as `label_file.read_text` does. Raises DatasetError with the file's name."""
     with readable(file, "text"):
-        return content.decode("utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
+        return label_file.read_text(file)

@@ -51,6 +51,8 @@ def class_table(annotations: Annotations, options: ImportOptions, findings: Find
         names = [name for name in names if name != own]
     elif own is None and background not in names:
         names = [background, *names]
+    if not all(annotations.names):
+        raise DatasetError("a class of the source has an empty name, expected a name for each")
     for name in names:
         if any(other != name and other.lower() == name.lower() for other in names):
             findings.notes.add("classes whose names differ in capitals alone", name)

@@ -28,7 +28,7 @@ from ddsm_zoo.data.importing.detect import detect, import_hint
 from ddsm_zoo.data.importing.draw import ClassIds, ClassTable, class_table, draw
 from ddsm_zoo.data.importing.files import existing_source
 from ddsm_zoo.data.importing.labelme import read_labelme
-from ddsm_zoo.data.importing.mask_files import read_ade20k, read_roboflow, read_voc
+from ddsm_zoo.data.importing.stored_masks import read_ade20k, read_roboflow, read_voc
 from ddsm_zoo.data.importing.yolo import read_yolo
 from ddsm_zoo.data.masks import DatasetError
 from ddsm_zoo.labels import LabelSpace

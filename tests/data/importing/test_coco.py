@@ -188,6 +188,7 @@ def test_encodings(encoding: str, tmp_path: Path) -> None:
         '{"images": [7], "annotations": [], "categories": []}',
         '{"images": [], "annotations": [{}], "categories": [{"id": 1}]}',
         '{"images": [], "annotations": [',
+        "[" * 100_000,
     ],
 )
 def test_broken_files(content: str, tmp_path: Path) -> None:

@@ -322,6 +322,11 @@ def test_names_in_other_capitals(tmp_path: Path) -> None:
     assert report.splits == {"train": 1}
 
 
+def test_a_class_without_a_name_is_refused(tmp_path: Path) -> None:
+    source = write_coco(tmp_path / "export", [polygon(FIELD)], categories=[{"id": 1, "name": " "}])
+    expect_one_line(lambda: import_data("coco", source, tmp_path / "new"), "empty name")
+
+
 def test_one_class_and_nothing_else_is_refused(tmp_path: Path) -> None:
     source = write_coco(tmp_path / "export", [polygon(FIELD)], categories=[{"id": 1, "name": "field"}])
     options = ImportOptions(background="ignore")
