@@ -234,7 +234,7 @@ _BUNDLED = WeightsSpec(
     recipe="camvid_lite0_large",
     metrics={"miou (val)": 76.63},
     domain=DOMAINS["camvid"],
-    familiar=0.9,  # docs/evaluation.md says how it was chosen
+    familiar=0.9,  # docs/models/uper_ddsm_lite0_camvid.md says how it was chosen
     taps_on_map={
         "decoder.fusions.0.spatial": 0.9293,
         "decoder.fusions.1.spatial": 0.9785,

@@ -115,6 +115,7 @@ def prepare(folder: Path) -> None:
     for name in ("street.jpg", "street.png", "photo.jpg", "aerial.tif", "holiday/beach.jpg"):
         write(folder / name, image)
     write(folder / "street_mask.png", mask)
+    (folder / "list.txt").write_text("street.jpg\nholiday\n")
     write_clip(folder / "drive.mp4", image)
     for root in ("ROOT", "PATH/TO/CamVid"):
         write_camvid(folder / root)
