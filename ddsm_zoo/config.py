@@ -23,6 +23,29 @@ READING = 2
 
 DEFAULT_THRESHOLD = 0.5  # of models of a single class
 
+# Options of timm's networks that a config may set. None of them can name a file, or make a network endlessly large
+BACKBONE_ARGS = (
+    "aa_layer",
+    "act_layer",
+    "always_partition",
+    "attn_drop_rate",
+    "bn_eps",
+    "bn_momentum",
+    "drop_block_rate",
+    "drop_path_rate",
+    "drop_rate",
+    "img_size",
+    "ls_init_value",
+    "norm_layer",
+    "output_stride",
+    "pad_type",
+    "pos_drop_rate",
+    "proj_drop_rate",
+    "stem_type",
+    "strict_img_size",
+    "window_size",
+)
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -96,6 +119,7 @@ class ModelConfig:
         norm: "group" replaces all batch norm by group norm, for training on batches of one or two images.
         dropout: Dropout probability, from 0 up to but not including 1.
         auxiliary: Add the FCN head on x4 that is used in training only.
+        backbone_args: Options of the timm network, such as ``{"drop_path_rate": 0.2}``, out of `BACKBONE_ARGS`.
 
     Raises:
         ConfigError: A value is out of range or malformed.
@@ -114,8 +138,10 @@ class ModelConfig:
     norm: Norm = "batch"
     dropout: float = 0.1
     auxiliary: bool = False
+    backbone_args: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "backbone_args", _backbone_args(self.backbone_args))
         for name in ("decoder", "fusion"):
             if not re.fullmatch(r"[a-z][a-z0-9_]{0,79}", getattr(self, name)):
                 raise ConfigError.of(
@@ -125,6 +151,9 @@ class ModelConfig:
             if getattr(self, name) not in typing.get_args(choices):
                 value = getattr(self, name)
                 raise ConfigError.of(name, value, f"one of {', '.join(typing.get_args(choices))}", shown=repr(value))
+        if self.num_classes == 0:
+            hint = "forward_features gives features without a classifier"
+            raise ConfigError.of("num_classes", 0, "1 to 65536", hint)
         _check_range("num_classes", self.num_classes, 1, 65536)
         _check_range("in_chans", self.in_chans, 1, 1024)
         _check_range("width", self.width, 8, 4096)
@@ -306,6 +335,22 @@ def check_threshold(threshold: Any, num_classes: int) -> None:
         )
     if not (isinstance(threshold, numbers.Real) and 0 < float(threshold) < 1):
         raise ConfigError.of("threshold", threshold, "a probability above 0 and below 1 such as 0.5")
+
+
+def _backbone_args(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the options of a timm network, and sort them, so that equal options are equal data."""
+    args = {name: tuple(value) if isinstance(value, list) else value for name, value in sorted(given.items())}
+    for name, value in args.items():
+        where = f"backbone_args.{printable(name)}"
+        if name not in BACKBONE_ARGS:
+            expected = f"one of {', '.join(BACKBONE_ARGS)}"
+            raise ConfigError(f"{where} cannot be set, expected {expected}", name=where, got=value, expected=expected)
+        words = isinstance(value, str) and re.fullmatch(r"[a-z][a-z0-9_]{0,79}", value)
+        numbers = value if isinstance(value, tuple) and 1 <= len(value) <= 4 else (value,)
+        if not words and not all(isinstance(item, (int, float)) and 0 <= item <= 65536 for item in numbers):
+            expected = "a number from 0 to 65536 or up to 4 of them, true, false or a name"
+            raise _wrong(where, value, expected)
+    return args
 
 
 def _check_range(name: str, value: float, low: int, high: int) -> None:

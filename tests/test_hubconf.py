@@ -74,6 +74,25 @@ def test_the_archive_that_github_makes_of_a_repository(tmp_path: Path) -> None:
     assert sha256 == sha256_of(ROOT / "ddsm_zoo" / "weights" / "uper_ddsm_lite0_camvid.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("uper_ddsm.tiny", {}), ("uper_ddsm", {"backbone": "test_resnet.r160_in1k", "width": 16})],
+    ids=["a dotted name", "a family"],
+)
+def test_names_that_are_not_listed(repository: str, name: str, options: dict[str, object]) -> None:
+    model = torch.hub.load(str(ROOT), name, source="local", num_classes=4, **options)
+    assert model.config.fusion == "ddsm"
+    assert "pretrained" in torch.hub.help(repository, name, skip_validation=True, trust_repo=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("uper_dsm_tiny", "did you mean uper_ddsm_tiny"), ("uper_ddsm", "pass backbone=")]
+)
+def test_a_name_that_is_wrong(name: str, hint: str) -> None:
+    with pytest.raises(LookupError, match=hint):
+        torch.hub.load(str(ROOT), name, source="local")
+
+
 def test_errors_pass_through() -> None:
     with pytest.raises(TypeError, match="did you mean 'pixels'"):
         torch.hub.load(str(ROOT), "uper_ddsm_tiny", source="local", pixls=25)

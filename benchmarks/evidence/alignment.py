@@ -224,9 +224,9 @@ class PlacedSegmenter(Segmenter):
 
     places: Places
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, auxiliary: bool = False) -> Tensor | dict[str, Tensor]:
         with Interpolation(self.places, self._padded(x)):
-            return super().forward(x)
+            return super().forward(x, auxiliary=auxiliary)
 
 
 def place(model: Segmenter, places: Places) -> PlacedSegmenter:

@@ -57,20 +57,25 @@ def push(
 
 @app.command("import")
 def import_weights(
-    checkpoint: Annotated[Path, typer.Argument(help="A .safetensors or .pth file of another library.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A .safetensors, .pth or .ckpt file with a state dict.")],
     folder: Annotated[Path, typer.Argument(help="Where to write the model.", metavar="DIR")],
-    model: Annotated[str, typer.Option("--model", "-m", help="A decoder's name, such as uper.", metavar="NAME")],
-    backbone: Annotated[str, typer.Option(help="The timm name of the checkpoint's backbone.", metavar="NAME")],
+    model: Annotated[str, typer.Option("--model", "-m", help="A model's name, or a decoder's.", metavar="NAME")],
     classes: Annotated[int, typer.Option(help="How many classes the checkpoint has.", min=1)],
+    backbone: Annotated[
+        str | None, typer.Option(help="The timm name of its backbone, unless the model's.", metavar="NAME")
+    ] = None,
     width: Annotated[int | None, typer.Option(help="The decoder's width, unless it is the model's.")] = None,
     separable: Annotated[bool, typer.Option("--separable", help="The decoder has separable convolutions.")] = False,
     json: JsonOption = None,
 ) -> None:
-    """Turn a UPerNet or DeepLabV3+ of smp or mmsegmentation, or a ResNet of timm or torchvision, into a saved model.
+    """Turn a state dict into a saved model: our own, a UPerNet or DeepLabV3+ of smp or mmsegmentation, or a ResNet.
 
-    Layers that have no counterpart there are freshly initialised, and named: train before you predict.
+    Layers that have no counterpart there are freshly initialised, and named: train before you predict. A checkpoint of
+    Lightning, DataParallel or torch.compile may be around it. Nothing in a .pth or .ckpt file is executed.
 
     ddsm-zoo import upernet.pth models/mine --model uper --backbone resnet50c --width 512 --classes 150
+
+    ddsm-zoo import last.ckpt models/mine --model uper_ddsm_r50 --classes 5
     """
     check_folder(folder)
     check_output(json)
@@ -78,7 +83,11 @@ def import_weights(
     from ddsm_zoo.zoo.factory import create_model, save_pretrained
 
     options: dict[str, Any] = {} if width is None else {"width": width}
-    target = create_model(model, backbone=backbone, num_classes=classes, separable=separable, **options)
+    if backbone is not None:
+        options["backbone"] = backbone
+    if separable:
+        options["separable"] = True
+    target = create_model(model, num_classes=classes, **options)
     done = convert_weights(target, checkpoint)
     save_pretrained(target, folder)
     report(done.to_dict(), json)

@@ -34,7 +34,7 @@ from ddsm_zoo.evaluation.accumulate import (
     summed_scores,
 )
 from ddsm_zoo.evaluation.scored_model import wrap_model
-from ddsm_zoo.inference.modes import Predict
+from ddsm_zoo.inference.modes import Predict, keeping_mode
 from ddsm_zoo.inference.precision import Precision
 from ddsm_zoo.inference.protocol import InferenceProtocol
 from ddsm_zoo.labels import LabelSpace
@@ -303,7 +303,8 @@ def evaluate(  # noqa: PLR0913 - each is a choice of its own, as in the command
         threshold=threshold,
         precision=precision,
     )
-    return score_model(model, request, progress).figures(bootstrap)
+    with keeping_mode(model):
+        return score_model(model, request, progress).figures(bootstrap)
 
 
 def score_model(

@@ -14,6 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from huggingface_hub.errors import HTTPError as ClientError  # type: ignore[attr
 from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # nor in this
 
 from ddsm_zoo.config import printable
-from ddsm_zoo.errors import UserError
+from ddsm_zoo.errors import ArgumentError, UserError
 from ddsm_zoo.utils.files import LocalFile, atomic_path, sha256_of, write_text
 
 WEIGHTS_FILE = "model.safetensors"
@@ -49,6 +50,16 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Access:
+    """Settings of the downloads from the Hub, see `fetch`."""
+
+    cache_dir: Path | None
+    token: str | bool | None
+    local_files_only: bool
+    force_download: bool
+
+
 class HubError(UserError, LookupError):
     """Failed download or upload. The message names the URI, the cause and the fix."""
 
@@ -56,7 +67,13 @@ class HubError(UserError, LookupError):
 
 
 def fetch(
-    uri: str, *names: str, cache_dir: str | os.PathLike[str] | None = None, sha256: str | None = None
+    uri: str,
+    *names: str,
+    sha256: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
 ) -> list[LocalFile]:
     """Download the files ``names`` at ``uri`` and return them as local files, with the hashes that were verified.
 
@@ -66,19 +83,29 @@ def fetch(
     Args:
         uri: Location of the files.
         names: Names of the files.
-        cache_dir: The Hub's cache, by default the client's own (HF_HOME).
         sha256: Hash of an ``https:`` file, required there. The cache stores the file under it.
+        cache_dir: The Hub's cache, by default the client's own (HF_HOME).
+        token: Token of the Hub. Unless given, the client's own. False sends none.
+        local_files_only: Take the files from the cache and ask no server.
+        force_download: Download the files even if the cache has them.
 
     Raises:
         HubError: The download failed.
         FileNotFoundError: A local file is missing.
-        ValueError: ``uri`` is not a valid URI.
+        ValueError: ``uri`` is not a valid URI, or options exclude each other.
     """
     scheme, _, rest = uri.partition(":")
     if scheme not in SCHEMES or not rest or "\0" in rest:
         expected = ", ".join(f"{known}:" for known in SCHEMES)
         raise ValueError(f"{public_uri(uri)[:120]!r} names no weights, expected an address after one of {expected}")
-    cache = None if cache_dir is None else Path(cache_dir).expanduser()
+    if local_files_only and force_download:
+        raise ArgumentError("got both local_files_only and force_download, expected one of them")
+    access = _Access(
+        cache_dir=None if cache_dir is None else Path(cache_dir).expanduser(),
+        token=token,
+        local_files_only=local_files_only,
+        force_download=force_download,
+    )
     if scheme == "bundled":
         return [LocalFile(path=_bundled(rest))]
     if scheme == "file":
@@ -86,8 +113,8 @@ def fetch(
     if scheme == "local-dir":
         return [LocalFile(path=path) for path in _from_folder(Path(rest).expanduser(), names)]
     if scheme == "https":
-        return [_from_web(uri, cache, sha256)]
-    return _from_hub(rest, names, cache)
+        return [_from_web(uri, access, sha256)]
+    return _from_hub(rest, names, access)
 
 
 def push(
@@ -252,7 +279,7 @@ def _from_folder(folder: Path, names: tuple[str, ...]) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _from_web(url: str, cache_dir: Path | None, sha256: str | None) -> LocalFile:
+def _from_web(url: str, access: _Access, sha256: str | None) -> LocalFile:
     """Download one file from any server. Its hash makes it trustworthy, and is its name in the cache."""
     where = public_uri(url)
     if not _WEB.fullmatch(where):
@@ -260,10 +287,12 @@ def _from_web(url: str, cache_dir: Path | None, sha256: str | None) -> LocalFile
     if sha256 is None or not _SHA256.fullmatch(sha256):
         raise ValueError(f"{where} has no sha256, expected its 64 hexadecimal digits: no other server is trusted")
     with client_errors(f"fetch {where}"):
-        assets = None if cache_dir is None else cache_dir / "assets"
+        assets = None if access.cache_dir is None else access.cache_dir / "assets"
         path = huggingface_hub.cached_assets_path("ddsm-zoo", "weights", assets_dir=assets) / f"{sha256}.safetensors"
-        if path.is_file():
+        if path.is_file() and not access.force_download:
             return LocalFile(path=path)  # it may have changed since
+        if access.local_files_only:
+            raise HubError(f"{where} is not in the cache, and local_files_only is set; fetch it first without it")
         logger.info("fetching %s", where)
         with huggingface_hub.get_session().stream("GET", url, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
             hf_raise_for_status(response)
@@ -276,13 +305,13 @@ def _from_web(url: str, cache_dir: Path | None, sha256: str | None) -> LocalFile
     return LocalFile(path=path, sha256=sha256)
 
 
-def _from_hub(rest: str, names: tuple[str, ...], cache_dir: Path | None) -> list[LocalFile]:
+def _from_hub(rest: str, names: tuple[str, ...], access: _Access) -> list[LocalFile]:
     repository, revision = _parse_repository(rest)
     files: list[LocalFile] = []
     for name in names:
         # the folder in the cache is named after the commit: the other files must come from the same one
         commit = files[0].path.parent.name if files else revision
-        files.append(_download(repository, commit, name, cache_dir))
+        files.append(_download(repository, commit, name, access))
     _note_commit(files[0].path.parent, revision)
     return files
 
@@ -303,19 +332,22 @@ def _endpoint() -> str | None:
     return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
 
 
-def _download(repository: str, revision: str, name: str, cache_dir: Path | None) -> LocalFile:
+def _download(repository: str, revision: str, name: str, access: _Access) -> LocalFile:
     """Download one file of a repository through the client's cache. Without a server, fall back to the cached copy."""
     where = f"hf-hub:{repository}@{revision}/{name}"
-    cached = huggingface_hub.try_to_load_from_cache(repository, name, cache_dir=cache_dir, revision=revision)
-    if isinstance(cached, str) and revision == Path(cached).parent.name:
+    cached = huggingface_hub.try_to_load_from_cache(repository, name, cache_dir=access.cache_dir, revision=revision)
+    pinned = isinstance(cached, str) and revision == Path(cached).parent.name
+    if isinstance(cached, str) and (access.local_files_only or (pinned and not access.force_download)):
         return _checked(Path(cached), where)
+    if access.local_files_only:
+        raise HubError(f"{where} is not in the cache, and local_files_only is set; fetch it first without it")
     logger.info("looking for %s", where)
     with client_errors(f"fetch {where}"):
         try:
-            path = _newest(repository, revision, name, cache_dir)
+            path = _newest(repository, revision, name, access)
         except (ClientError, OSError) as error:
             gone = isinstance(error, (errors.RevisionNotFoundError, errors.RemoteEntryNotFoundError))
-            if gone or not isinstance(cached, str):
+            if gone or access.force_download or not isinstance(cached, str):
                 raise
             if not isinstance(error, errors.OfflineModeIsEnabled):  # offline mode is the user's choice
                 logger.warning("%s: %s; using the copy in the cache", where, _explain(error))
@@ -323,18 +355,28 @@ def _download(repository: str, revision: str, name: str, cache_dir: Path | None)
     return _checked(path, where)
 
 
-def _newest(repository: str, revision: str, name: str, cache_dir: Path | None) -> Path:
+def _newest(repository: str, revision: str, name: str, access: _Access) -> Path:
     """Ask the server for the current commit of ``revision`` and return the file in the cache."""
-    _check_token(huggingface_hub.get_token())
+    _check_token(access.token if isinstance(access.token, str) else huggingface_hub.get_token())
     host = _endpoint()
     url = huggingface_hub.hf_hub_url(repository, name, revision=revision, endpoint=host)
     with _impatience():
         # a separate request fails at once, where the download would retry for 23 s
-        found = huggingface_hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT, endpoint=host)
+        found = huggingface_hub.get_hf_file_metadata(
+            url, token=access.token, timeout=constants.HF_HUB_ETAG_TIMEOUT, endpoint=host
+        )
         if not _SHA1.fullmatch(commit := found.commit_hash or ""):
             # the download would accept any cached copy of main
             raise OSError("what answers there is no Hub; check the network, which may want a login, and HF_ENDPOINT")
-        path = huggingface_hub.hf_hub_download(repository, name, revision=commit, cache_dir=cache_dir, endpoint=host)
+        path = huggingface_hub.hf_hub_download(
+            repository,
+            name,
+            revision=commit,
+            cache_dir=access.cache_dir,
+            token=access.token,
+            force_download=access.force_download,
+            endpoint=host,
+        )
     return Path(path)
 
 

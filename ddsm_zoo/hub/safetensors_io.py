@@ -63,7 +63,10 @@ def _check_header(path: Path) -> None:
     length = int.from_bytes(start[:8], "little")
     if start[8:] != b"{" or length > MAX_HEADER_BYTES:
         if start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5"):
-            raise CheckpointError(f"{path} is a pickle, which can run code and is never opened; expected safetensors")
+            raise CheckpointError(
+                f"{path} is a pickle, which can run code; expected safetensors: convert a state dict by "
+                "`ddsm-zoo import FILE DIR --model NAME`"
+            )
         raise CheckpointError(
             f"{path} ({size} bytes) is not a safetensors file; expected one that save_pretrained wrote"
         )

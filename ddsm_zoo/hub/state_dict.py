@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,25 @@ from torch import Tensor, nn
 from ddsm_zoo.hub.safetensors_io import abbreviate
 from ddsm_zoo.utils.files import CheckpointError
 
+ValueT = TypeVar("ValueT")
+
 AUXILIARY = "auxiliary."
 CLASSIFIER = ("classifier.weight", "classifier.bias")
+WRAPPERS = ("module.", "model.")
+logger = logging.getLogger(__name__)
+
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def unwrap_names(state_dict: Mapping[str, ValueT]) -> Mapping[str, ValueT]:
+    """Remove the prefixes of DataParallel, DDP, torch.compile, averages and Lightning that all names have."""
+    names = {name: name.replace("_orig_mod.", "") for name in state_dict if name != "n_averaged"}
+    for _ in range(4):  # wrappers may be nested
+        prefix = next((each for each in WRAPPERS if all(name.startswith(each) for name in names.values())), "")
+        names = {given: name.removeprefix(prefix) for given, name in names.items()}
+    if all(given == name for given, name in names.items()):
+        return state_dict
+    return {name: state_dict[given] for given, name in names.items()}
 
 
 def load_state_dict(
@@ -22,16 +39,19 @@ def load_state_dict(
     where: str = "the checkpoint",
     dropped: Collection[str] = (),
     in_chans: int | None = None,
+    strict: bool = True,
 ) -> list[str]:
     """Copy a state dict into ``model`` if it fits exactly, and return the tensors that stay freshly initialized.
 
     Those are the tensors in ``dropped``, which are not read, and the auxiliary head's if the file has none of it. A
     head in the file that the model does not have is left out. Half precision is converted. If the weights are known to
     take ``in_chans`` channels, other than the model's, their first kernels are spread over the model's channels.
+    Without ``strict``, tensors that do not fit are left out, with a warning.
 
     Raises CheckpointError, before any change, for missing, unexpected and wrongly shaped tensors, NaN and infinity.
+    Without ``strict``, only for NaN and infinity, and if nothing fits.
     """
-    given = _matching(model, state_dict, where, dropped, in_chans)
+    given = _matching(model, state_dict, where, dropped, in_chans, strict)
     model.load_state_dict(given, strict=False)
     return [name for name in model.state_dict() if name not in given]
 
@@ -82,6 +102,7 @@ def _matching(
     where: str,
     dropped: Collection[str],
     in_chans: int | None,
+    strict: bool = True,
 ) -> dict[str, Tensor]:
     """Select the tensors to copy into the model. Raises CheckpointError."""
     expected = {name: tensor for name, tensor in model.state_dict().items() if name not in dropped}
@@ -96,9 +117,20 @@ def _matching(
     if config.norm == "group":  # group norm takes over only the weight and bias of batch norm
         given = {name: tensor for name, tensor in given.items() if not name.endswith(_STATISTICS)}
     problems = mismatches(expected, given)
+    if problems and not strict:
+        fitting = {name: tensor for name, tensor in given.items() if _fits(tensor, expected.get(name))}
+        logger.warning("%s fits only in part, %d tensors are loaded: %s", where, len(fitting), "; ".join(problems))
+        given, expected = fitting, {name: expected[name] for name in fitting}
+        problems = mismatches(expected, given) if fitting else problems
     if problems:
         raise CheckpointError(f"{where} does not fit the model: {'; '.join(problems)}{_class_hint(expected, given)}")
     return given
+
+
+def _fits(tensor: Tensor, expected: Tensor | None) -> bool:
+    if expected is None:
+        return False
+    return tensor.shape == expected.shape and tensor.is_floating_point() == expected.is_floating_point()
 
 
 def _spread(tensor: Tensor, in_chans: int | None, expected: Tensor | None) -> Tensor:

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import get_args
 
 import torch
@@ -22,6 +23,17 @@ The highest score wins. A single class has logits, see `scores.predict_ids`.
 """
 
 MAX_SCALE = 16  # larger scales run out of memory on any photo
+
+
+@contextmanager
+def keeping_mode(model: object) -> Iterator[None]:
+    """Put every part of ``model``, if it is a module, back into training or evaluation mode after the block."""
+    modes = [(part, part.training) for part in model.modules()] if isinstance(model, nn.Module) else []
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def full_image(model: nn.Module, precision: Precision = "fp32") -> Predict:

@@ -123,7 +123,8 @@ class Predictor:
 
     Args:
         model: Model, or a name that `create_model` takes, whose pretrained weights are loaded. The model is moved to
-            ``device``, put into evaluation mode and converted to channels-last memory.
+            ``device`` and converted to channels-last memory. It stays in evaluation mode: call ``model.train()`` before
+            you train it on.
         device: Torch device. Unless given, a GPU if there is one.
         precision: "fp32", or "bf16" to compute in 16 bits. "auto" takes bf16 if it is faster on this machine and finds
             the same classes in the middle of the first image, see `inference.precision.choose_precision`.

@@ -31,6 +31,10 @@ class PositionalEmbedding(nn.Module):
         # in place: nothing else holds the first sum
         return (features + rows).add_(columns)
 
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the tables: zero is no better a prior for them than any other value."""
+        return {"rows", "columns"}
+
 
 class SpatialAffinity(nn.Module):
     """Spatial-wise dynamic affinity modelling (Eq. 2): each low position gathers N sampled high positions.

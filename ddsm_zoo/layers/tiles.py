@@ -148,7 +148,7 @@ def _weighted(weights: Weights, features: Tensor, cells: int, rows: Span, column
         features = features.float()
         # four dimensions: with two, `matmul` folds the others and tracers conclude that some sizes are impossible
         by_rows, by_columns = (weights(span, cells, features)[None, None] for span in (rows, columns))
-        return by_rows @ features @ by_columns.mT
+        return by_rows @ features @ by_columns.transpose(-2, -1)
 
 
 def _averaging(span: Span, cells: int, like: Tensor) -> Tensor:

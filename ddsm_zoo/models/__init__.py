@@ -3,7 +3,7 @@
 from ddsm_zoo.models.backbone import BackboneError, hub_uri, imagenet_preprocess, packaged_weights
 from ddsm_zoo.models.complexity import Complexity, complexity, count
 from ddsm_zoo.models.decoders import register_decoder
-from ddsm_zoo.models.segmenter import Segmenter
+from ddsm_zoo.models.segmenter import Segmenter, unwrap
 
 __all__ = [
     "BackboneError",
@@ -15,4 +15,5 @@ __all__ = [
     "imagenet_preprocess",
     "packaged_weights",
     "register_decoder",
+    "unwrap",
 ]

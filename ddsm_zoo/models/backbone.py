@@ -6,7 +6,8 @@ import functools
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,9 @@ _OURS: Mapping[type[nn.Module], type[nn.Module]] = {
 class Backbone(nn.Module):
     """Feature maps x2 .. x5 of a timm model, at strides 4, 8, 16 and 32 (or ``output_stride`` at most).
 
-    ``weights`` is a state dict of the whole timm model. The first convolution is adapted to ``in_chans`` as timm does.
+    ``args`` are more options of the timm model, such as ``{"drop_path_rate": 0.2}``. Networks that only take images of
+    one size unless asked, such as Swin, are asked. ``weights`` is a state dict of the whole timm model. The first
+    convolution is adapted to ``in_chans`` as timm does.
     ``channels`` are the widths of the maps. ``multiple`` is the deepest stride. If height and width of the input are
     multiples of it, the features cover all of the image and the levels are aligned as in training.
 
@@ -111,11 +114,14 @@ class Backbone(nn.Module):
         *,
         in_chans: int = 3,
         output_stride: int = 32,
+        args: Mapping[str, Any] | None = None,
         weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        levels, self.channels, self.multiple = _probe(name, in_chans, output_stride)
-        self.body = _create(name, weights, out_indices=levels, **_arguments(in_chans, output_stride))
+        probe = _probe(name, _arguments(in_chans, output_stride, args or {}))
+        self.channels, self.multiple = probe.channels, probe.multiple
+        self._timm_network = (name, probe.arguments)
+        self.body = _create(name, weights, out_indices=probe.levels, **dict(probe.arguments))
         for module in self.body.modules():
             module.__class__ = _OURS.get(type(module), type(module))
         self.feature_info = self.body.feature_info
@@ -129,13 +135,97 @@ class Backbone(nn.Module):
 
         Raises BackboneError otherwise.
         """
-        if not hasattr(self.body, "set_grad_checkpointing"):
-            raise BackboneError(f"{type(self.body).__name__} has no gradient checkpointing; leave it off")
+        network = next((each for each in (self.body, *self.body.children()) if _checkpoints(each)), None)
         for part in self.body.children():
             # timm before 1.0.31 checkpoints a stem's activation on its own: its input is kept, so never overwrite it
             if getattr(part, "inplace", False):
                 part.inplace = False
-        self.body.set_grad_checkpointing(enable)
+        try:
+            if network is None:
+                raise NotImplementedError
+            network.set_grad_checkpointing(enable)
+        except (AssertionError, NotImplementedError):
+            raise BackboneError(f"timm's {self._timm_network[0]} has no gradient checkpointing; leave it off") from None
+
+    def layers(self, coarse: bool = False) -> dict[str, int]:
+        """Map the name of each parameter to its layer, 0 at the input, as timm groups the network's layers.
+
+        With ``coarse``, layers are stages. A network without a ``group_matcher`` has a layer for each feature level.
+        """
+        described = _describe(*self._timm_network)
+        known = described.stages if coarse else described.blocks
+        names = self._timm_names()
+        if not known:
+            return dict(zip(names, _by_levels(self.body, names), strict=True))
+        layers: dict[str, int] = {}
+        for name, timm_name in names.items():
+            layers[name] = known.get(timm_name, max(layers.values(), default=0))
+        return layers
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the parameters that timm excludes from weight decay, such as positional tables."""
+        excluded = _describe(*self._timm_network).no_weight_decay
+        return {name for name, timm_name in self._timm_names().items() if timm_name in excluded}
+
+    def _timm_names(self) -> dict[str, str]:
+        """Map the names of the parameters to those in the whole timm model, which `features_only` renames."""
+        whole = _describe(*self._timm_network).names
+        renamed = {name.replace(".", "_", 1): name for name in whole} | {name: name for name in whole}
+        names: dict[str, str] = {}
+        for name, _ in self.body.named_parameters():
+            inside = name.partition(".")[2]  # where the whole model is wrapped
+            names[f"body.{name}"] = renamed.get(name, renamed.get(inside, name))
+        return names
+
+
+def _checkpoints(network: nn.Module) -> bool:
+    """Return True if timm can checkpoint parts of ``network``. A wrapper of one part would skip that part."""
+    return hasattr(network, "set_grad_checkpointing") and len(list(network.children())) > 1
+
+
+def _by_levels(body: Any, names: Iterable[str]) -> list[int]:
+    """Number the parameters of a network by its feature levels: those up to the end of the first level's module are 0.
+
+    Other parameters belong to the level before them, those before the first level to a stem.
+    """
+    modules = [info["module"] for info in body.feature_info.info]
+    starts = [(f"body.{name}.", f"body.{name.replace('.', '_', 1)}.") for name in modules]
+    found: list[int] = []
+    for name in names:
+        level = next((index for index, start in enumerate(starts, 1) if name.startswith(start)), 0)
+        found.append(max(level, found[-1] if found else 0))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Description:
+    """Names of the parameters of a whole timm model, and its layers and exclusions by these names, if it has any."""
+
+    names: tuple[str, ...]
+    blocks: Mapping[str, int]
+    stages: Mapping[str, int]
+    no_weight_decay: frozenset[str]
+
+
+@functools.cache
+def _describe(name: str, arguments: tuple[tuple[str, Any], ...]) -> _Description:
+    with torch.device("meta"):
+        whole: Any = timm.create_model(name, **dict(arguments))
+    excluded = whole.no_weight_decay() if hasattr(whole, "no_weight_decay") else ()
+    return _Description(
+        names=tuple(parameter for parameter, _ in whole.named_parameters()),
+        blocks=_timm_layers(whole, coarse=False),
+        stages=_timm_layers(whole, coarse=True),
+        no_weight_decay=frozenset(excluded),
+    )
+
+
+def _timm_layers(whole: Any, coarse: bool) -> dict[str, int]:
+    try:
+        found: dict[str, int] = timm.models.group_parameters(whole, whole.group_matcher(coarse=coarse), reverse=True)
+    except (AttributeError, AssertionError, NotImplementedError):  # not every network has one, or both kinds
+        return {}
+    return found
 
 
 def _features(body: nn.Module, x: Tensor) -> list[Tensor]:
@@ -145,16 +235,30 @@ def _features(body: nn.Module, x: Tensor) -> list[Tensor]:
     return maps
 
 
-def _arguments(in_chans: int, output_stride: int) -> dict[str, Any]:
+def _arguments(in_chans: int, output_stride: int, args: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     """Build timm's arguments. An output stride of 32 is left out, since not every network has the option."""
-    return {"in_chans": in_chans} | ({} if output_stride == 32 else {"output_stride": output_stride})
+    stride = min(output_stride, args.get("output_stride", 32))
+    others = {name: value for name, value in args.items() if name != "output_stride"}
+    return tuple({"in_chans": in_chans, **others, **({} if stride == 32 else {"output_stride": stride})}.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Probe:
+    """Indices and widths of the four levels, the deepest stride, and the arguments with which timm gives them."""
+
+    levels: tuple[int, ...]
+    channels: tuple[int, ...]
+    multiple: int
+    arguments: tuple[tuple[str, Any], ...]
 
 
 @functools.cache  # half of the build time of a small model
-def _probe(name: str, in_chans: int, output_stride: int) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """Find the indices and widths of the four levels, and the deepest stride, on the meta device, without memory."""
+def _probe(name: str, arguments: tuple[tuple[str, Any], ...]) -> _Probe:
+    """Find the four levels on the meta device, without memory."""
+    given = dict(arguments)
+    output_stride = given.get("output_stride", 32)
     with torch.device("meta"):
-        body = _create(name, None, **_arguments(in_chans, output_stride)).eval()
+        body = _create(name, None, **given).eval()
         reductions = list(body.feature_info.reduction())
         # with an output stride, several levels share it: the deepest stages are the last ones
         deepest = tuple(range(len(reductions)))[-len(STRIDES) :]
@@ -167,9 +271,22 @@ def _probe(name: str, in_chans: int, output_stride: int) -> tuple[tuple[int, ...
         channels = tuple(body.feature_info.channels()[level] for level in deepest)
         # some networks, such as DLA, count levels that they return only on request
         levels = tuple(body.feature_info.out_indices[level] for level in deepest)
-        if _sides(body, in_chans, 64, deepest) == [64 // stride for stride in strides]:
-            return levels, channels, strides[-1]
-    raise BackboneError(f"backbone {name!r} does not take images of any size; choose a convolutional one")
+        if _sides(body, given["in_chans"], 64, deepest) == [64 // stride for stride in strides]:
+            return _Probe(levels=levels, channels=channels, multiple=strides[-1], arguments=arguments)
+    if "strict_img_size" not in given and _takes(name, given, "strict_img_size"):
+        return _probe(name, (*arguments, ("strict_img_size", False)))
+    raise BackboneError(
+        f"backbone {name!r} does not take images of any size: its windows or positional tables fit one size, or it "
+        "cuts the borders; choose a convolutional network, Swin or hieradet"
+    )
+
+
+def _takes(name: str, arguments: Mapping[str, Any], option: str) -> bool:
+    try:
+        _create(name, None, **arguments, **{option: False})
+    except BackboneError:
+        return False
+    return True
 
 
 def _sides(body: nn.Module, in_chans: int, side: int, levels: tuple[int, ...]) -> list[int]:
@@ -183,22 +300,23 @@ def _sides(body: nn.Module, in_chans: int, side: int, levels: tuple[int, ...]) -
 
 def _create(name: str, weights: Mapping[str, Tensor] | None, **arguments: Any) -> Any:
     if weights is not None:
-        _check_complete(name, weights)
+        _check_complete(name, weights, arguments)
     overlay = None if weights is None else {"state_dict": dict(weights)}
     try:
         return timm.create_model(
             name, pretrained=weights is not None, pretrained_cfg_overlay=overlay, features_only=True, **arguments
         )
     # timm has no error class: each network raises its own for an unknown name or a missing option
-    except (RuntimeError, AttributeError, TypeError, AssertionError) as error:
+    except (RuntimeError, AttributeError, TypeError, AssertionError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise BackboneError(f"timm cannot build backbone {name!r} with {arguments}: {reason}") from error
 
 
-def _check_complete(name: str, weights: Mapping[str, Tensor]) -> None:
+def _check_complete(name: str, weights: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> None:
     """Check that no tensor is missing: timm would leave it at random values."""
+    options = {option: value for option, value in arguments.items() if option != "out_indices"}
     with torch.device("meta"):
-        whole: Any = timm.create_model(name)
+        whole: Any = timm.create_model(name, **options)
     classifier = whole.pretrained_cfg.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     optional = tuple(f"{head}." for head in heads)
@@ -211,7 +329,7 @@ def _check_complete(name: str, weights: Mapping[str, Tensor]) -> None:
         raise BackboneError(f"the weights given for {name!r} lack {len(missing)} tensors, the first is {missing[0]}")
 
 
-def group_parameters(model: nn.Module, matcher: Mapping[str, Any]) -> list[list[str]]:
+def group_parameters(model: nn.Module, matcher: Callable[[str], int]) -> list[list[str]]:
     """Sort the names of the parameters of ``model`` into groups by a timm ``group_matcher``."""
     return list(timm.models.group_parameters(model, matcher).values())
 
@@ -231,6 +349,12 @@ def sync_batch_norm(model: nn.Module) -> None:
             )
     for name, norm in norms.items():
         model.set_submodule(name, convert_sync_batchnorm(norm))  # type: ignore[no-untyped-call]
+
+
+def dropped_activations(model: nn.Module) -> list[str]:
+    """Return the names of synchronized batch norms whose activation torch's own conversion has left unused."""
+    modules = model.named_modules()
+    return [name for name, module in modules if type(module) is nn.SyncBatchNorm and "act" in module._modules]
 
 
 def hub_uri(name: str) -> str:

@@ -17,9 +17,9 @@ from ddsm_zoo.hub import client
 from ddsm_zoo.hub.config_file import Manifest, read_manifest, render_manifest
 from ddsm_zoo.hub.model_card import render_card
 from ddsm_zoo.hub.safetensors_io import pack_tensors, read_tensors, verify
-from ddsm_zoo.hub.state_dict import AUXILIARY, check_fit, load_state_dict
+from ddsm_zoo.hub.state_dict import AUXILIARY, check_fit, load_state_dict, unwrap_names
 from ddsm_zoo.labels import LabelSpace
-from ddsm_zoo.utils.files import CheckpointError
+from ddsm_zoo.utils.files import CheckpointError, LocalFile
 
 if TYPE_CHECKING:
     from ddsm_zoo.models.segmenter import Segmenter
@@ -71,7 +71,11 @@ def read_saved(path: Path) -> Manifest:
 
 
 def load(
-    build: Callable[[ModelConfig], SegmenterT], uri: str, cache_dir: str | os.PathLike[str] | None = None
+    build: Callable[[ModelConfig], SegmenterT],
+    uri: str,
+    fetch: Callable[..., list[LocalFile]] = client.fetch,
+    *,
+    strict: bool = True,
 ) -> SegmenterT:
     """Load the model saved at a URI, as it was saved, in evaluation mode.
 
@@ -82,12 +86,16 @@ def load(
             f"{client.public_uri(uri)[:80]!r} is no saved model, expected a folder or org/name; the zoo's names are "
             "those of ddsm_zoo.from_pretrained"
         )
-    config_file, weights_file = client.fetch(uri, client.CONFIG_FILE, client.WEIGHTS_FILE, cache_dir=cache_dir)
+    config_file, weights_file = fetch(uri, client.CONFIG_FILE, client.WEIGHTS_FILE)
     where = str(weights_file.path)
     manifest, tensors = read_saved(config_file.path), read_tensors(weights_file.path)
-    check_fit(on_meta(build, manifest.model_args), tensors, where)
+    skeleton = on_meta(build, manifest.model_args)
+    if strict:
+        check_fit(skeleton, tensors, where)
+    else:
+        check_size(skeleton, uri)
     model = build(manifest.model_args)
-    fresh = load_state_dict(model, tensors, where)
+    fresh = load_state_dict(model, tensors, where, strict=strict)
     weights = dataclasses.replace(
         manifest.pretrained_cfg, uri=uri, sha256=verify(weights_file, manifest.pretrained_cfg.sha256)
     )
@@ -124,7 +132,8 @@ def pack(model: Segmenter, *, half: bool = False, uri: str = "local-dir:PATH") -
     """
     if model.fused:
         raise CheckpointError("the model was fused for inference and cannot be saved; save it before fuse()")
-    tensors = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(AUXILIARY)}
+    state = unwrap_names(model.state_dict())  # parts may be compiled
+    tensors = {name: tensor for name, tensor in state.items() if not name.startswith(AUXILIARY)}
     if half:
         # except tensors with one value per channel: they are small, and a variance may exceed the range of 16 bits
         tensors = {name: tensor.half() if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}

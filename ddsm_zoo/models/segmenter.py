@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddsm_zoo.config import ModelConfig, Provenance
+from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.hub import client
+from ddsm_zoo.hub.state_dict import unwrap_names
 from ddsm_zoo.layers import ConvNormAct, crop, resize
 from ddsm_zoo.layers.group_norm import use_group_norm
 from ddsm_zoo.models import saving
-from ddsm_zoo.models.backbone import Backbone, group_parameters, imagenet_preprocess, sync_batch_norm
+from ddsm_zoo.models.backbone import (
+    Backbone,
+    dropped_activations,
+    group_parameters,
+    imagenet_preprocess,
+    sync_batch_norm,
+)
 from ddsm_zoo.models.decoders import find_decoder
 from ddsm_zoo.models.folding import fold_norms
 from ddsm_zoo.models.saving import family
+from ddsm_zoo.ops.traced import is_traced
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,6 +43,7 @@ class Segmenter(nn.Module):
         provenance: Record of the weights.
         num_classes: Number of logits per pixel.
         auxiliary: Training-time head on x4, or None.
+        encoder_frozen: True after a call of `freeze_encoder`.
         fused: True after a call of `fuse`.
 
     Args:
@@ -54,12 +65,14 @@ class Segmenter(nn.Module):
             config.backbone,
             in_chans=config.in_chans,
             output_stride=decoder.output_stride,
+            args=config.backbone_args,
             weights=backbone_weights,
         )
         self.decoder = decoder(self.backbone.channels, config)
         self.dropout = nn.Dropout2d(config.dropout)
         self.classifier = _classifier(config.width, config.num_classes)
         self.auxiliary = _auxiliary(self.backbone, config) if config.auxiliary else None
+        self.encoder_frozen = False
         self.fused = False
         if config.norm == "group":
             use_group_norm(self)
@@ -70,7 +83,11 @@ class Segmenter(nn.Module):
         source: str | os.PathLike[str],
         *,
         revision: str | None = None,
+        strict: bool = True,
         cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
     ) -> Self:
         """Load a saved model from a folder or from ``org/name`` on the Hub, in evaluation mode.
 
@@ -79,13 +96,24 @@ class Segmenter(nn.Module):
         Args:
             source: Folder written by `save_pretrained`, ``org/name``, or an ``hf-hub:`` or ``local-dir:`` URI.
             revision: Branch, tag or commit of the repository.
+            strict: Refuse weights that do not fit exactly. False loads those that fit, and warns.
             cache_dir: The Hub's cache, by default the Hub client's own.
+            token: Token of the Hub. Unless given, the client's own. False sends none.
+            local_files_only: Take the files from the cache and ask no server.
+            force_download: Download the files even if the cache has them.
 
         Raises:
             HubError, FileNotFoundError: The files are unavailable.
             ConfigError, CheckpointError: They are not a model's, or do not match one another.
         """
-        return saving.load(cls, saving.as_uri(source, revision), cache_dir)
+        fetch = partial(
+            client.fetch,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        return saving.load(cls, saving.as_uri(source, revision), fetch, strict=strict)
 
     def save_pretrained(self, directory: str | os.PathLike[str], *, half: bool = False) -> None:
         """Write ``model.safetensors``, ``README.md`` and ``config.json``, see `ddsm_zoo.save_pretrained`."""
@@ -110,34 +138,33 @@ class Segmenter(nn.Module):
         """View of ``provenance`` as read-only data with timm's keys."""
         return MappingProxyType(self.provenance.to_cfg())
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, auxiliary: bool = False) -> Tensor | dict[str, Tensor]:
         """Compute logits.
 
         Args:
             x: Preprocessed images (N, in_chans, H, W), any H, W >= 1.
+            auxiliary: Return the logits of the auxiliary head too, for the training loss. As a part of this call, it
+                works under DistributedDataParallel, DataParallel and torch.compile.
 
         Returns:
-            Logits (N, num_classes, H, W).
-        """
-        return self._to_input(self.forward_head(self.forward_features(x)), x)
-
-    def forward_auxiliary(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute logits and the auxiliary head's logits.
-
-        Args:
-            x: Preprocessed images (N, in_chans, H, W).
-
-        Returns:
-            Both logits, (N, num_classes, H, W) each.
+            Logits (N, num_classes, H, W). With ``auxiliary``, a dict like torchvision's, of these logits as "out" and
+                the head's, of the same shape, as "aux".
 
         Raises:
-            ValueError: The model was built without ``auxiliary=True``.
+            ValueError: The images have another shape or type, or the model was built without ``auxiliary=True``.
         """
+        if not auxiliary:
+            return self._to_input(self.forward_head(self.forward_features(x)), x)
         if self.auxiliary is None:
-            raise ValueError("this model has no auxiliary head; build it with auxiliary=True")
+            raise ArgumentError("this model has no auxiliary head; build it with auxiliary=True", name="auxiliary")
         features = self.backbone(self._pad(x))
         logits = self.forward_head(self.decoder(features))
-        return self._to_input(logits, x), self._to_input(self.auxiliary(features[2]), x)
+        return {"out": self._to_input(logits, x), "aux": self._to_input(self.auxiliary(features[2]), x)}
+
+    def forward_auxiliary(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute both logits of ``model(x, auxiliary=True)``. Under a data-parallel wrapper use that call."""
+        both = self(x, auxiliary=True)
+        return both["out"], both["aux"]
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Compute the decoder's features.
@@ -178,12 +205,45 @@ class Segmenter(nn.Module):
             self.auxiliary = _auxiliary(self.backbone, self.config).to(like.device, like.dtype)
         self.provenance = self.provenance.without_classes(("classifier.weight", "classifier.bias"))
 
+    def freeze_encoder(self) -> None:
+        """Keep the backbone as it is in training: no gradients, and evaluation mode, also after a call of `train`.
+
+        Make the optimizer afterwards, from the parameters with ``requires_grad``.
+        """
+        self._set_encoder(frozen=True)
+
+    def unfreeze_encoder(self) -> None:
+        """Train the backbone again: the inverse of `freeze_encoder`."""
+        self._set_encoder(frozen=False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode, or evaluation mode. A frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.encoder_frozen:
+            self.backbone.eval()
+        return self
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load a state dict, as `torch.nn.Module.load_state_dict` does.
+
+        Prefixes of DataParallel, DistributedDataParallel, torch.compile and averages before the names are removed.
+        """
+        return super().load_state_dict(unwrap_names(state_dict), strict=strict, assign=assign)
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute the backbone's activations in the backward pass instead of keeping them."""
+        """Recompute the backbone's activations in the backward pass instead of keeping them.
+
+        Raises:
+            BackboneError: timm cannot do it for this network.
+        """
         self.backbone.set_grad_checkpointing(enable)
 
     def sync_batch_norm(self) -> None:
-        """Compute batch statistics over the images of all GPUs from now on, for distributed training."""
+        """Compute batch statistics over the images of all GPUs from now on, for distributed training.
+
+        Use it in place of ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``, which would drop the activations that
+        timm's networks have inside their batch norm.
+        """
         sync_batch_norm(self)
 
     def fuse(self) -> Segmenter:
@@ -202,15 +262,26 @@ class Segmenter(nn.Module):
         fold_norms(self, torch.zeros(1, self.config.in_chans, 64, 64, device=like.device, dtype=like.dtype))
         return self
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Return regular expressions that sort parameters into layers from input to output, in timm's form."""
-        stage = r"^backbone\.body\.(?:layer|stages[._]|blocks\.|layers[._])(\d+)"
-        # layers outside a stage's blocks, such as a downsampling layer, come before them
-        blocks = [] if coarse else [(stage + r"\.(?:blocks\.)?(\d+)", None)]
-        heads = [(r"^(?:decoder|auxiliary)\.", (99998,)), (r"^classifier\.", (99999,))]
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], int]:
+        """Return a function from a parameter's name to its layer, from input to output, as timm's functions take it.
+
+        The layers of the backbone are those of timm's own matcher for the network. The decoder and the classifier are
+        the last layer.
+
+        Args:
+            coarse: Take stages as layers instead of blocks.
+        """
+        layers = {f"backbone.{name}": layer for name, layer in self.backbone.layers(coarse).items()}
+        last = max(layers.values()) + 1
+        return lambda name: layers.get(name, last)
+
+    def no_weight_decay(self) -> set[str]:
+        """Return the names of the parameters without weight decay: positional tables, as timm's optimizers ask."""
         return {
-            "stem": r"^backbone\.body\.(?!layer\d|stages[._]|blocks\.|layers[._])",
-            "blocks": [*blocks, (stage, None), *heads],
+            f"{path}.{name}"
+            for path, module in self.named_modules()
+            if module is not self and hasattr(module, "no_weight_decay")
+            for name in module.no_weight_decay()
         }
 
     def layer_groups(self) -> list[list[str]]:
@@ -227,12 +298,41 @@ class Segmenter(nn.Module):
         """timm's description of the backbone's feature levels: channels, reduction, module."""
         return self.backbone.feature_info
 
+    def _set_encoder(self, *, frozen: bool) -> None:
+        self.encoder_frozen = frozen
+        self.backbone.requires_grad_(not frozen)
+        self.train(self.training)
+
+    def _check(self, x: Tensor) -> None:
+        """Raise ValueError for what is no batch of preprocessed images, and for a backbone that lost activations."""
+        shape, channels = tuple(x.shape), self.config.in_chans
+        if len(shape) != 4 or shape[1] != channels or 0 in shape[2:]:
+            hints = {channels in shape[-1:]: "; permute the channels to the front", len(shape) == 3: "; add [None]"}
+            expected = f"(N, {channels}, H, W)"
+            raise ArgumentError(f"got images {shape}, expected {expected}{hints.get(True, '')}", name="x", got=shape)
+        if not x.is_floating_point():
+            raise ArgumentError(
+                f"got images of {x.dtype}, expected floating-point numbers, normalized as "
+                "create_transform(resolve_data_config(model)) does",
+                name="x",
+                got=str(x.dtype),
+            )
+        broken = dropped_activations(self.backbone)
+        if broken:
+            raise ArgumentError(
+                f"{len(broken)} layers of the backbone lost their activation, the first is {broken[0]}: "
+                "torch.nn.SyncBatchNorm.convert_sync_batchnorm drops it; build the model again and call "
+                "model.sync_batch_norm()"
+            )
+
     def _pad(self, x: Tensor) -> Tensor:
         """Extend the bottom and right edges to multiples of the deepest stride.
 
         Otherwise one level rounds up and the one below it does not, and resizing between them shifts the image.
         Training crops are whole strides, so the network has never seen such a shift (docs/method.md has its cost).
         """
+        if not is_traced():  # a tracer would take each comparison for a condition on sizes
+            self._check(x)
         height, width = self._padded(x)
         return F.pad(x, (0, width - x.shape[-1], 0, height - x.shape[-2]))
 
@@ -245,6 +345,23 @@ class Segmenter(nn.Module):
     def _to_input(self, logits: Tensor, x: Tensor) -> Tensor:
         """Resize logits to the padded input and crop them to the input."""
         return crop(resize(logits, self._padded(x)), (x.shape[-2], x.shape[-1]))
+
+
+def unwrap(model: nn.Module) -> Segmenter:
+    """Return the segmenter inside torch.compile, DataParallel, DistributedDataParallel or an average of weights.
+
+    Raises TypeError for other models.
+    """
+    inner: object = model
+    while not isinstance(inner, Segmenter):
+        wrapped = inner
+        inner = getattr(wrapped, "_orig_mod", None) or getattr(wrapped, "module", None)
+        if not isinstance(inner, nn.Module):
+            raise TypeError(
+                f"got a {type(model).__name__}, expected a model of this package; pass the Segmenter inside it, "
+                "or save another model's state dict with safetensors.torch.save_file"
+            )
+    return inner
 
 
 def _classifier(width: int, num_classes: int) -> nn.Conv2d:

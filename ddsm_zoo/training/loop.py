@@ -134,8 +134,8 @@ def fit(
     outside the map there are zeros, and no gradient leads back.
 
     Args:
-        model: Maps images (N, C, H, W) to logits (N, K, H, W) and has ``num_classes``. If its ``auxiliary`` is not
-            None, ``forward_auxiliary`` gives a second set of logits for the loss.
+        model: Maps images (N, C, H, W) to logits (N, K, H, W) and has ``num_classes``. If it has an ``auxiliary`` that
+            is not None, ``model(images, auxiliary=True)`` gives a dict of two logits for the loss, "out" and "aux".
         recipe: Training settings. ``batch_size`` must not be 0.
         train_set: Training images (C, H, W) with class ids (H, W).
         val_set: Validation images (C, H, W) with class ids (H, W).

@@ -31,15 +31,17 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
     The rate is multiplied by ``stage_decay`` for each of the model's `layer_groups` after the parameter's own. It is
     multiplied by ``sampler_lr_mult`` for the convolutions that predict offsets, in samplers and in deformable
-    convolutions. SGD decays every parameter, as in the paper. AdamW decays only the weights of convolutions and linear
-    layers. Its decay is not scaled by the gradients, so it would pull norms, biases and positional tables to zero, and
-    zero is no better a prior for them than any other value.
+    convolutions. What ``model.no_weight_decay()`` names, such as positional tables, is not decayed. SGD decays every
+    other parameter, as in the paper. AdamW decays only the weights of convolutions and linear layers. Its decay is not
+    scaled by the gradients, so it would pull norms and biases to zero, and zero is no better a prior for them than any
+    other value.
     """
     backbone_lr = recipe.lr if recipe.backbone_lr is None else recipe.backbone_lr
     later = {name: above for above, names in enumerate(reversed(layer_groups(model))) for name in names}
     sampling = {
         id(weight) for part in model.modules() if isinstance(part, OffsetConv2d) for weight in part.parameters()
     }
+    exempt = cast(Any, model).no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -47,7 +49,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
             rate *= recipe.stage_decay ** later[name]
             if id(parameter) in sampling:
                 rate *= recipe.sampler_lr_mult
-            decayed = recipe.optimizer == "sgd" or _is_kernel(name, parameter)
+            decayed = name not in exempt and (recipe.optimizer == "sgd" or _is_kernel(name, parameter))
             groups.setdefault((rate, recipe.weight_decay if decayed else 0.0), []).append(parameter)
     return [
         {"params": parameters, "lr": rate, "base_lr": rate, "weight_decay": decay}

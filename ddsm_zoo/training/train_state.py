@@ -43,8 +43,9 @@ class Objective(nn.Module):
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
         if getattr(self.model, "auxiliary", None) is None:
             return cast(Tensor, self.loss(self.model(images), targets))
-        logits, auxiliary_logits = cast(Any, self.model).forward_auxiliary(images)
-        return cast(Tensor, self.loss(logits, targets) + self.auxiliary_weight * self.loss(auxiliary_logits, targets))
+        logits = self.model(images, auxiliary=True)
+        loss = self.loss(logits["out"], targets) + self.auxiliary_weight * self.loss(logits["aux"], targets)
+        return cast(Tensor, loss)
 
 
 class TrainState:

@@ -1,7 +1,8 @@
 """Convert weights of other libraries to this package's models.
 
 ResNets of timm and torchvision become backbones. UPerNet and DeepLabV3+ of segmentation_models_pytorch (smp) and
-UPerNet of mmsegmentation become whole models, except for the layers that differ (docs/weights.md). Every tensor is
+UPerNet of mmsegmentation become whole models, except for the layers that differ (docs/weights.md). State dicts of this
+package's own models are taken as they are, also out of a checkpoint of Lightning or of a wrapped model. Every tensor is
 either copied, known to have no counterpart, or rejected with an error.
 """
 
@@ -12,7 +13,7 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ddsm_zoo.hub.safetensors_io import abbreviate, read_tensors
-from ddsm_zoo.hub.state_dict import mismatches
+from ddsm_zoo.hub.state_dict import mismatches, unwrap_names
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.models.deeplabv3plus import LOW_WIDTH
 from ddsm_zoo.utils.files import CheckpointError
@@ -67,6 +68,7 @@ class _Kind:
         mark: Prefix of a tensor name that only this kind has.
         fresh: Parts of our model that this kind has no weights for.
         optional: Parts that our model may lack.
+        encoder: Prefix of the encoder's tensors, if encoders have names of their own.
         fusing: Our layer that receives concatenated features. Our order is the reverse of theirs.
         blocks: Widths of these features in their order. None is the decoder's width.
     """
@@ -77,6 +79,7 @@ class _Kind:
     decoder: str | None = None
     fresh: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    encoder: str = ""
     fusing: str = ""
     blocks: tuple[int | None, ...] = ()
 
@@ -103,15 +106,17 @@ def convert_weights(model: Segmenter, checkpoint: str | os.PathLike[str] | Mappi
         where, tensors = "the state dict", dict(checkpoint)
     else:
         where, tensors = os.fspath(checkpoint), read_checkpoint(Path(checkpoint).expanduser())
-    tensors = _without_wrapper(tensors)
-    kind = _recognize(tensors, where)
+    tensors = dict(unwrap_names(tensors))
+    kind, prefix = _recognize(tensors, where)
+    others = tuple(name for name in tensors if not name.startswith(prefix))
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name not in others}
     if kind.decoder not in (None, model.config.decoder):
         raise CheckpointError(
             f"{where} is a {kind.name}, expected weights for the decoder {model.config.decoder}; "
             f"create the model with the decoder {kind.decoder}"
         )
     expected = model.state_dict()
-    mapped = _translate(kind, tensors, expected, where)
+    mapped = _translate(kind, tensors, expected, where, model.config.backbone)
     given = {ours: _reordered(kind, ours, tensors[name], model.config.width) for name, ours in mapped.items()}
     optional = tuple(part for part in kind.fresh if not any(ours.startswith(part) for ours in given))
     needed = {
@@ -129,7 +134,7 @@ def convert_weights(model: Segmenter, checkpoint: str | os.PathLike[str] | Mappi
     done = Conversion(
         source=kind.name,
         mapped=mapped,
-        left_out=tuple(name for name in tensors if name not in mapped),
+        left_out=(*(name for name in tensors if name not in mapped), *others),
         fresh=tuple(name for name in expected if name not in given and not name.endswith("num_batches_tracked")),
     )
     model.provenance = dataclasses.replace(model.provenance, converted=done.to_dict())
@@ -171,18 +176,11 @@ def _is_named_tensor(item: tuple[object, object]) -> bool:
     return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
-def _without_wrapper(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the prefix that DataParallel or Lightning puts before every name."""
-    for prefix in ("module.", "model."):
-        if tensors and all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors
-
-
-def _recognize(tensors: Mapping[str, Tensor], where: str) -> _Kind:
-    for kind in _KINDS:
-        if any(name.startswith(kind.mark) for name in tensors):
-            return kind
+def _recognize(tensors: Mapping[str, Tensor], where: str) -> tuple[_Kind, str]:
+    """Return the kind of the checkpoint, and the attribute of a Lightning module that its tensors lie in, if any."""
+    for prefix, kind in itertools.product(("", *_ATTRIBUTES), _KINDS):
+        if any(name.startswith(prefix + kind.mark) for name in tensors):
+            return kind, prefix
     known = ", ".join(kind.name for kind in _KINDS)
     raise CheckpointError(
         f"{where} is none of {known}; its tensors begin with {abbreviate(list(tensors)) or 'nothing'}"
@@ -190,7 +188,7 @@ def _recognize(tensors: Mapping[str, Tensor], where: str) -> _Kind:
 
 
 def _translate(
-    kind: _Kind, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str
+    kind: _Kind, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], where: str, backbone: str
 ) -> dict[str, str]:
     """Map their tensor names to ours, without those that have no counterpart.
 
@@ -206,9 +204,33 @@ def _translate(
         ours = None if rule[1] is None else re.sub(rule[0], rule[1], name)
         if ours is not None and (ours in expected or not ours.startswith(kind.optional)):
             mapped[name] = ours
+    if kind.encoder:
+        _check_encoder(kind, mapped, unknown, expected, where, backbone)
     if unknown:
         raise CheckpointError(f"{where} has {len(unknown)} tensors that no {kind.name} has: {abbreviate(unknown)}")
     return mapped
+
+
+def _check_encoder(
+    kind: _Kind,
+    mapped: Mapping[str, str],
+    unknown: Sequence[str],
+    expected: Mapping[str, Tensor],
+    where: str,
+    backbone: str,
+) -> None:
+    """Raise CheckpointError, with the encoder as the cause, unless the checkpoint has the model's backbone."""
+    theirs = {ours: name for name, ours in mapped.items() if ours.startswith("backbone.")}
+    needed = [name for name in expected if name.startswith("backbone.") and not name.endswith("num_batches_tracked")]
+    extra = [name for name in unknown if name.startswith(kind.encoder)]
+    extra += [name for ours, name in theirs.items() if ours not in expected]
+    missing = [name for name in needed if name not in theirs]
+    if extra or missing:
+        first = f"it has {extra[0]}" if extra else f"it lacks {missing[0]}"
+        raise CheckpointError(
+            f"{where}, a {kind.name}, has another encoder than timm's {backbone}: {first}; pass the backbone of the "
+            "checkpoint. Of smp's encoders, ResNets and those of timm (tu-) can be taken over"
+        )
 
 
 def _reordered(kind: _Kind, ours: str, tensor: Tensor, width: int) -> Tensor:
@@ -239,6 +261,10 @@ def _resnet(prefix: str) -> tuple[Rule, ...]:
     return ((rf"{prefix}((?:conv1|bn1|layer\d)\..+)", r"backbone.body.\1"), (rf"{prefix}fc\..+", None))
 
 
+# smp's tu-resnet18 has a timm network as encoder.model. Other encoders may pad otherwise than timm's under equal names
+_SMP_ENCODER: tuple[Rule, ...] = (*_resnet(r"encoder\."), (r"encoder\.model\.(.+)", r"backbone.body.\1"))
+
+
 def _separable(theirs: str, ours: str) -> tuple[Rule, ...]:
     """Rules for smp's convolution and norm, dense or depthwise-separable as the tensors have it."""
     depthwise = (rf"{theirs}\.0\.0\.weight", f"{ours}.depthwise.weight")
@@ -252,7 +278,7 @@ _SMP_UPERNET = _Kind(
     mark="decoder.fpn_lateral_blocks.",
     decoder="uper",
     rules=(
-        *_resnet(r"encoder\."),
+        *_SMP_ENCODER,
         *_block(r"decoder\.psp\.blocks\.(\d)\.1", r"decoder.context.branches.\1", "0", "1"),
         *_block(r"decoder\.fpn_lateral_blocks\.(\d)\.conv_norm_relu", r"decoder.laterals.\1", "0", "1"),
         *_block(r"decoder\.fpn_conv_blocks\.(\d)", r"decoder.smoothings.\1", "0", "1"),
@@ -263,6 +289,7 @@ _SMP_UPERNET = _Kind(
     ),
     fresh=("decoder.context.fuse.", "decoder.fusions.", "auxiliary."),
     optional=("decoder.smoothings.",),
+    encoder="encoder.",
     fusing="decoder.fuse.",
     blocks=(None, None, None, None),
 )
@@ -272,7 +299,7 @@ _SMP_DEEPLAB = _Kind(
     mark="decoder.aspp.0.convs.",
     decoder="deeplabv3plus",
     rules=(
-        *_resnet(r"encoder\."),
+        *_SMP_ENCODER,
         *_block(r"decoder\.aspp\.0\.convs\.4", "decoder.context.image", "1", "2"),
         *_separable(r"decoder\.aspp\.0\.convs\.([0-3])", r"decoder.context.branches.\1"),
         *_block(r"decoder\.aspp\.0\.project", "decoder.context.fuse", "0", "1"),
@@ -282,6 +309,7 @@ _SMP_DEEPLAB = _Kind(
         (r"decoder\.aspp\.[12]\..+", None),  # one more convolution before the concatenation; ours is after it
     ),
     fresh=("decoder.refine.1.", "auxiliary."),
+    encoder="encoder.",
     fusing="decoder.refine.0.",
     blocks=(None, LOW_WIDTH),
 )
@@ -322,4 +350,14 @@ _RESNET = _Kind(
     fresh=("decoder.", "classifier.", "auxiliary."),
 )
 
-_KINDS = (_SMP_UPERNET, _SMP_DEEPLAB, _MMSEG_UPERNET, _RESNET)
+_OWN = _Kind(
+    name="ddsm-zoo model",
+    mark="backbone.body.",
+    rules=((r"(?:backbone|decoder|classifier|auxiliary)\..+", r"\g<0>"),),
+    fresh=("auxiliary.",),
+    optional=("auxiliary.",),
+)
+
+_KINDS = (_OWN, _SMP_UPERNET, _SMP_DEEPLAB, _MMSEG_UPERNET, _RESNET)
+# Names that a LightningModule usually gives its network, beside which its state dict may hold a loss or metrics
+_ATTRIBUTES = ("model.", "net.", "network.", "module.", "segmenter.", "model.module.", "net.module.")

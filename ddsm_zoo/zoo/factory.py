@@ -12,20 +12,45 @@ from typing import Any
 
 from torch import Tensor
 
-from ddsm_zoo.config import DDSMConfig, ModelConfig, Preprocess, Provenance, WeightsSpec, from_dict, to_dict
+from ddsm_zoo.config import (
+    BACKBONE_ARGS,
+    DDSMConfig,
+    ModelConfig,
+    Preprocess,
+    Provenance,
+    WeightsSpec,
+    from_dict,
+    to_dict,
+)
 from ddsm_zoo.errors import UserError
 from ddsm_zoo.hub import client
 from ddsm_zoo.hub.client import HubError
 from ddsm_zoo.hub.config_file import Manifest, read_manifest
 from ddsm_zoo.hub.safetensors_io import read_tensors, verify
-from ddsm_zoo.hub.state_dict import CLASSIFIER, check_fit, load_state_dict, remap_classifier
+from ddsm_zoo.hub.state_dict import CLASSIFIER, check_fit, load_state_dict, remap_classifier, unwrap_names
 from ddsm_zoo.labels import LabelSpace
-from ddsm_zoo.models import Segmenter, hub_uri, imagenet_preprocess, packaged_weights, saving
+from ddsm_zoo.models import Segmenter, hub_uri, imagenet_preprocess, packaged_weights, saving, unwrap
 from ddsm_zoo.utils.files import CheckpointError, LocalFile
 from ddsm_zoo.zoo import registry
 from ddsm_zoo.zoo.label_matching import match_classes
 
 logger = logging.getLogger(__name__)
+
+# `client.fetch`, with the user's settings
+_Fetch = Callable[..., list[LocalFile]]
+
+
+# Options of timm and smp that have another name or place here
+_ELSEWHERE = {
+    "features_only": "model.backbone gives the four feature levels",
+    "global_pool": "a segmentation model pools nothing",
+    "encoder_name": "pass backbone=, a name of timm",
+    "encoder_weights": "pass pretrained_backbone=True",
+    "encoder_output_stride": "pass backbone_args={'output_stride': 16}",
+    "in_channels": "pass in_chans=",
+    "decoder_channels": "pass width=",
+    "activation": "models give logits",
+}
 
 
 class WeightsNotFoundError(UserError, LookupError):
@@ -34,7 +59,7 @@ class WeightsNotFoundError(UserError, LookupError):
     kind = "no-weights"
 
 
-def create_model(
+def create_model(  # noqa: PLR0913  # the names of timm and of the Hub's client
     model_name: str,
     pretrained: bool = False,
     *,
@@ -43,7 +68,11 @@ def create_model(
     in_chans: int = 3,
     pretrained_backbone: bool | None = None,
     checkpoint_path: str | os.PathLike[str] | None = None,
+    strict: bool = True,
     cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
     **config_overrides: Any,
 ) -> Segmenter:
     """Build a model by its name in the zoo, ``hf-hub:org/repo[@revision]`` or ``local-dir:FOLDER``.
@@ -67,9 +96,15 @@ def create_model(
             over these channels, as timm does.
         pretrained_backbone: Force (True) or forbid (False) ImageNet weights for the backbone.
         checkpoint_path: Safetensors file, folder of a saved model, or folder of a training run.
+        strict: Refuse weights that do not fit exactly. False loads the tensors that fit, warns, and names the others in
+            ``provenance.fresh``.
         cache_dir: Folder for downloads. Unless given, the Hub client's cache.
+        token: Token of the Hub. Unless given, the client's own. False sends none.
+        local_files_only: Take files from the cache and ask no server.
+        force_download: Download files even if the cache has them.
         config_overrides: Fields of `ModelConfig` and `DDSMConfig`, such as ``pixels=25`` or ``ddsm={"pixels": 25}``.
-            ``backbone`` takes a short name or a timm name.
+            ``backbone`` takes a short name or a timm name, ``backbone_args`` its options, such as
+            ``{"drop_path_rate": 0.2}``.
 
     Returns:
         The model. It maps images (N, C, H, W) to logits (N, K, H, W).
@@ -88,6 +123,7 @@ def create_model(
         raise ValueError(
             "got both pretrained=True and checkpoint_path, expected one source of weights; drop one of them"
         )
+    fetch = _fetcher(cache_dir, token, local_files_only, force_download)
     if "classes" in config_overrides:  # smp's name for it
         if num_classes is not None:
             raise TypeError(
@@ -97,26 +133,26 @@ def create_model(
     label_space = _as_labels(labels, num_classes)
     if label_space is not None:
         num_classes = len(label_space)
-    entry, weights_file = _resolve(model_name, config_overrides.pop("backbone", None), pretrained, cache_dir)
+    entry, weights_file = _resolve(model_name, config_overrides.pop("backbone", None), pretrained, fetch)
     config = _configure(entry.config, num_classes, in_chans, config_overrides)
     task = entry.weights if pretrained else None
     if task is not None and weights_file is None:
-        weights_file, task = _fetch_task_weights(entry, task, cache_dir)
+        weights_file, task = _fetch_task_weights(entry, task, fetch)
     if checkpoint_path is not None:
         weights_file = LocalFile(path=client.find_weights(checkpoint_path))
-    tensors = None if weights_file is None else read_tensors(weights_file.path)
+    tensors = None if weights_file is None else unwrap_names(read_tensors(weights_file.path))
     if client.is_uri(model_name):  # only its weights vouch for its size
         skeleton = saving.on_meta(Segmenter, config)
-        if task is not None and weights_file is not None and tensors is not None:
+        if strict and task is not None and weights_file is not None and tensors is not None:
             check_fit(skeleton, tensors, str(weights_file.path), CLASSIFIER, entry.config.in_chans)
         else:
             saving.check_size(skeleton, model_name)
     imagenet = pretrained if pretrained_backbone is None else pretrained_backbone
-    backbone_weights = _imagenet_weights(config.backbone, cache_dir) if imagenet and weights_file is None else None
+    backbone_weights = _imagenet_weights(config.backbone, fetch) if imagenet and weights_file is None else None
     model = Segmenter(config, backbone_weights=backbone_weights)
     model.provenance = _describe(entry, config, label_space)
     if weights_file is not None and tensors is not None:
-        load = partial(_load_classes, model, tensors, str(weights_file.path))
+        load = partial(_load_classes, model, tensors, str(weights_file.path), strict=strict)
         if task is not None:
             _load_task_weights(model, entry, task, weights_file, label_space, load)
         else:
@@ -133,7 +169,7 @@ def from_pretrained(source: str | os.PathLike[str], *, revision: str | None = No
     Args:
         source: Folder of a saved model, ``org/name`` on the Hub, or name in the zoo.
         revision: Branch, tag or commit on the Hub.
-        options: Options of `create_model`, such as ``num_classes``.
+        options: Options of `create_model`, such as ``num_classes``, ``token``, ``local_files_only`` or ``strict``.
 
     Returns:
         The model in evaluation mode.
@@ -159,7 +195,7 @@ def create_trained(model_name: str) -> Segmenter:
 
 
 def _require_weights(model_name: str, backbone: str | None = None) -> None:
-    if _resolve(model_name, backbone, False, None)[0].weights is None:
+    if _resolve(model_name, backbone, False, client.fetch)[0].weights is None:
         raise WeightsNotFoundError(
             f"{model_name} is an architecture without task weights and cannot predict; "
             f"models whose weights exist: {_available()}"
@@ -171,20 +207,20 @@ def look_up(model_name: str) -> registry.Entry:
 
     Raises UnknownModelError, HubError, FileNotFoundError, and ConfigError for an invalid config.
     """
-    return _resolve(model_name, None, False, None)[0]
+    return _resolve(model_name, None, False, client.fetch)[0]
 
 
 def resolve_data_config(model: Segmenter) -> Preprocess:
     """Return the image preprocessing of a model.
 
     Args:
-        model: Model created by this package.
+        model: Model created by this package, bare or wrapped.
 
     Returns:
         The preprocessing that the model's weights were trained with. Without task weights, that of the backbone's
             ImageNet weights.
     """
-    return model.provenance.preprocess
+    return unwrap(model).provenance.preprocess
 
 
 def describe_weights(model: Segmenter, weights: WeightsSpec) -> None:
@@ -215,7 +251,8 @@ def save_pretrained(model: Segmenter, directory: str | os.PathLike[str], *, half
     files describe the weights by ``model.provenance``.
 
     Args:
-        model: Model to save.
+        model: Model to save. torch.compile, DataParallel, DistributedDataParallel and averages such as AveragedModel
+            and timm's ModelEmaV3 are unwrapped.
         directory: Target folder. It is created if missing.
         half: Store kernels in 16 bits, for half the size. They load as rounded float32.
 
@@ -223,8 +260,9 @@ def save_pretrained(model: Segmenter, directory: str | os.PathLike[str], *, half
         OutputError: A file cannot be written.
         ConfigError: ``model.provenance`` holds an invalid value.
         CheckpointError: The model has tensors that could not be loaded again.
+        TypeError: There is no model of this package inside ``model``.
     """
-    model.save_pretrained(directory, half=half)
+    unwrap(model).save_pretrained(directory, half=half)
 
 
 def push_to_hub(
@@ -240,7 +278,7 @@ def push_to_hub(
     """Publish the files of `save_pretrained` on the Hub in one commit.
 
     Args:
-        model: Model to publish.
+        model: Model to publish, bare or wrapped as for `save_pretrained`.
         repo_id: Repository ``org/name``. It is created if missing.
         private: Visibility of a new repository. Unless given, the Hub's default.
         revision: Branch to commit to. Unless given, main.
@@ -256,11 +294,26 @@ def push_to_hub(
         ValueError: ``repo_id`` is malformed, or options exclude each other.
         Exception: Anything that `save_pretrained` raises.
     """
-    return model.push_to_hub(repo_id, private=private, revision=revision, create_pr=create_pr, token=token, half=half)
+    return unwrap(model).push_to_hub(
+        repo_id, private=private, revision=revision, create_pr=create_pr, token=token, half=half
+    )
+
+
+def _fetcher(
+    cache_dir: str | os.PathLike[str] | None, token: str | bool | None, local_files_only: bool, force_download: bool
+) -> _Fetch:
+    """Return `client.fetch` with the user's settings."""
+    return partial(
+        client.fetch,
+        cache_dir=cache_dir,
+        token=token,
+        local_files_only=local_files_only,
+        force_download=force_download,
+    )
 
 
 def _resolve(
-    name: str, backbone: str | None, pretrained: bool, cache_dir: str | os.PathLike[str] | None
+    name: str, backbone: str | None, pretrained: bool, fetch: _Fetch
 ) -> tuple[registry.Entry, LocalFile | None]:
     """Return the entry for a name or an address, and for an address its weights file if ``pretrained``."""
     if not client.is_uri(name):
@@ -271,7 +324,7 @@ def _resolve(
             )
         return registry.find(name, backbone), None
     wanted = (client.CONFIG_FILE, client.WEIGHTS_FILE) if pretrained else (client.CONFIG_FILE,)
-    files = client.fetch(name, *wanted, cache_dir=cache_dir)
+    files = fetch(name, *wanted)
     manifest = saving.read_saved(files[0].path)
     weights = dataclasses.replace(manifest.pretrained_cfg, uri=name)
     entry = registry.Entry(
@@ -306,28 +359,30 @@ def _configure(
 def _check_names(given: Mapping[str, Any], known: Collection[str]) -> None:
     unknown = [name for name in given if name not in known]
     if unknown:
+        if unknown[0] in BACKBONE_ARGS:
+            raise TypeError(f"create_model() takes {unknown[0]} as backbone_args={{{unknown[0]!r}: ...}}")
+        if unknown[0] in _ELSEWHERE:
+            raise TypeError(f"create_model() has no option {unknown[0]!r}; {_ELSEWHERE[unknown[0]]}")
         nearest = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(sorted(known))}"
         raise TypeError(f"create_model() got an unknown override {unknown[0]!r}; {hint}")
 
 
-def _imagenet_weights(timm_name: str, cache_dir: str | os.PathLike[str] | None) -> Mapping[str, Tensor]:
+def _imagenet_weights(timm_name: str, fetch: _Fetch) -> Mapping[str, Tensor]:
     logger.info("ImageNet weights for %s; decoder and classifier are freshly initialised", timm_name)
     packaged = packaged_weights(timm_name)
     if packaged is not None:
         return packaged
-    (file,) = client.fetch(hub_uri(timm_name), client.WEIGHTS_FILE, cache_dir=cache_dir)
+    (file,) = fetch(hub_uri(timm_name), client.WEIGHTS_FILE)
     return read_tensors(file.path)
 
 
-def _fetch_task_weights(
-    entry: registry.Entry, task: WeightsSpec, cache_dir: str | os.PathLike[str] | None
-) -> tuple[LocalFile, WeightsSpec]:
+def _fetch_task_weights(entry: registry.Entry, task: WeightsSpec, fetch: _Fetch) -> tuple[LocalFile, WeightsSpec]:
     """Download the task weights, and describe them as their repository on the Hub does."""
     hosted = task.uri.startswith("hf-hub:")
     wanted = (client.CONFIG_FILE, client.WEIGHTS_FILE) if hosted else (client.WEIGHTS_FILE,)
     try:
-        *config, file = client.fetch(task.uri, *wanted, cache_dir=cache_dir, sha256=task.sha256)
+        *config, file = fetch(task.uri, *wanted, sha256=task.sha256)
     except HubError as error:
         if entry.published:
             raise
@@ -452,6 +507,8 @@ def _load_classes(
     known: LabelSpace | None,
     labels: LabelSpace | None,
     in_chans: int | None = None,
+    *,
+    strict: bool = True,
 ) -> _Loaded:
     """Load weights with the classes ``known`` into a model with the classes ``labels``.
 
@@ -459,14 +516,14 @@ def _load_classes(
     """
     if labels is None:
         other = known is not None and len(known) != model.num_classes
-        fresh = load_state_dict(model, tensors, where, CLASSIFIER if other else (), in_chans)
+        fresh = load_state_dict(model, tensors, where, CLASSIFIER if other else (), in_chans, strict)
         if fresh:
             logger.info("freshly initialised: %s", ", ".join(fresh))
         return _Loaded(tuple(fresh))
     old_names = labels.names if known is None else known.names
     rows = match_classes(labels.names, old_names)
     moved = remap_classifier(model, tensors, rows, len(old_names), where)
-    fresh = load_state_dict(model, moved, where, () if rows else CLASSIFIER, in_chans)
+    fresh = load_state_dict(model, moved, where, () if rows else CLASSIFIER, in_chans, strict)
     reused = {labels.names[new]: old_names[old] for new, old in rows.items()}
     rest = tuple(name for name in labels.names if name not in reused)
     logger.info(

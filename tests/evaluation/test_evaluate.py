@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from pathlib import Path
@@ -163,6 +164,15 @@ def test_radii_that_cannot_be() -> None:
 def two() -> tuple[Evaluation, Evaluation]:
     request = Request(data="scenes:3", boundary=True)
     return score_model(competing_model(3), request), score_model(competing_model(4), request)
+
+
+def test_evaluation_leaves_the_mode_of_every_part(model: Segmenter) -> None:
+    """So that it can stand in a training loop of one's own."""
+    model = copy.deepcopy(model).train()
+    model.backbone.eval()
+    before = [part.training for part in model.modules()]
+    evaluate(model, "scenes:1")
+    assert [part.training for part in model.modules()] == before
 
 
 def test_intervals_hold_the_score_and_repeat(two: tuple[Evaluation, Evaluation]) -> None:

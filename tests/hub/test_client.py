@@ -177,6 +177,42 @@ def test_a_mirror_with_hashes_of_its_own(server: HubServer, tmp_path: Path, etag
     assert client.fetch(URI, client.CONFIG_FILE, cache_dir=tmp_path)[0].path.read_bytes() == FILES[client.CONFIG_FILE]
 
 
+def test_a_token_of_the_call(server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes before the client's own, and only to the Hub."""
+    monkeypatch.setenv("HF_TOKEN", "hf_other")
+    client.fetch(URI, client.WEIGHTS_FILE, cache_dir=tmp_path, token="hf_mine")
+    sent = {request.host.partition(":")[0]: request.authorization for request in server.requests}
+    assert sent == {"127.0.0.1": "Bearer hf_mine", "localhost": None}
+    server.requests.clear()
+    client.fetch(URI, client.CONFIG_FILE, cache_dir=tmp_path, token=False)
+    assert {request.authorization for request in server.requests} == {None}
+
+
+def test_local_files_only(server: HubServer, tmp_path: Path) -> None:
+    with pytest.raises(HubError, match=r"config.json is not in the cache, and local_files_only is set") as error:
+        client.fetch(URI, *BOTH, cache_dir=tmp_path, local_files_only=True)
+    one_line(error)
+    assert server.requests == []
+    files = client.fetch(URI, *BOTH, cache_dir=tmp_path)
+    before = len(server.requests)
+    assert client.fetch(URI, *BOTH, cache_dir=tmp_path, local_files_only=True) == files
+    assert len(server.requests) == before
+
+
+def test_force_download(server: HubServer, tmp_path: Path) -> None:
+    commit = server.publish("someone/model", FILES)
+    for uri in (URI, f"{URI}@{commit}"):
+        files = client.fetch(uri, *BOTH, cache_dir=tmp_path)
+        before = len(server.paths("GET"))
+        assert client.fetch(uri, *BOTH, cache_dir=tmp_path, force_download=True) == files
+        assert len(server.paths("GET")) >= before + 2
+    server.faults["GET", client.CONFIG_FILE] = 500
+    with pytest.raises(HubError, match="HTTP 500"):  # and not the copy in the cache
+        client.fetch(URI, *BOTH, cache_dir=tmp_path, force_download=True)
+    with pytest.raises(ValueError, match="both local_files_only and force_download"):
+        client.fetch(URI, *BOTH, force_download=True, local_files_only=True)
+
+
 def test_a_private_repository_needs_the_token(
     server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

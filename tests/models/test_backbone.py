@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ def test_other_channels() -> None:
         ("resnet51", r"timm cannot build backbone 'resnet51'.*Unknown model"),
         ("resnet18.no_such_tag", r"'resnet18.no_such_tag'.*no_such_tag"),
         ("test_vit", r"'test_vit' has feature levels at strides \[16, 16, 16\], expected four at strides 4, 8, 16, 32"),
-        ("swin_tiny_patch4_window7_224", r"'swin_tiny_patch4_window7_224'"),  # takes images of one size only
+        ("hiera_tiny_224", "'hiera_tiny_224' does not take images of any size: .* choose .* Swin or hieradet"),
     ],
 )
 def test_networks_that_cannot_serve(name: str, message: str) -> None:
@@ -93,11 +94,101 @@ def test_networks_that_cannot_be_dilated() -> None:
         Backbone("test_mambaout", output_stride=16)
 
 
-def test_checkpointing_that_a_network_does_not_have() -> None:
-    backbone = Backbone(ROUNDS_UP)
-    backbone.body = nn.Sequential()  # timm's own have it all
-    with pytest.raises(BackboneError, match="Sequential has no gradient checkpointing"):
+@pytest.mark.parametrize("name", ["hrnet_w18_small", "twins_pcpvt_small"])
+def test_checkpointing_that_a_network_does_not_have(name: str) -> None:
+    """timm's own answer is an assertion."""
+    with torch.device("meta"):
+        backbone = Backbone(name)
+    with pytest.raises(BackboneError, match=f"{name} has no gradient checkpointing; leave it off"):
         backbone.set_grad_checkpointing()
+
+
+@pytest.mark.parametrize("name", [ROUNDS_UP, "cspnext_tiny"])
+def test_checkpointing_computes_again(name: str) -> None:
+    """In the last one, the network that can do it lies inside timm's wrapper."""
+    with torch.device("meta"):
+        backbone = Backbone(name).train()
+        calls = []
+        for module in backbone.modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                module.register_forward_hook(lambda *_: calls.append(None))
+        counts = []
+        for enable in (False, True, False):
+            backbone.set_grad_checkpointing(enable)
+            calls.clear()
+            sum(features.sum() for features in backbone(torch.empty(2, 3, 64, 64))).backward()
+            counts.append(len(calls))
+    assert counts[1] > 1.5 * counts[0] == 1.5 * counts[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("resnet18", ["conv1.", "layer1.", "layer2.", "layer3.", "layer4."]),
+        ("test_convnext", ["stem_0.", "stages_0.", "stages_1.", "stages_2.", "stages_3."]),
+        ("regnety_002", ["stem.", "s1.", "s2.", "s3.", "s4."]),
+        (
+            "densenet121",
+            ["features_conv0.", *(f"features_denseblock{i}." for i in (1, 2, 3, 4)), "features_norm5."],
+        ),
+        ("swin_tiny_patch4_window7_224", ["patch_embed.", "layers_0.", "layers_1.", "layers_2.", "layers_3."]),
+        ("poolformer_s12", ["stem.", *(f"stages_{i}." for i in range(4))]),  # without a matcher in timm
+    ],
+)
+def test_stages_from_the_stem_to_the_last(name: str, parts: list[str]) -> None:
+    with torch.device("meta"):
+        backbone = Backbone(name)
+    layers = backbone.layers(coarse=True)
+    sizes = {f"body.{key}": parameter.numel() for key, parameter in backbone.body.named_parameters()}
+    assert layers.keys() == sizes.keys()
+    first = [next(layer for key, layer in layers.items() if key.startswith(f"body.{part}")) for part in parts]
+    assert first == sorted(set(first))
+    assert sum(sizes[key] for key, layer in layers.items() if layer == 0) < 0.05 * sum(sizes.values())
+
+
+@pytest.mark.parametrize("name", ["densenet121", "swin_tiny_patch4_window7_224", "cspnext_tiny", ROUNDS_UP])
+def test_layers_are_timms_of_the_whole_network(name: str) -> None:
+    with torch.device("meta"):
+        layers, whole = Backbone(name).layers(), timm.create_model(name)
+    expected = timm.models.group_parameters(whole, whole.group_matcher(), reverse=True)
+    sizes = Counter(expected[key] for key in expected if not key.startswith(("head", "classifier", "fc", "norm")))
+    assert Counter(layers.values()) == sizes
+
+
+def test_tables_without_weight_decay_are_timms() -> None:
+    with torch.device("meta"):
+        names = Backbone("swin_tiny_patch4_window7_224").no_weight_decay()
+    assert names == {
+        f"body.layers_{stage}.blocks.{block}.attn.relative_position_bias_table"
+        for stage, depth in enumerate((2, 2, 6, 2))
+        for block in range(depth)
+    }
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "hieradet_small"])
+def test_windowed_networks_take_images_of_any_size(name: str) -> None:
+    _, shapes = on_meta(name, (96, 160))
+    assert [shape[2:] for shape in shapes] == [(24, 40), (12, 20), (6, 10), (3, 5)]
+
+
+def test_options_reach_the_network() -> None:
+    backbone = Backbone("test_convnext", args={"drop_path_rate": 0.5, "act_layer": "relu"})
+    rates = [part.drop_prob for part in backbone.modules() if isinstance(part, timm.layers.DropPath)]
+    assert max(rates) == 0.5
+    assert not any(isinstance(part, nn.GELU) for part in backbone.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "message"),
+    [
+        (ROUNDS_UP, {"window_size": 7}, "timm cannot build backbone 'test_resnet.r160_in1k' with .*window_size"),
+        (ROUNDS_UP, {"act_layer": "no_such_thing"}, "timm cannot build"),
+    ],
+)
+def test_options_that_a_network_does_not_have(name: str, args: dict[str, object], message: str) -> None:
+    with pytest.raises(BackboneError, match=message) as error:
+        Backbone(name, args=args)
+    assert "\n" not in str(error.value)
 
 
 def test_packaged_imagenet_weights() -> None:

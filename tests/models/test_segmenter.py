@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import DropPath
 from timm.models import group_parameters
-from torch import Tensor
+from torch import Tensor, nn
 
 import ddsm_zoo
 from ddsm_zoo.config import DDSMConfig, ModelConfig, Provenance
@@ -177,6 +179,18 @@ def test_the_auxiliary_head(backbone: str) -> None:
     assert auxiliary.eq(0).all()
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
+def test_both_logits_come_through_a_wrapper(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model = Segmenter(tiny(fusion="none", auxiliary=True)).eval()
+    image = torch.randn(2, 3, 65, 97)
+    with torch.no_grad():
+        expected = model.forward_auxiliary(image)
+        both = wrap(model)(image, auxiliary=True)
+    assert list(both) == ["out", "aux"]
+    for found, logits in zip(both.values(), expected, strict=True):
+        torch.testing.assert_close(found, logits, atol=1e-5, rtol=1e-5)
+
+
 def test_the_auxiliary_head_stands_apart() -> None:
     with_head, without = Segmenter(tiny(auxiliary=True)), Segmenter(tiny())
     extra = set(with_head.state_dict()) - set(without.state_dict())
@@ -184,6 +198,34 @@ def test_the_auxiliary_head_stands_apart() -> None:
     assert all(name.startswith("auxiliary.") for name in extra)
     with pytest.raises(ValueError, match="no auxiliary head; build it with auxiliary=True"):
         without.forward_auxiliary(torch.randn(1, 3, 64, 64))
+
+
+def test_a_frozen_encoder_learns_nothing_until_it_is_released() -> None:
+    model = Segmenter(tiny()).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    image = torch.randn(2, 3, 64, 64)
+
+    def changed() -> set[str]:
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+        model.train()
+        model(image).square().mean().backward()
+        optimizer.step()
+        return {name.split(".")[0] for name, tensor in model.state_dict().items() if not tensor.equal(before[name])}
+
+    model.freeze_encoder()
+    assert model.training
+    assert changed() == {"decoder", "classifier"}
+    model.eval()
+    model.unfreeze_encoder()
+    assert not model.training
+    assert changed() == {"backbone", "decoder", "classifier"}
+
+
+def test_options_of_the_backbone_are_part_of_the_config() -> None:
+    config = tiny(backbone="test_convnext", backbone_args={"drop_path_rate": 0.5})
+    model = Segmenter(config)
+    assert max(part.drop_prob for part in model.modules() if isinstance(part, DropPath)) == 0.5
+    assert Segmenter(tiny(backbone_args={"output_stride": 16})).backbone.multiple == 16
 
 
 def test_features_then_head_is_forward() -> None:

@@ -1,16 +1,28 @@
-"""Tools that other people write for any network: hooks, adapters, tracers, empty batches."""
+"""Tools that other people write for any network: hooks, adapters, tracers, wrappers, copies, other precision."""
 
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import onnxruntime
 import pytest
+import timm
 import torch
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 
 import ddsm_zoo
+from ddsm_zoo.models import Segmenter
+from tests.support.tiny_weights import one_line
+from tests.support.together import run_together
 
 NAMES = ["uper_tiny", "uper_dcn_tiny", "uper_ddsm_tiny", "deeplabv3plus_ddsm_tiny"]
 
@@ -95,3 +107,155 @@ def test_jit_traces_for_all_sizes_whatever_the_example(size: tuple[int, int]) ->
             warnings.simplefilter("ignore")  # of tracing itself, which torch announces the end of
             traced = torch.jit.trace(model, torch.randn(1, 3, *size), check_trace=False)
         torch.testing.assert_close(traced(image), model(image), atol=1e-4, rtol=1e-4)
+
+
+def test_the_older_onnx_exporter() -> None:
+    """By `torch.jit.trace`, with sides left open; at 128 x 128 some maps happen to be as large as their tables."""
+    model = ddsm_zoo.create_model("uper_ddsm_tiny", num_classes=5).eval()
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces the end of this exporter
+        sides = {"images": {2: "height", 3: "width"}}
+        options = {"opset_version": 17, "input_names": ["images"], "dynamic_axes": sides}
+        torch.onnx.export(model, (torch.randn(1, 3, 128, 128),), file, dynamo=False, **options)
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    for size in ((128, 128), (65, 97)):
+        image = torch.randn(1, 3, *size)
+        (found,) = session.run(None, {"images": image.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(found), model(image), atol=1e-4, rtol=1e-4)
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "compile": lambda model: torch.compile(model, backend="eager"),
+    "DataParallel": nn.DataParallel,
+    "AveragedModel": AveragedModel,
+    "ModelEmaV3": ModelEmaV3,
+    "compile around DataParallel": lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_wrapped_model_is_saved_as_the_model_inside(tmp_path: Path, wrapper: str) -> None:
+    model = ddsm_zoo.create_model("uper_ddsm_tiny", num_classes=5, auxiliary=True).eval()
+    wrapped = WRAPPERS[wrapper](model)
+    ddsm_zoo.save_pretrained(wrapped, tmp_path)
+    loaded = ddsm_zoo.from_pretrained(tmp_path)
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+    assert ddsm_zoo.resolve_data_config(wrapped) == ddsm_zoo.resolve_data_config(model)
+
+
+def test_a_model_whose_parts_are_compiled_is_saved_and_filled(tmp_path: Path) -> None:
+    model = ddsm_zoo.create_model("uper_ddsm_tiny", num_classes=5)
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.backbone = torch.compile(model.backbone, backend="eager")
+    ddsm_zoo.save_pretrained(model, tmp_path)
+    state = ddsm_zoo.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize("other", [nn.Conv2d(3, 3, 1), nn.DataParallel(nn.Conv2d(3, 3, 1)), "uper_ddsm_tiny"])
+def test_what_holds_no_model_of_ours_is_not_saved(tmp_path: Path, other: Any) -> None:
+    with pytest.raises(TypeError, match=f"got a {type(other).__name__}, expected a model of this package") as error:
+        ddsm_zoo.save_pretrained(other, tmp_path / "saved")
+    one_line(error)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_the_state_dict_of_a_wrapped_model_fits_a_bare_one(wrapper: str) -> None:
+    wrapped = WRAPPERS[wrapper](ddsm_zoo.create_model("uper_tiny", num_classes=5))
+    bare = ddsm_zoo.create_model("uper_tiny", num_classes=5)
+    bare.load_state_dict(wrapped.state_dict())
+    found = dict(wrapped.named_parameters())
+    for name, tensor in bare.named_parameters():
+        assert any(torch.equal(tensor, other) for key, other in found.items() if key.endswith(name))
+
+
+DISTRIBUTED = """
+import torch, torch.distributed as dist
+from torch.nn.functional import cross_entropy
+import ddsm_zoo
+
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+model = ddsm_zoo.create_model("uper_ddsm_tiny", num_classes=5, auxiliary=True).eval()
+model = torch.nn.parallel.DistributedDataParallel(model)
+torch.manual_seed(dist.get_rank())
+images, ids = torch.randn(2, 3, 32, 64), torch.randint(5, (2, 32, 64))
+for _ in range(2):
+    model.zero_grad()
+    both = model(images, auxiliary=True)
+    (cross_entropy(both["out"], ids) + 0.4 * cross_entropy(both["aux"], ids)).backward()
+print(*[parameter.grad.double().sum().item() for parameter in model.parameters()])
+dist.destroy_process_group()
+"""
+
+
+def test_processes_agree_on_the_gradients_of_both_heads(tmp_path: Path) -> None:
+    first, second = run_together(["-c", DISTRIBUTED], tmp_path)
+    assert first
+    assert first == second
+
+
+@pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_compute_the_same(clone: Callable[[nn.Module], nn.Module]) -> None:
+    model = ddsm_zoo.create_model("uper_ddsm_tiny", num_classes=5).eval()
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        assert torch.equal(clone(model)(image), model(image))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_models_in_half_precision(name: str, dtype: torch.dtype) -> None:
+    model = ddsm_zoo.create_model(name, num_classes=5).eval()
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = model(image)
+        found = model.to(dtype)(image.to(dtype))
+    assert found.dtype == dtype
+    assert (found.float() - expected).abs().mean() < 0.1 * expected.abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.rand(1, 4, 64, 96), r"got images \(1, 4, 64, 96\), expected \(N, 3, H, W\)$"),
+        (torch.rand(1, 64, 96, 3), r"expected \(N, 3, H, W\); permute the channels to the front"),
+        (torch.rand(3, 64, 96), r"got images \(3, 64, 96\), expected \(N, 3, H, W\); add \[None\]"),
+        (torch.rand(1, 3, 0, 96), r"got images \(1, 3, 0, 96\)"),
+        (torch.zeros(1, 3, 64, 96, dtype=torch.uint8), "got images of torch.uint8, expected floating-point"),
+    ],
+)
+def test_what_is_no_batch_of_images_is_one_line(images: Tensor, message: str) -> None:
+    model = ddsm_zoo.create_model("uper_tiny", num_classes=5).eval()
+    for call in (model, model.forward_features):
+        with pytest.raises(ValueError, match=message) as error:
+            call(images)
+        one_line(error)
+
+
+def test_torchs_conversion_to_synchronized_norms_is_loud_where_it_loses_activations() -> None:
+    """In timm's EfficientNets the activation is part of the norm, and torch's function leaves it out."""
+    model = ddsm_zoo.create_model("uper", backbone="test_efficientnet", width=16, num_classes=5).eval()
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = model(image)
+        for convert in (Segmenter.sync_batch_norm, timm.layers.convert_sync_batchnorm):
+            safe = copy.deepcopy(model)
+            torch.testing.assert_close((convert(safe) or safe)(image), expected, atol=1e-5, rtol=1e-5)
+        broken = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
+        with pytest.raises(ValueError, match=r"layers of the backbone lost .* call model.sync_batch_norm\(\)") as error:
+            broken(image)
+    one_line(error)
+
+
+def test_torchs_conversion_is_fine_where_norms_have_no_activation() -> None:
+    model = ddsm_zoo.create_model("uper_tiny", num_classes=5).eval()
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = model(image)
+        found = nn.SyncBatchNorm.convert_sync_batchnorm(model)(image)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -107,9 +107,9 @@ def test_half_precision_and_an_auxiliary_head_are_counted() -> None:
             super().__init__()
             self.auxiliary = nn.Conv2d(8, 3, 1)
 
-        def forward_auxiliary(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        def forward(self, x: Tensor, auxiliary: bool = False) -> dict[str, Tensor]:
             features = self.norm(self.first(x)).relu_()
-            return self.last(features), self.auxiliary(features)
+            return {"out": self.last(features), "aux": self.auxiliary(features)}
 
     plain = kept_bytes(Net(), recipe(), 3)
     assert kept_bytes(Net(), recipe(precision="bf16"), 3) < plain < kept_bytes(WithHead(), recipe(), 3)

@@ -18,6 +18,7 @@ from ddsm_zoo.training.recipe import Recipe
 BACKBONES: dict[str, list[tuple[str, ...]]] = {
     "resnet18d": [("conv1.", "bn1."), ("layer1.",), ("layer2.",), ("layer3.",), ("layer4.",)],
     "tf_efficientnet_lite0": [("conv_stem.", "bn1."), *((f"blocks.{stage}.",) for stage in range(7))],
+    "regnety_002": [("stem.",), ("s1.",), ("s2.",), ("s3.",), ("s4.",)],
     "test_convnext": [("stem_0.", "stem_1."), ("stages_0.",), ("stages_1.",), ("stages_2.",), ("stages_3.",)],
 }
 
@@ -45,6 +46,18 @@ def test_stages_are_those_of_the_backbone(backbone: str, stages: list[tuple[str,
 def test_a_model_without_a_matcher_is_its_backbone_and_the_rest() -> None:
     model = nn.ModuleDict({"head": nn.Linear(2, 2), "backbone": nn.Linear(2, 2)})
     assert layer_groups(model) == [["backbone.weight", "backbone.bias"], ["head.weight", "head.bias"]]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_positional_tables_are_not_decayed(optimizer: Any) -> None:
+    model = segmenter(fusion="ddsm")
+    tables = {name for name, _ in model.named_parameters() if name.endswith((".rows", ".columns"))}
+    assert model.no_weight_decay() == tables != set()
+    groups = parameter_groups(model, Recipe(model="m", optimizer=optimizer, weight_decay=0.5))
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert {decay[id(model.get_parameter(name))] for name in tables} == {0.0}
+    assert decay[id(model.get_parameter("backbone.body.conv1.0.weight"))] == 0.5
+    assert decay[id(model.get_parameter("decoder.fuse.norm.weight"))] == (0.5 if optimizer == "sgd" else 0.0)
 
 
 def test_rates_fall_from_the_decoder_to_the_stem() -> None:

@@ -133,8 +133,9 @@ class WithAuxiliary(Linear):
         super().__init__()
         self.auxiliary = nn.Conv2d(3, CLASSES, 1)
 
-    def forward_auxiliary(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self(x), self.auxiliary(x)
+    def forward(self, x: Tensor, auxiliary: bool = False) -> Tensor | dict[str, Tensor]:
+        logits = super().forward(x)
+        return {"out": logits, "aux": self.auxiliary(x)} if auxiliary else logits
 
 
 def test_the_auxiliary_head_adds_its_share_and_is_not_published(tmp_path: Path) -> None:

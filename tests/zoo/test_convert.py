@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,69 @@ def test_a_model_of_smp(images: Tensor, make: Any, source: str, fresh: set[str],
         assert prefix in str(done)
 
 
+@pytest.mark.parametrize("network", ["test_resnet", "test_efficientnet", "test_convnext"])
+def test_an_encoder_of_timm_in_smp(images: Tensor, network: str) -> None:
+    theirs: Any = lived_in(smp.UPerNet(f"tu-{network}", encoder_weights=None, classes=3, decoder_channels=32))
+    ours = create_model("uper", backbone=network, width=32, num_classes=3).eval()
+    convert_weights(ours, theirs.state_dict())
+    with torch.inference_mode():
+        for level, expected in zip(ours.backbone(images), theirs.encoder(images)[-4:], strict=True):
+            assert torch.equal(level, expected)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "backbone", "first"),
+    [
+        ("efficientnet-b0", "efficientnet_b0", "it has encoder._conv_stem.weight"),
+        ("se_resnet50", "seresnet50", "it has encoder.layer0.conv1.weight"),
+        ("mobilenet_v2", "mobilenetv2_100", "it has encoder.features.0.0.weight"),
+        ("tu-test_resnet", "test_convnext", "it has encoder.model.conv1.0.weight"),
+        ("resnet18", "resnet34", "it lacks backbone.body.layer1.2.conv1.weight"),
+    ],
+)
+def test_another_encoder_is_named_as_the_cause(encoder: str, backbone: str, first: str) -> None:
+    with torch.device("meta"):
+        ours = create_model("uper", backbone=backbone, width=32, num_classes=3)
+        theirs = smp.UPerNet(encoder, encoder_weights=None, classes=3, decoder_channels=32)
+    message = f"another encoder than timm's {backbone}: {first}; pass the backbone"
+    with pytest.raises(CheckpointError, match=re.escape(message)) as error:
+        convert_weights(ours, theirs.state_dict())
+    one_line(error)
+
+
+# -- our own
+
+
+@pytest.mark.parametrize(
+    ("prefix", "others"),
+    [
+        ("", {}),
+        ("module.", {"n_averaged": torch.tensor(3)}),
+        ("model.", {"loss.class_weights": torch.ones(3)}),
+        ("net._orig_mod.", {"criterion.weight": torch.ones(3)}),
+    ],
+    ids=["a state dict", "an average", "Lightning", "Lightning around torch.compile"],
+)
+def test_a_state_dict_of_ours(tmp_path: Path, prefix: str, others: dict[str, Tensor]) -> None:
+    source = lived_in(create_model("uper_ddsm_tiny", num_classes=3, auxiliary=True))
+    state = {prefix + name: tensor for name, tensor in source.state_dict().items()} | others
+    torch.save({"state_dict": state, "epoch": 3, "pytorch-lightning_version": "2.5"}, tmp_path / "last.ckpt")
+    model = create_model("uper_ddsm_tiny", num_classes=3)
+    done = convert_weights(model, tmp_path / "last.ckpt")
+    assert done.source == "ddsm-zoo model"
+    assert done.fresh == ()
+    assert set(others) - {"n_averaged"} <= set(done.left_out)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, source.state_dict()[name]), name
+
+
+def test_a_state_dict_of_another_model_of_ours() -> None:
+    source = create_model("uper_ddsm_tiny", num_classes=3)
+    with pytest.raises(CheckpointError, match="a ddsm-zoo model, does not fit .* tensors unexpected") as error:
+        convert_weights(create_model("uper_tiny", num_classes=3), source.state_dict())
+    one_line(error)
+
+
 # -- mmsegmentation
 
 
@@ -238,7 +302,10 @@ def spoiled(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Callabl
 
 
 REFUSED: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
-    "another library": (lambda: {"features.0.weight": torch.zeros(3)}, "is none of smp UPerNet, .*features.0.weight"),
+    "another library": (
+        lambda: {"features.0.weight": torch.zeros(3)},
+        "is none of ddsm-zoo model, smp UPerNet, .*features.0.weight",
+    ),
     "nothing": (dict, "begin with nothing"),
     "another decoder": (
         lambda: smp.DeepLabV3Plus("resnet18", encoder_weights=None, decoder_channels=32).state_dict(),

@@ -377,6 +377,110 @@ def test_a_repository_of_other_classes_is_refused(
         create_model("mine", pretrained=True, cache_dir=tmp_path / "cache")
 
 
+@pytest.mark.parametrize("load", [Segmenter.from_pretrained, factory.from_pretrained])
+def test_settings_of_the_download(
+    load: Callable[..., Segmenter], saved: Path, server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.publish("someone/model", {path.name: path.read_bytes() for path in saved.iterdir()})
+    server.private.add("someone/model")
+    server.token = "hf_mine"
+    options = {"cache_dir": tmp_path / "cache"}
+    with pytest.raises(HubError):
+        load("someone/model", **options)
+    expected = logits(load("someone/model", token="hf_mine", **options))
+    before = len(server.requests)
+    assert torch.equal(logits(load("someone/model", local_files_only=True, **options)), expected)
+    assert len(server.requests) == before
+    load("someone/model", token="hf_mine", force_download=True, **options)
+    assert len(server.requests) > before
+
+
+@pytest.mark.parametrize("load", [Segmenter.from_pretrained, factory.from_pretrained])
+def test_weights_that_fit_in_part(
+    load: Callable[..., Segmenter], saved: Path, trained: Segmenter, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only on request, and the rest is named."""
+    path = saved / "model.safetensors"
+    tensors = read_tensors(path)
+    tensors["added.weight"] = tensors.pop("decoder.fuse.norm.bias")
+    path.write_bytes(pack_tensors(tensors))
+    config = json.loads((saved / "config.json").read_text())
+    config["pretrained_cfg"]["sha256"] = sha256_of(path)
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="1 tensors missing; 1 tensors unexpected"):
+        load(saved)
+    with caplog.at_level(logging.WARNING):
+        model = load(saved, strict=False)
+    assert "fits only in part" in caplog.text
+    assert "added.weight" in caplog.text
+    assert model.provenance.fresh == ("decoder.fuse.norm.bias",)
+    assert torch.equal(model.classifier.weight, trained.classifier.weight)
+    path.write_bytes(pack_tensors({"other": torch.ones(1)}))
+    config["pretrained_cfg"]["sha256"] = sha256_of(path)
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="does not fit the model"):
+        load(saved, strict=False)
+
+
+def test_options_of_the_backbone_are_saved(tmp_path: Path) -> None:
+    model = create_model("uper", backbone="test_convnext", width=16, backbone_args={"drop_path_rate": 0.5})
+    factory.save_pretrained(model, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_args"]["backbone_args"] == {"drop_path_rate": 0.5}
+    assert factory.from_pretrained(tmp_path).config == model.config
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"checkpoint_path": "weights.pth"},
+        {"pretrained_cfg": "x"},
+        {"depths": [9, 9, 9, 9]},
+        {"drop_path_rate": -1},
+        {"act_layer": "os.system"},
+        {"img_size": [64] * 5},
+    ],
+)
+def test_options_of_the_backbone_that_a_config_may_not_have(args: dict[str, Any]) -> None:
+    """A config comes from anywhere: none of them may open a file or build without an end."""
+    with pytest.raises(ConfigError, match=f"backbone_args.{next(iter(args))}") as error:
+        create_model("uper_tiny", backbone_args=args)
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("drop_path_rate", r"takes drop_path_rate as backbone_args=\{'drop_path_rate': ...\}"),
+        ("features_only", "model.backbone gives the four feature levels"),
+        ("encoder_name", "pass backbone="),
+    ],
+)
+def test_options_of_timm_and_smp_are_known(option: str, hint: str) -> None:
+    with pytest.raises(TypeError, match=hint) as error:
+        create_model("uper_tiny", **{option: 1})
+    one_line(error)
+
+
+def test_a_model_without_classes_is_refused_with_the_way_to_features() -> None:
+    with pytest.raises(ConfigError, match="num_classes is 0, expected 1 to 65536; forward_features") as error:
+        create_model("uper_tiny", num_classes=0)
+    one_line(error)
+
+
+def test_a_wrapped_state_dict_as_a_checkpoint(trained: Segmenter, tmp_path: Path) -> None:
+    state = {f"module.{name}": tensor for name, tensor in trained.state_dict().items()}
+    safetensors.torch.save_file(state, tmp_path / "last.safetensors")
+    model = create_model(NAME, num_classes=3, checkpoint_path=tmp_path / "last.safetensors")
+    assert torch.equal(logits(model), logits(trained))
+
+
+def test_a_pickle_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match="is a pickle, which can run code; .* `ddsm-zoo import") as error:
+        create_model(NAME, checkpoint_path=tmp_path / "model.pth")
+    one_line(error)
+
+
 class CountingHash:
     """hashlib's own SHA-256, which counts the bytes that it is fed."""
 
