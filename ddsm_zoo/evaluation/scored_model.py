@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.layers import resize
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.zoo.factory import resolve_data_config
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +83,12 @@ def wrap_model(
     elif isinstance(model, nn.Module):
         name, sha256 = type(model).__name__, _hash_of(model)
         module = model.to(choose_device(device))
-        predict = full_image(module, precision)
+        predict = _logits_expected(full_image(module, precision))
     elif precision != "fp32":
         raise ValueError(f"precision is {precision!r} for a function, expected a model or precision='fp32'")
     else:
         name = getattr(model, "__name__", type(model).__name__)
-        predict = _on(choose_device(device), model)
+        predict = _logits_expected(_on(choose_device(device), model))
     return ScoredModel(
         predict=_checked(predict),
         preprocess=preprocess or Preprocess(),
@@ -100,6 +103,25 @@ def wrap_model(
 
 def _on(device: torch.device, predict: Predict) -> Predict:
     return lambda image: predict(image.to(device))
+
+
+def _logits_expected(predict: Predict) -> Predict:
+    """Warn once if the scores of a single class look like probabilities, which all exceed the logit 0."""
+    warned = False
+
+    def predict_scores(image: Tensor) -> Tensor:
+        nonlocal warned
+        scores = predict(image)
+        single = isinstance(scores, Tensor) and scores.ndim == 4 and scores.shape[1] == 1 and scores.numel() > 0
+        if single and not warned and scores.min() >= 0 and scores.max() <= 1:
+            warned = True
+            logger.warning(
+                "the scores of a single class lie between 0 and 1 and are read as logits; if they are probabilities, "
+                "return their torch.logit"
+            )
+        return scores
+
+    return predict_scores
 
 
 def _checked(predict: Predict) -> Predict:

@@ -22,6 +22,7 @@ from ddsm_zoo.labels import CAMVID
 from ddsm_zoo.layers import resize
 from ddsm_zoo.metrics import ConfusionMatrix
 from ddsm_zoo.utils.files import sha256_of
+from tests.support.binary_set import write_binary_set
 
 FIRST = 1_000_000_000  # the seed of the first scene of val
 PLAIN = Preprocess(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -150,3 +151,14 @@ def test_what_gives_no_scores(network: Quarter) -> None:
         evaluate(lambda image: image.argmax(1), "scenes:1", device="cpu")
     with pytest.raises(ValueError, match="predicts 3 classes, but the data set has 11"):
         evaluate(lambda image: resize(image, (9, 9)), "scenes:1", device="cpu")
+
+
+@pytest.mark.parametrize(("bias", "warnings"), [(0.5, 1), (-0.5, 0), (3.0, 0)])
+def test_probabilities_of_a_single_class_are_not_taken_for_logits_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, bias: float, warnings: int
+) -> None:
+    data = f"folder:{write_binary_set(tmp_path, train=1, val=2)}"
+    figures = ddsm_zoo.evaluate(lambda images: torch.full_like(images[:, :1], bias), data)
+    assert figures["recall"] == float(bias > 0)
+    said = [record.message for record in caplog.records if "if they are probabilities" in record.message]
+    assert len(said) == warnings

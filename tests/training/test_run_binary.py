@@ -243,7 +243,7 @@ def test_the_bundled_model_becomes_one_of_one_class(root: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("threshold", [0.7, "auto"])
 def test_the_recipe_sets_or_finds_the_threshold(root: Path, tmp_path: Path, threshold: float | str) -> None:
-    recipe = dataclasses.replace(RECIPE, threshold=threshold, epochs=2, validate_every=2)
+    recipe = dataclasses.replace(RECIPE, threshold=threshold, epochs=1, validate_every=1)
     summary = train(recipe, f"folder:{root}", tmp_path, pretrained=False)
     saved = json.loads((tmp_path / "best/config.json").read_text())["pretrained_cfg"]
     scores = ddsm_zoo.evaluate(f"local-dir:{tmp_path / 'best'}", f"folder:{root}")
