@@ -66,7 +66,7 @@ def camvid(root: str | Path, split: str, transform: Transform | None = None, see
 def folder(root: str | Path, split: str, transform: Transform | None = None, seed: int = 0) -> SegmentationDataset:
     """Open any task: ``images/SPLIT``, ``masks/SPLIT`` with the same file names, and ``labels.json``.
 
-    ``labels.json`` holds ``names`` and, optionally, ``palette`` (one colour per class) and ``ignore_index``. Masks are
-    single-channel or palette images of class ids or, with a ``palette``, RGB images in its colours.
+    ``labels.json`` holds ``names`` and, optionally, what stored values and colours stand for (docs/data.md). Masks may
+    also be called ``NAME_mask.png`` and the like.
     """
     return folder_layout(root).open(split, transform, seed)

@@ -62,9 +62,12 @@ class MaskDecoder:
             ImageError: The file is damaged or no image.
             DatasetError: A value has no class, or the file is compressed with loss.
         """
-        stored = read_stored(path)
+        return self.decode(read_stored(path))
+
+    def decode(self, stored: MaskFile) -> npt.NDArray[np.int64]:
+        """Decode a mask file as `read` does. Raises DatasetError for the same reasons."""
         if stored.lossy:
-            raise DatasetError(f"mask {path} is compressed with loss, which changes classes; expected a PNG")
+            raise DatasetError(f"mask {stored.path} is compressed with loss, which changes classes; expected a PNG")
         return self._decode(*self.interpret(stored), stored.path)
 
     def __call__(self, stored: Stored, path: Path) -> npt.NDArray[np.int64]:

@@ -10,8 +10,10 @@ from pathlib import Path, PurePosixPath
 import torch
 from torch import Tensor
 
+from ddsm_zoo.data.check.palettes import PaletteCheck
 from ddsm_zoo.data.images import SUFFIXES
 from ddsm_zoo.data.listing import is_hidden
+from ddsm_zoo.data.mask_files import read_stored
 from ddsm_zoo.data.masks import DatasetError, MaskDecoder
 
 # Files that `ddsm-zoo predict` writes, and the images that it adds
@@ -49,14 +51,25 @@ def find_predictions(folder: str | Path, names: Sequence[str]) -> list[Path]:
     return [found[name] for name in names]
 
 
-def read_prediction(path: Path, decode: MaskDecoder, target: Tensor, ignore_index: int, hint: str = "") -> Tensor:
+def read_prediction(
+    path: Path, decode: MaskDecoder, target: Tensor, ignore_index: int, palettes: PaletteCheck, hint: str = ""
+) -> Tensor:
     """Read the class ids (h, w) in ``path``, decoded by ``decode``, for the label ``target`` (h, w).
 
+    ``palettes`` has the palettes of the predictions before it.
+
     Raises ImageError for an unreadable file. Raises DatasetError for another size than the label's and, with the
-    ``hint``, for a file or values that are no classes and for ignored ids where the label has a class.
+    ``hint``, for a file or values that are no classes, for indices that an earlier file shows in other colours, and for
+    ignored ids where the label has a class.
     """
+    stored = read_stored(path)
+    if contradiction := palettes.add(path.name, stored, decode):
+        raise DatasetError(
+            f"the palettes of predictions contradict each other: {contradiction}; expected the class ids as indices, "
+            "in one palette for all files"
+        )
     try:
-        ids = torch.from_numpy(decode.read(path))
+        ids = torch.from_numpy(decode.decode(stored))
     except DatasetError as error:
         raise DatasetError(f"prediction {error}{hint}") from error
     if ids.shape != target.shape:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import to_pil_image
 
 from ddsm_zoo.config import Preprocess, check_threshold, to_dict
+from ddsm_zoo.data.check.palettes import PaletteCheck
 from ddsm_zoo.data.check.report import require_sound
 from ddsm_zoo.data.datasets import SegmentationDataset, open_dataset
 from ddsm_zoo.data.kinds import find_kind, known_specs, open_layout
@@ -407,9 +408,11 @@ def score_predictions(
     stored = (decode.plain or decode).ids
     hint = "" if plain.ids.items() <= stored.items() else "; are these class ids? --class-ids reads them"
 
+    palettes = PaletteCheck()
+
     def read(index: int) -> Prediction:
         target = dataset.load(index)[1]
-        ids = read_prediction(files[index], decode, target, labels.ignore_index, hint)
+        ids = read_prediction(files[index], decode, target, labels.ignore_index, palettes, hint)
         return Prediction(index, ids, target, None)
 
     extra = find_kind(request.data).extra_scores(dataset)

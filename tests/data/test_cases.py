@@ -252,6 +252,29 @@ def test_predictions_are_read_by_the_rules_of_masks(tmp_path: Path, save: made.S
     assert scores["miou"] == pytest.approx(made.mean_iou(), abs=1e-12)
 
 
+def test_predictions_whose_palettes_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    root = made.build(tmp_path / "data")
+    made.write_predictions(tmp_path / "mine", made.shuffled)
+    request = Request(data=f"folder:{root}")
+    expect_one_line(lambda: score_predictions(tmp_path / "mine", request), "palettes of predictions contradict", "val1")
+
+
+def test_predictions_for_images_in_subfolders(tmp_path: Path) -> None:
+    root = made.build(tmp_path / "data")
+    for kind in ("images", "masks"):
+        (root / kind / "val/site2").mkdir()
+        shutil.move(root / kind / "val/val1.png", root / kind / "val/site2/val1.png")
+    made.write_predictions(tmp_path / "flat")
+    shutil.copytree(tmp_path / "flat", tmp_path / "nested")
+    (tmp_path / "nested/site2").mkdir()
+    shutil.move(tmp_path / "nested/val1.png", tmp_path / "nested/site2/val1_ids.png")
+    for folder in ("flat", "nested"):
+        scored = score_predictions(tmp_path / folder, Request(data=f"folder:{root}"))
+        assert scored.figures()["miou"] == pytest.approx(made.mean_iou(), abs=1e-12)
+        scored.write_pictures(tmp_path / "report", worst=2)
+    assert sum(1 for _ in (tmp_path / "report").glob("worst_*site2_val1.png")) == 1
+
+
 @pytest.mark.parametrize("labels", [made.store, made.relabeled(BINARY)], ids=["0 and 1", "0 and 255"])
 @pytest.mark.parametrize(
     "predictions",

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from ddsm_zoo.data.check.palettes import PaletteCheck
 from ddsm_zoo.data.images import ImageError
 from ddsm_zoo.data.masks import CAMVID_IDS, DatasetError
 from ddsm_zoo.data.predictions import find_predictions, read_prediction
@@ -84,7 +85,7 @@ def stored(path: Path, pixels: list[list[int]]) -> Path:
 
 def test_a_prediction_may_be_void_where_the_label_is(tmp_path: Path) -> None:
     path = stored(tmp_path / "p.png", [[0, 1, 11], [3, 2, 5]])
-    ids = read_prediction(path, CAMVID_IDS, TARGET, 255)
+    ids = read_prediction(path, CAMVID_IDS, TARGET, 255, PaletteCheck())
     assert ids.tolist() == [[0, 1, 255], [3, 2, 5]]
     assert ids.dtype == torch.int64
 
@@ -99,17 +100,17 @@ def test_a_prediction_may_be_void_where_the_label_is(tmp_path: Path) -> None:
 )
 def test_predictions_that_do_not_fit_their_label(tmp_path: Path, pixels: list[list[int]], message: str) -> None:
     with pytest.raises(DatasetError, match=message) as caught:
-        read_prediction(stored(tmp_path / "p.png", pixels), CAMVID_IDS, TARGET, 255, "; hint")
+        read_prediction(stored(tmp_path / "p.png", pixels), CAMVID_IDS, TARGET, 255, PaletteCheck(), "; hint")
     assert ("; hint" in str(caught.value)) == ("pixels" not in message)
 
 
 def test_a_prediction_that_compression_has_changed(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((2, 3), np.uint8)).save(tmp_path / "p.png", format="jpeg")
     with pytest.raises(DatasetError, match="p.png is compressed with loss, which changes classes; expected a PNG"):
-        read_prediction(tmp_path / "p.png", CAMVID_IDS, TARGET, 255)
+        read_prediction(tmp_path / "p.png", CAMVID_IDS, TARGET, 255, PaletteCheck())
 
 
 def test_a_file_that_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "p.png").write_text("no image")
     with pytest.raises(ImageError, match="p.png is no image"):
-        read_prediction(tmp_path / "p.png", CAMVID_IDS, TARGET, 255)
+        read_prediction(tmp_path / "p.png", CAMVID_IDS, TARGET, 255, PaletteCheck())

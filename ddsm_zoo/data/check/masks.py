@@ -85,9 +85,8 @@ class MaskCheck:
             counts: Mapping[Any, int] = count_ids(values)
             form: Literal["ids", "palette", "colors"] = "ids" if classes is self.decode.ids else "palette"
             self._both |= form == "ids" and {1, 255} <= counts.keys()
-            if form == "ids" and not self.decode.by_number:
-                contradiction = self.palettes.add(file, stored)
-                self._contradicting += [contradiction] if contradiction else []
+            contradiction = self.palettes.add(file, stored, self.decode)
+            self._contradicting += [contradiction] if contradiction else []
         else:
             form = "colors"
             counts = _count_colors(values)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 
 from ddsm_zoo.data.mask_files import MaskFile
-from ddsm_zoo.data.masks import CAMVID_OBJECTS
+from ddsm_zoo.data.masks import CAMVID_OBJECTS, MaskDecoder
 from ddsm_zoo.labels import CITYSCAPES, Color, voc_color
 
 # More colours than any palette: a photograph, or the result of lossy compression of a mask.
@@ -41,9 +41,14 @@ class PaletteCheck:
         # for each palette, the colours by index that occur, and the first file
         self._seen: dict[tuple[Color, ...], tuple[dict[int, Color], str]] = {}
 
-    def add(self, file: str, stored: MaskFile) -> str | None:
-        """Compare a mask with the earlier ones. Return the first contradiction, None if there is none."""
-        if not stored.palette or stored.numbered:
+    def add(self, file: str, stored: MaskFile, decode: MaskDecoder) -> str | None:
+        """Compare a mask with the earlier ones. Return the first contradiction, None if there is none.
+
+        Masks that ``decode`` reads by their colours, or whose indices somebody gave a meaning, contradict nothing.
+        """
+        if not stored.palette or stored.numbered or decode.by_number:
+            return None
+        if decode.interpret(stored).classes is not decode.ids:
             return None
         for palette, (earlier, first) in self._seen.items():
             if palette != stored.palette and (found := _contradiction(stored, palette, earlier)):
