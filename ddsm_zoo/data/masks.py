@@ -88,13 +88,13 @@ class MaskDecoder:
     def interpret(self, stored: MaskFile) -> Interpretation:
         """Choose how to read a mask: by its colours where they are known, else by its ids.
 
-        Three equal channels are ids where no colours are known. A palette image is read by colours if those of all its
-        indices stand for classes. In a palette of greys, the levels are the ids if all of them are known, and black and
-        white are the two classes where there are two. Otherwise the indices are ids.
+        Three equal channels are ids where their greys are not among the known colours. A palette image is read by
+        colours if those of all its indices stand for classes. In a palette of greys, the levels are the ids if all of
+        them are known, and black and white are the two classes where there are two. Otherwise the indices are ids.
         """
         values = stored.values
         if values.ndim == 3:
-            by_id = not self.colors and stored.equal_channels
+            by_id = stored.equal_channels and (not self.colors or self._are_ids(values[..., 0]))
             return Interpretation(values[..., 0], self.ids) if by_id else Interpretation(values, self.colors)
         shown = {} if stored.numbered or not self.colors else stored.shown
         if shown and all(color in self.colors for color in shown.values()):
@@ -112,6 +112,11 @@ class MaskDecoder:
         """True if ids stand for the classes 0 and 1, and for no other."""
         classes = set(self.ids.values())
         return {0, 1} <= classes and 2 not in classes
+
+    def _are_ids(self, greys: Stored) -> bool:
+        """Return True for greys that are ids and no colours of classes. Black and white alone can be either."""
+        used = count_ids(greys).keys()
+        return used <= self.ids.keys() and any((grey,) * 3 not in self.colors for grey in used - {0, 255})
 
     def require_classes(self, labels: LabelSpace) -> None:
         """Raise DatasetError unless all decoded ids are class ids of ``labels`` or their ``ignore_index``."""

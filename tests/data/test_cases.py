@@ -106,6 +106,7 @@ READABLE = {
     "D6 NAME_seg": Readable(save=made.renamed("_seg"), said=NAMED),
     "D6 NAME_anything, said": Readable(save=made.renamed("_anno2"), labels={"mask_suffix": "_anno2"}),
     "D6 three equal channels": Readable(save=made.equal_channels()),
+    "D6 three equal channels, and a palette": Readable(save=made.equal_channels(), labels=PALETTE),
     "D6 three equal channels and alpha": Readable(save=made.equal_channels(channels=4)),
     "D7 subfolders": Readable(change=one_folder_deeper),
     "D8 a border colour": Readable(
@@ -202,6 +203,11 @@ REFUSED = {
     ),
     "0, 128 and 255": Refused(
         save=made.relabeled({0: 0, 1: 128, 2: 255}), says=('"ids": {"0": "bg", "128": "square", "255": "disc"}',)
+    ),
+    "254 among 0 and 255": Refused(
+        save=lambda ids, path: made.store(np.where(ids[::-1] > ids, 254, ids * 255).astype(np.uint8), path),
+        classes=2,
+        says=("(254 on", "smooth edges", '"ids"'),
     ),
     "smooth borders": Refused(save=smooth, classes=2, says=("smeared values", "nearest")),
     "arrays": Refused(save=array, says=("no mask for 3 of 3 images",)),

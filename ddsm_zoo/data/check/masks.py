@@ -209,6 +209,11 @@ class MaskCheck:
         elif self.decode is CITYSCAPES_LABEL_IDS and unknown == {255} and max(numbered, default=0) < len(CITYSCAPES):
             kind, what = "train-ids", "train ids of Cityscapes instead of label ids in"
             advice += "; files with train ids are called NAME_gtFine_labelTrainIds.png"
+        elif self.decode.open_255 and {0, 255} <= self._values:
+            advice += (
+                ": 0 and 255 alone would be two classes; values between them come from smooth edges: export masks "
+            )
+            advice += 'without antialiasing, or say by "ids" in labels.json what each value stands for'
         elif numbered and max(numbered) == count and min(numbered) == 1:
             advice += ': these start at 1, subtract 1 or say "zero": "ignore" in labels.json'
         elif unknown == {count}:
