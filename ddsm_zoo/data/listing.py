@@ -11,15 +11,10 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from ddsm_zoo.data.images import SUFFIXES
+from ddsm_zoo.data.images import SUFFIXES, UNREAD_SUFFIXES
 
 # Suffixes of pictures, arrays and videos that Pillow's own list lacks
-# fmt: off
-_OTHER_PICTURES = frozenset({
-    ".arw", ".avi", ".avif", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".mat", ".mkv", ".mov", ".mp4", ".nef", ".npy",
-    ".npz", ".orf", ".raw", ".rw2", ".svg", ".tga",
-})
-# fmt: on
+_OTHER_PICTURES = UNREAD_SUFFIXES | {".avi", ".mat", ".mkv", ".mov", ".mp4", ".npz"}
 # Words at an end of a file's name that say what the file is, not which one
 _ROLES = re.compile(
     r"(?:^(?:image|img|mask|label|seg|gt)s?[-_. ])"
