@@ -10,7 +10,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -65,12 +65,14 @@ def in_batches(order: Sequence[int], batch_size: int) -> list[list[int]]:
 
 def load(
     samples: Samples, *, workers: int, seed: int, pin_memory: bool, **order: Any
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Yield one pass over the samples in the ``order`` given by DataLoader's ``sampler`` or ``batch_sampler``.
 
     The workers start with each pass, so they see the changes of ``set_epoch``. There are never more workers than usable
-    cores. Exceptions of a sample are raised here unchanged. Raises WorkerError if the workers cannot start, or if one
-    is killed or finds no shared memory for a batch.
+    cores. Close the generator if you do not exhaust it: an exception's traceback would keep it and its workers alive.
+
+    Exceptions of a sample are raised here unchanged. Raises WorkerError if the workers cannot start, or if one is
+    killed or finds no shared memory for a batch.
     """
     workers = min(workers, usable_cores())
     loader: DataLoader[Any] = DataLoader(
@@ -83,19 +85,23 @@ def load(
         **order,
     )
     batches = _start(loader, workers)
-    while True:
-        try:
-            batch = next(batches, None)
-        except RuntimeError as error:
-            lost = _worker_error(error)
-            if lost is None:
-                raise
-            raise lost from error
-        if batch is None:
-            return
-        if isinstance(batch, Exception):
-            raise batch
-        yield batch
+    try:
+        while True:
+            try:
+                batch = next(batches, None)
+            except RuntimeError as error:
+                lost = _worker_error(error)
+                if lost is None:
+                    raise
+                raise lost from error.with_traceback(None)  # whose frames would keep the workers, see below
+            if batch is None:
+                return
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
+    finally:
+        # Stops the workers now. They ignore SIGTERM, with which Python would try to end them when it ends itself.
+        del batches
 
 
 def _start(loader: DataLoader[Any], workers: int) -> Iterator[Any]:

@@ -14,7 +14,7 @@ import math
 import platform
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -262,7 +262,11 @@ class _Run:
         if hasattr(self.train_set, "set_epoch"):
             self.train_set.set_epoch(position.epoch)
         own = [batch[rank() :: self.train_state.processes] for batch in batches]
-        loader = self._load(self.train_set, batch_sampler=own)
+        with contextlib.closing(self._load(self.train_set, batch_sampler=own)) as loader:
+            return self._take_steps(loader, interrupted)
+
+    def _take_steps(self, loader: Iterator[tuple[Tensor, Tensor]], interrupted: threading.Event) -> bool:
+        recipe, position = self.recipe, self.position
         self.train_state.train_mode()
         began = time.perf_counter() - position.seconds
         stopped = False
@@ -345,8 +349,8 @@ class _Run:
 
     def _validate(self) -> dict[str, Any]:
         own = shard(len(self.val_set))
-        samples = self._load(self.val_set, batch_size=None, sampler=own)
-        return self.train_state.validate(samples, lambda done: self._report("validate", done, len(own)))
+        with contextlib.closing(self._load(self.val_set, batch_size=None, sampler=own)) as samples:
+            return self.train_state.validate(samples, lambda done: self._report("validate", done, len(own)))
 
     def _save(self) -> None:
         """Write the weights, then the state. The state is last because it refers to the weights."""
@@ -420,7 +424,7 @@ class _Run:
     def _batches(self, epoch: int) -> list[list[int]]:
         return in_batches(self.hooks.order(len(self.train_set), self.recipe.seed, epoch), self.recipe.batch_size)
 
-    def _load(self, samples: Samples, **order: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    def _load(self, samples: Samples, **order: Any) -> Generator[tuple[Tensor, Tensor], None, None]:
         return load(
             samples,
             workers=self.recipe.workers,

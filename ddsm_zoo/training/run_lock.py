@@ -90,9 +90,11 @@ def _system_lock(folder: Path) -> Iterator[None]:
                     error.strerror,
                     OWNER,
                 )
-        yield
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def _in_use(folder: Path, other: dict[str, Any] | None) -> FolderInUseError:

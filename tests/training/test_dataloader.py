@@ -6,6 +6,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -76,6 +78,36 @@ def test_shared_memory_that_is_nearly_full_is_told_before_anything_starts(
         run(tmp_path, recipe(workers=1))
     assert not (tmp_path / "last").exists()
     assert run(tmp_path, recipe(workers=0, epochs=1))["epochs"] == 1
+
+
+ENDS = """
+import sys
+from pathlib import Path
+from tests.support.tiny_training import Blobs, fit, fresh, recipe
+
+class Spoilt(Blobs):
+    def __getitem__(self, index):
+        if index == 9:
+            raise ValueError("a damaged image")
+        return super().__getitem__(index)
+
+def stop(event):
+    if event.phase == sys.argv[2]:
+        raise KeyError("a bug")
+
+from ddsm_zoo.training.loop import Hooks
+samples = Spoilt(10) if sys.argv[2] == "read" else Blobs(10)
+fit(fresh(), recipe(workers=2, batch_size=2), samples, Blobs(5), Path(sys.argv[1]), hooks=Hooks(progress=stop))
+"""
+
+
+@pytest.mark.parametrize("phase", ["read", "validate"])
+def test_a_process_that_fails_with_loading_processes_ends(tmp_path: Path, phase: str) -> None:
+    """They ignore the signal by which Python would end them at its exit, and it would wait for them forever."""
+    command = [sys.executable, "-c", ENDS, str(tmp_path / "run"), phase]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == ("ValueError: a damaged image" if phase == "read" else "KeyError: 'a bug'")
 
 
 def test_processes_that_cannot_start_are_one_line() -> None:
