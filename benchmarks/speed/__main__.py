@@ -33,8 +33,8 @@ class Precision(str, Enum):
 
 # What each suite reads beside --threads and --json
 _OPTIONS = {
-    Suite.op: ("side", "precision", "repeats"),
-    Suite.models: ("size", "batch", "precision", "compile", "repeats"),
+    Suite.op: ("side", "precision", "repeats", "busy"),
+    Suite.models: ("size", "batch", "precision", "compile", "repeats", "busy"),
     Suite.growth: ("side", "repeats", "plot"),
     Suite.precision: ("model", "data", "split"),
 }
@@ -77,24 +77,28 @@ def benchmark(
     repeats: Annotated[
         int | None, typer.Option(min=1, help="op, models, growth: measured calls of each candidate; 5 unless given.")
     ] = None,
+    busy: Annotated[
+        bool | None,
+        typer.Option("--busy", help="op, models: again while a process of its own keeps one core busy, and stops."),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch; unless given, its own choice.")] = None,
     plot: Annotated[Path | None, typer.Option(help="growth: draw time over pixels to FILE.", metavar="FILE")] = None,
     json: JsonOption = None,
 ) -> None:
-    """Measure the operation against its definition, our models against smp, torchvision and DANet, bf16 against fp32.
+    """Measure the operation against grid_sample, our models against smp, torchvision and DANet, bf16 against fp32.
 
     Candidates take turns in one run; what counts is the ratio of medians. Takes minutes; needs ddsm-zoo[benchmark].
 
     python -m benchmarks.speed --suite op --side 256 --json -
 
-    python -m benchmarks.speed --suite models --size 1024
+    python -m benchmarks.speed --suite models --size 1024 --busy
 
     python -m benchmarks.speed --suite models --precision bf16 --batch 8 --compile
 
     python -m benchmarks.speed --suite precision --data camvid:data/camvid
     """
     given = {"size": size, "side": side, "precision": precision, "batch": batch, "compile": compiled, "model": model}
-    check_options(suite, {**given, "data": data, "split": split, "repeats": repeats, "plot": plot})
+    check_options(suite, {**given, "data": data, "split": split, "repeats": repeats, "plot": plot, "busy": busy})
     height, width = parse_size("1024" if size is None else size)
     if suite is Suite.precision and data is None:
         raise ValueError("the suite precision labels images, expected --data SPEC such as camvid:ROOT")
@@ -118,7 +122,7 @@ def benchmark(
         calls, kind = repeats or 5, (precision or Precision.fp32).value
         if suite is Suite.op:
             figures = speed.benchmark_operation(
-                side or (64, 128, 256, 512), precision=kind, repeats=calls, progress=show
+                side or (64, 128, 256, 512), precision=kind, repeats=calls, busy=bool(busy), progress=show
             )
         elif suite is Suite.models:
             figures = speed.benchmark_models(
@@ -127,6 +131,7 @@ def benchmark(
                 precision=kind,
                 compiled=bool(compiled),
                 repeats=calls,
+                busy=bool(busy),
                 progress=show,
             )
         elif suite is Suite.growth:

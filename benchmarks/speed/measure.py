@@ -77,7 +77,7 @@ def _resident(name: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
-def copy_bandwidth(device: str, size: int = 2**28, repeats: int = 5) -> float:
+def copy_bandwidth(device: str, size: int = 2**27, repeats: int = 5) -> float:
     """Bytes a second that a copy of ``size`` bytes moves on ``device``, read and written together."""
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)

@@ -14,7 +14,8 @@ from ddsm_zoo.zoo.factory import create_model
 from ddsm_zoo.zoo.registry import model_config
 
 OURS = "uper_ddsm_r101"
-OWN = (OURS, "uper_r101", "uper_dcn_r101")
+TWIN = "uper_r101"
+OWN = (OURS, TWIN, "uper_dcn_r101")
 DANET = "DANet-R101, stride 8"
 CLASSES = 19
 COMPILER = "inductor"
@@ -39,11 +40,11 @@ def lay_out(model: nn.Module, image: Tensor, memory_format: torch.memory_format)
     return image.contiguous(memory_format=memory_format)
 
 
-def inference(network: Callable[[Tensor], Tensor], image: Tensor) -> Callable[[], Tensor]:
-    """A call without gradients."""
+def inference(network: Callable[[Tensor], Tensor], image: Tensor, *, half: bool = False) -> Callable[[], Tensor]:
+    """A call without gradients, with ``half`` under autocast to bfloat16."""
 
     def infer() -> Tensor:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast(image.device.type, torch.bfloat16, enabled=half):
             return network(image)
 
     return infer

@@ -119,8 +119,10 @@ def check_make(words: Sequence[str]) -> None:
 
 
 def check_bash(words: Sequence[str]) -> None:
-    assert words[0] == "-c"
-    check_shell(words[1])
+    if words[0] == "-c":
+        check_shell(words[1])
+    else:  # a script of ours
+        assert (ROOT / words[0]).is_file(), words[0]
 
 
 def check_srun(words: Sequence[str]) -> None:

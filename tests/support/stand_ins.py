@@ -84,7 +84,7 @@ SETTINGS = {
     "docs/performance.md": Setting(
         swaps={
             "--suite op": "--suite op --side 8",
-            "--size 1024": "--size 32",
+            "--size 1024 --repeats 3 --busy": "--size 32 --repeats 1",
             "--suite growth": "--suite growth --side 16 --side 32",
         }
     ),

@@ -19,10 +19,11 @@ VALUES = {
     "split": "val",
     "repeats": "1",
     "plot": "growth.png",
+    "busy": None,
 }
 READ = {
-    "op": {"side", "precision", "repeats"},
-    "models": {"size", "batch", "precision", "compile", "repeats"},
+    "op": {"side", "precision", "repeats", "busy"},
+    "models": {"size", "batch", "precision", "compile", "repeats", "busy"},
     "growth": {"side", "repeats", "plot"},
     "precision": {"model", "data", "split"},
 }

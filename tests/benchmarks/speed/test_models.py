@@ -41,8 +41,35 @@ def test_models_are_compared_by_their_medians() -> None:
     assert set(ticks) == {"contiguous", "channels_last", "models"}
 
 
+@pytest.mark.usefixtures("small_models")
+def test_a_busy_core_is_measured_for_the_networks_with_a_bar() -> None:
+    figures = benchmark_models((32, 32), repeats=1, busy=True)
+    loads = ["quiet", "one core busy, nice 19", "one core busy, nice 0"]
+    assert [row["load"] for row in figures.rows if row["model"] == TITLE] == loads
+    medians = {(row["model"], row["load"]): row["median"] for row in figures.rows}
+    slowdown = {
+        name: medians[name, "one core busy, nice 0"] / medians[name, "quiet"]
+        for name in ("uper_ddsm_tiny", "uper_tiny")
+    }
+    bars = {bar.name: bar for bar in figures.bars}
+    bar = bars["uper_ddsm_tiny, slowdown over that of uper_tiny, one core busy, nice 0"]
+    assert bar.value == pytest.approx(slowdown["uper_ddsm_tiny"] / slowdown["uper_tiny"])
+    assert bar.bound == 2.0
+    assert bars["uper_ddsm_tiny / uper_tiny, time"].bound == 1.05
+    assert bars["uper_ddsm_tiny / uper_tiny, time, one core busy, nice 19"].bound == pytest.approx(1.5 * 1.05)
+
+
+@pytest.mark.usefixtures("small_models")
+@pytest.mark.parametrize("unit", ["amx_bf16", None])
+def test_bars_of_bf16_count_where_the_processor_has_it(unit: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "environment", lambda: {"bf16": unit})
+    figures = benchmark_models((32, 32), repeats=1, precision="bf16")
+    assert figures.bars[0].name == "uper_ddsm_tiny / uper_tiny, time, bf16"
+    assert all((bar.holds is None) == (unit is None) for bar in figures.bars)
+
+
 class Remembering(nn.Conv2d):
-    """A network that tells what it was given."""
+    """A network that tells what it was given, and what it computed in."""
 
     seen: list[tuple[torch.Size, torch.dtype]] = []  # noqa: RUF012 - of all its copies
 
@@ -50,8 +77,9 @@ class Remembering(nn.Conv2d):
         super().__init__(3, classes, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        self.seen.append((x.shape, x.dtype))
-        return super().forward(x)
+        out = super().forward(x)
+        self.seen.append((x.shape, out.dtype))
+        return out
 
 
 @pytest.mark.usefixtures("small_models")
@@ -69,8 +97,8 @@ def test_all_run_under_the_same_settings(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_bars_of_a_gpu() -> None:
-    assert models.TIME_BARS["cuda"] == {TITLE: 1.0, "smp UPerNet-R101": 1.0}
-    assert set(models.TIME_BARS["cpu"]) <= {*networks.BASELINES, *networks.OWN}
+    assert models.time_bars("cuda") == {TITLE: 1.0, "smp UPerNet-R101": 1.0}
+    assert set(models.time_bars("cpu")) <= {*networks.BASELINES, *networks.OWN}
 
 
 class Breaking(nn.Conv2d):
