@@ -144,7 +144,7 @@ def create_model(  # noqa: PLR0913  # the names of timm and of the Hub's client
     if client.is_uri(model_name):  # only its weights vouch for its size
         skeleton = saving.on_meta(Segmenter, config)
         if strict and task is not None and weights_file is not None and tensors is not None:
-            check_fit(skeleton, tensors, str(weights_file.path), CLASSIFIER, entry.config.in_chans)
+            check_fit(skeleton, tensors, _where(weights_file, task), CLASSIFIER, entry.config.in_chans)
         else:
             saving.check_size(skeleton, model_name)
     imagenet = pretrained if pretrained_backbone is None else pretrained_backbone
@@ -152,7 +152,7 @@ def create_model(  # noqa: PLR0913  # the names of timm and of the Hub's client
     model = Segmenter(config, backbone_weights=backbone_weights)
     model.provenance = _describe(entry, config, label_space)
     if weights_file is not None and tensors is not None:
-        load = partial(_load_classes, model, tensors, str(weights_file.path), strict=strict)
+        load = partial(_load_classes, model, tensors, _where(weights_file, task), strict=strict)
         if task is not None:
             _load_task_weights(model, entry, task, weights_file, label_space, load)
         else:
@@ -408,6 +408,12 @@ def _as_published(task: WeightsSpec, manifest: Manifest) -> WeightsSpec:
         published=task.published,
         recipe=own.recipe or task.recipe,
     )
+
+
+def _where(file: LocalFile, task: WeightsSpec | None) -> str:
+    """Name a weights file in errors: by the address that was asked for, not by its copy in the cache."""
+    remote = task is not None and task.uri.startswith(("hf-hub:", "https:"))
+    return client.public_uri(task.uri) if remote and task is not None else str(file.path)
 
 
 def _available() -> str:

@@ -367,6 +367,16 @@ def test_a_pin_holds_for_our_repository_and_not_for_that_of_another_organisation
         create_model("mine", pretrained=True, cache_dir=tmp_path / "cache")
 
 
+def test_an_error_of_fetched_weights_names_their_address(
+    trained: Segmenter, saved: Path, server: HubServer, tmp_path: Path, own_table: None
+) -> None:
+    server.publish("ddsm-zoo/mine", {path.name: path.read_bytes() for path in saved.iterdir()})
+    weights = WeightsSpec(uri="hf-hub:ddsm-zoo/mine", dataset="made up", labels=LABELS)
+    registry.register_model("mine", dataclasses.replace(trained.config, width=64), weights)
+    with pytest.raises(CheckpointError, match="^hf-hub:ddsm-zoo/mine does not fit the model"):
+        create_model("mine", pretrained=True, cache_dir=tmp_path / "cache")
+
+
 def test_a_repository_of_other_classes_is_refused(
     trained: Segmenter, saved: Path, server: HubServer, tmp_path: Path, own_table: None
 ) -> None:
