@@ -26,6 +26,8 @@ REFERENCE = 8
 _LARGEST = {"cpu": 8, "cuda": 16}
 # Minimum number of steps per epoch, if there are enough images
 _STEPS = 4
+# Minimum number of steps per run, if batches of two images suffice for it: batch norm needs more than one
+_RUN_STEPS, _SMALLEST = 120, 2
 # Usable share of the free memory, and total memory of a step relative to its saved activations: gradients of
 # activations, workspaces, fragments (docs/fine-tuning.md).
 _USABLE, _OVERHEAD = 0.8, 1.5
@@ -44,7 +46,7 @@ def find_batch_size(recipe: Recipe, model: nn.Module, channels: int, images: int
     """Replace a batch size of 0 in the recipe, and scale its learning rates to match.
 
     The batch size per process is the largest power of two that fits into memory, at most 8 on a CPU and 16 on a GPU. An
-    epoch of ``images`` keeps at least four steps if there are enough images. In distributed runs every process uses the
+    epoch of ``images`` keeps at least four steps, and the run 120, if there are enough images. In distributed runs every process uses the
     same batch size, set by the one with the least free memory. ``lr`` and ``backbone_lr`` are taken as rates for 8
     images per step. They scale linearly with the number of images for SGD, and with its square root for AdamW.
 
@@ -73,7 +75,8 @@ def find_batch_size(recipe: Recipe, model: nn.Module, channels: int, images: int
             f"{(each + _COPIES * weights) / 1e9:.1f} GB and {_USABLE * free / 1e9:.1f} GB can be used; choose a "
             "smaller crop_size, precision bf16 or a smaller model"
         )
-    most = min(fitting, _LARGEST[device.type], max(1, images // (_STEPS * world_size())))
+    steps = recipe.epochs * images // (_RUN_STEPS * recipe.gradient_accumulation * world_size())
+    most = min(fitting, _LARGEST[device.type], max(1, images // (_STEPS * world_size())), max(_SMALLEST, steps))
     size = 2 ** int(math.log2(most)) * world_size()
     growth = size * recipe.gradient_accumulation / REFERENCE
     factor = growth if recipe.optimizer == "sgd" else math.sqrt(growth)

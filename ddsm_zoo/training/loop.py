@@ -164,6 +164,8 @@ def fit(
         raise ValueError("precision is auto, expected one that training.precision.settle_precision finds")
     if recipe.batch_size == 0:
         raise ValueError("batch_size is 0, expected a number, which training.batch_size.find_batch_size finds")
+    if recipe.ema_decay == "auto":
+        raise ValueError('ema_decay is "auto", expected a number, which training.run.train finds')
     train_state = TrainState(model, recipe, ignore_index)
     run = _Run(train_state, recipe, train_set, val_set, Path(out_dir), hooks)
     run.begin(resume)

@@ -146,7 +146,8 @@ class Recipe:
 
     ``min_size`` enlarges smaller images before any other step, and wherever the trained weights are used, see
     `config.Preprocess`. A frozen batch norm keeps its weights and its statistics. With ``ema_decay`` above 0, the
-    averaged weights are the ones that are validated and published. Validation also follows the last epoch. The state to
+    averaged weights are the ones that are validated and published; "auto" averages over the last 5 % of the run's
+    steps, and not at all if those are fewer than 2. Validation also follows the last epoch. The state to
     resume from is saved after each epoch. With ``save_every`` above 0 it is also saved within an epoch and before each
     validation.
 
@@ -179,7 +180,7 @@ class Recipe:
     momentum: float = 0.9  # SGD only
     weight_decay: float = 5e-4  # sgd: every parameter; adamw: only weights of convolutions and linear layers
     power: float = 0.9  # exponent of the poly learning rate decay
-    warmup_steps: int = 0  # optimizer steps of linear warmup
+    warmup_steps: float = 0  # optimizer steps of linear warmup; below 1: this share of the run's
     gradient_accumulation: int = 1  # batches per optimizer step
     clip_norm: float = 0.0  # maximum gradient norm, 0: no clipping
 
@@ -196,7 +197,7 @@ class Recipe:
     lovasz: float = 0.0  # weight of the Lovasz-softmax loss
     auxiliary_weight: float = 0.4  # weight of the auxiliary head's loss
 
-    ema_decay: float = 0.0  # decay of the averaged weights per step, 0: no averaging
+    ema_decay: float | Literal["auto"] = 0.0  # decay of the averaged weights per step, 0: no averaging; auto: see below
     validate_every: int = 1  # epochs between validations
     patience: int = 0  # validations without a higher mIoU that end the run, 0: never
     save_every: int = 0  # optimizer steps between saved states, 0: once per epoch
@@ -215,7 +216,8 @@ class Recipe:
             value = getattr(self, name)
             self._require(name, value is None or 0 <= value < math.inf, "0 or more")
         for name in _BELOW_ONE:
-            self._require(name, 0 <= getattr(self, name) < 1, "from 0 up to 1")
+            value = getattr(self, name)
+            self._require(name, value == "auto" or 0 <= value < 1, "from 0 up to 1")
         for name in _SHARES:
             self._require(name, 0 < getattr(self, name) <= 1, "more than 0 and at most 1")
         self._require("holdout", self.holdout < 1, "less than 1, some images must remain to train on")

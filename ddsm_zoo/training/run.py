@@ -41,6 +41,10 @@ from ddsm_zoo.utils.distributed import rank
 from ddsm_zoo.utils.memory import enough_memory
 from ddsm_zoo.zoo.factory import create_model, describe_weights, look_up, resolve_data_config, save_pretrained
 
+# Optimizer steps below which a line says how many there are, and share of them that the average "auto" spans
+_FEW_STEPS = 100
+_AVERAGED = 0.05
+
 logger = logging.getLogger(__name__)
 
 
@@ -201,13 +205,30 @@ def _initial_model(recipe: Recipe, labels: LabelSpace, pretrained: bool | None, 
     _check_overrides(recipe.overrides)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.seed)
-        return create_model(
+        model = create_model(
             recipe.model,
             pretrained=bool(pretrained) and not resumed,
             labels=labels,
             pretrained_backbone=True if pretrained is None and not resumed else None,
             **recipe.overrides,
         )
+    _balance_fresh_rows(model, labels)
+    return model
+
+
+@torch.no_grad()
+def _balance_fresh_rows(model: Segmenter, labels: LabelSpace) -> None:
+    """Make the weights of each random classifier row sum to zero, without a bias.
+
+    The features are activations, positive on average, so that any other random row raises or lowers its class
+    everywhere. With balanced rows the first loss is near ln K, whatever the seed.
+    """
+    for name in model.provenance.reinitialized:
+        row = labels.names.index(name)
+        weight = model.classifier.weight[row]
+        weight -= weight.mean()
+        assert model.classifier.bias is not None
+        model.classifier.bias[row] = 0.0
 
 
 def _start(recipe: Recipe, backbone: str, pretrained: bool | None) -> str:
@@ -285,7 +306,7 @@ def _class_counts(
 def _resolve_recipe(
     recipe: Recipe, model: Segmenter, images: int, counts: Tensor | None, resumed: Path | None
 ) -> Recipe:
-    """Fill in what the recipe leaves open. A resumed run keeps its precision and its batch size."""
+    """Fill in what the recipe leaves open. A resumed run keeps its own. Say so if the run has few steps."""
     if recipe.class_weights == "auto":
         assert counts is not None
         weights = [round(weight, 4) for weight in median_frequency(counts).tolist()]
@@ -293,14 +314,36 @@ def _resolve_recipe(
         recipe = dataclasses.replace(recipe, class_weights=tuple(weights))
     left_open = ["precision"] if recipe.precision == "auto" else []
     left_open += ["batch_size", "lr", "backbone_lr"] if recipe.batch_size == 0 else []
+    left_open += ["ema_decay"] if recipe.ema_decay == "auto" else []
     if left_open and resumed is not None:
         path, state = load_last_state(resumed)
         check_parts(path, state)
         return dataclasses.replace(recipe, **{name: state["recipe"].get(name) for name in left_open})
     recipe = settle_precision(recipe, model, model.config.in_chans)
-    if recipe.batch_size > 0:
-        return recipe
-    return find_batch_size(recipe, model, model.config.in_chans, min(images, recipe.images_per_epoch or images))
+    shown = min(images, recipe.images_per_epoch or images)
+    if recipe.batch_size == 0:
+        recipe = find_batch_size(recipe, model, model.config.in_chans, shown)
+    steps = _count_steps(recipe, shown)
+    if recipe.ema_decay == "auto":
+        recipe = dataclasses.replace(recipe, ema_decay=round(max(0.0, 1 - 1 / (_AVERAGED * steps)), 4))
+    return recipe
+
+
+def _count_steps(recipe: Recipe, images: int) -> int:
+    """Count the optimizer steps of a run with ``images`` in an epoch. Few of them are said in one line."""
+    per_epoch = math.ceil(math.ceil(images / recipe.batch_size) / recipe.gradient_accumulation)
+    steps = recipe.epochs * per_epoch
+    if steps < _FEW_STEPS:
+        enough = math.ceil(_FEW_STEPS / per_epoch)
+        logger.warning(
+            "the run has %d optimizer steps, %d epochs of %d: few to learn from; raise epochs (%d make it %d steps)",
+            steps,
+            recipe.epochs,
+            per_epoch,
+            enough,
+            enough * per_epoch,
+        )
+    return steps
 
 
 def _order(recipe: Recipe, counts: Tensor | None) -> Callable[[int, int, int], Sequence[int]]:

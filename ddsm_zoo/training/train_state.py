@@ -82,7 +82,7 @@ class TrainState:
             )
         # The type hints of nn.Module.to lack the call with a memory format alone
         self.model: nn.Module = cast(Any, model).to(memory_format=self.memory_format)
-        self.average = average_weights(self.model, recipe.ema_decay) if recipe.ema_decay else None
+        self.average = average_weights(self.model, float(recipe.ema_decay)) if recipe.ema_decay else None
         self._loss = create_loss(recipe, cast(int, model.num_classes), ignore_index).to(self.device)
         objective = Objective(self.model, self._loss, recipe.auxiliary_weight)
         self._objective, self._optimizer = self.accelerator.prepare(objective, create_optimizer(self.model, recipe))

@@ -117,6 +117,7 @@ def test_a_copy_overwrites_nothing(tmp_path: Path) -> None:
         ('model = "m"\nlr = nan', "lr is nan, expected more than 0"),
         ('model = "m"\nseed = -1', "seed is -1, expected 0 or more"),
         ('model = "m"\nema_decay = 1.0', "ema_decay is 1.0, expected from 0 up to 1"),
+        ('model = "m"\nema_decay = "some"', "ema_decay"),
         ('model = "m"\nflip = 1.5', "flip is 1.5, expected a probability"),
         ('model = "m"\nbatch_size = "auto"', "batch_size is 'auto' (str), expected int"),
         ('model = "m"\nbatch_size = -1', "batch_size is -1, expected 0 or more"),
@@ -217,6 +218,14 @@ def test_schedule_rises_then_falls_and_stays_within_bounds(steps: int, warmup: i
     assert falling == [pytest.approx((1 - step / steps) ** 0.9) for step in range(warmup, steps)]
     if warmup < steps:
         assert factors[0] == pytest.approx(1 / (warmup + 1))
+
+
+@pytest.mark.parametrize(("share", "steps", "warmup"), [(0.1, 200, 20), (0.1, 75, 7.5), (0.02, 25, 0.5), (0, 75, 0)])
+def test_a_warmup_below_one_is_a_share_of_the_run(share: float, steps: int, warmup: float) -> None:
+    factors = [schedule(step, steps, Recipe(model="m", warmup_steps=share)) for step in range(steps)]
+    falling = [(1 - step / steps) ** 0.9 for step in range(steps)]
+    rising = [min(1.0, (step + 1) / (warmup + 1)) for step in range(steps)]
+    assert factors == pytest.approx([fall * rise for fall, rise in zip(falling, rising, strict=True)])
 
 
 class Net(nn.Module):

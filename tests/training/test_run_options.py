@@ -60,6 +60,52 @@ def test_classes_are_weighed_by_what_the_check_has_counted(tmp_path: Path, data:
     assert started(tmp_path / "out")["recipe"]["class_weights"] == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize(("epochs", "decay"), [(4, 0.0), (25, 0.8)])
+def test_the_average_follows_the_length_of_the_run(tmp_path: Path, data: str, epochs: int, decay: float) -> None:
+    """Four steps an epoch: the last 5 % are fewer than one step, or five."""
+    chosen = recipe(ema_decay="auto", epochs=epochs, validate_every=epochs, holdout=0.2)
+    with pytest.raises(Crash):
+        train(chosen, data, tmp_path / "out", pretrained=False, progress=at_step(1, crash))
+    assert started(tmp_path / "out")["recipe"]["ema_decay"] == pytest.approx(decay)
+
+
+@pytest.mark.parametrize(("epochs", "line"), [(3, "12 optimizer steps, 3 epochs of 4: few"), (25, None)])
+def test_a_short_run_says_so_in_one_line(
+    tmp_path: Path, data: str, epochs: int, line: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(Crash):
+        train(recipe(epochs=epochs), data, tmp_path / "out", pretrained=False, progress=at_step(1, crash))
+    told = [record.message for record in caplog.records if "optimizer steps" in record.message]
+    assert len(told) == (line is not None)
+    if line is not None:
+        assert line in told[0]
+        assert "raise epochs (25 make it 100 steps)" in told[0]
+
+
+def test_classes_that_start_afresh_are_equally_likely_at_first(
+    tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features that are the same in all channels, the mean of any features, give every class the same logit."""
+    seen: list[torch.Tensor] = []
+
+    def look(event: object) -> None:
+        seen.append(model.classifier(torch.full((1, model.classifier.in_channels, 1, 1), 3.0)).flatten().detach())
+        raise Crash
+
+    original = ddsm_zoo.training.run.create_model
+    model = original("uper_ddsm_tiny", num_classes=3)
+
+    def caught(*args: Any, **options: Any) -> Any:
+        nonlocal model
+        model = original(*args, **options)
+        return model
+
+    monkeypatch.setattr("ddsm_zoo.training.run.create_model", caught)
+    with pytest.raises(Crash):
+        train(recipe(), data, tmp_path / "out", pretrained=False, progress=look)
+    torch.testing.assert_close(seen[0], torch.zeros(3), atol=1e-4, rtol=0)
+
+
 def held_out_by_name(tmp_path: Path) -> list[int]:
     from ddsm_zoo.data.splits import held_out
 
