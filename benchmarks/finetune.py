@@ -94,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan = Plan(**{name: getattr(options, name) for name in asdict(Plan())})
     try:
         data = [prepare(name, options.out, plan) for name in options.data]
+        for method in () if options.table else options.methods:  # all at the start, under the same load
+            _epochs(method, data[0], options.out, plan)
         for root in data:
             for seed in options.seeds:
                 for method in options.methods:

@@ -26,8 +26,8 @@ REFERENCE = 8
 _LARGEST = {"cpu": 8, "cuda": 16}
 # Minimum number of steps per epoch, if there are enough images
 _STEPS = 4
-# Minimum number of steps per run, if batches of two images suffice for it: batch norm needs more than one
-_RUN_STEPS, _SMALLEST = 120, 2
+# Steps of a run for which batches are made smaller, down to this size: batches of 2 cost more and scored no higher
+_RUN_STEPS, _SMALLEST = 120, 4
 # Usable share of the free memory, and total memory of a step relative to its saved activations: gradients of
 # activations, workspaces, fragments (docs/fine-tuning.md).
 _USABLE, _OVERHEAD = 0.8, 1.5
@@ -46,9 +46,10 @@ def find_batch_size(recipe: Recipe, model: nn.Module, channels: int, images: int
     """Replace a batch size of 0 in the recipe, and scale its learning rates to match.
 
     The batch size per process is the largest power of two that fits into memory, at most 8 on a CPU and 16 on a GPU. An
-    epoch of ``images`` keeps at least four steps, and the run 120, if there are enough images. In distributed runs every process uses the
-    same batch size, set by the one with the least free memory. ``lr`` and ``backbone_lr`` are taken as rates for 8
-    images per step. They scale linearly with the number of images for SGD, and with its square root for AdamW.
+    epoch of ``images`` keeps at least four steps if there are enough images. A run that would have fewer than 120 steps
+    gets smaller batches, of at least 4. In distributed runs every process uses the same batch size, set by the one with
+    the least free memory. ``lr`` and ``backbone_lr`` are taken as rates for 8 images per step. They scale linearly with
+    the number of images for SGD, and with its square root for AdamW.
 
     Args:
         recipe: Recipe whose batch size is open.
