@@ -70,9 +70,9 @@ class Plan:
 
     @property
     def crop(self) -> tuple[int, int]:
-        """Height and width of the recipe's crops, smaller by ``shrink``."""
-        height, width = Recipe.load("finetune").crop_size
-        return height // self.shrink, width // self.shrink
+        """Height and width of the recipe's crops, smaller by ``shrink``, in multiples that smp's networks take."""
+        height, width = (max(_MULTIPLE, side // self.shrink) for side in Recipe.load("finetune").crop_size)
+        return height - height % _MULTIPLE, width - width % _MULTIPLE
 
 
 @dataclass(frozen=True, kw_only=True)
