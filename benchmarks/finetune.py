@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for seed in options.seeds:
                 for method in options.methods:
                     if not options.table:
-                        _run(method, root, seed, options.out, plan)
+                        _run(method, root, seed, options, plan)
         table = render_table(options.out, data, options.seeds, plan)
     except (ValueError, LookupError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -117,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="folder of data and results")
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--rates", nargs="+", type=float, default=RATES, choices=RATES, help="of smp's loop, on seed 0")
     parser.add_argument("--table", action="store_true", help="only print the table of the results that there are")
     parser.add_argument("--page", type=Path, help="also write the table between the markers of this page")
     for name, value in asdict(Plan()).items():
@@ -269,10 +270,11 @@ def _plain(decoder: str, root: Path, seed: int, epochs: int, rate: float, plan: 
 # Cells
 
 
-def _run(method: str, root: Path, seed: int, out: Path, plan: Plan) -> None:
+def _run(method: str, root: Path, seed: int, options: argparse.Namespace, plan: Plan) -> None:
     """Train and score a cell that has no result: ours once, the plain loop at each rate that is still open."""
+    out: Path = options.out
     epochs = _epochs(method, root, out, plan)
-    for rate in [0.0] if method == OURS else _open_rates(method, root, seed, out, plan):
+    for rate in [0.0] if method == OURS else _open_rates(method, root, seed, options, plan):
         path = _cell(out, root, method, seed, rate)
         if path.exists():
             _load(path, plan)
@@ -294,10 +296,10 @@ def _run(method: str, root: Path, seed: int, out: Path, plan: Plan) -> None:
         shutil.rmtree(out / "work" / path.stem, ignore_errors=True)
 
 
-def _open_rates(method: str, root: Path, seed: int, out: Path, plan: Plan) -> Sequence[float]:
+def _open_rates(method: str, root: Path, seed: int, options: argparse.Namespace, plan: Plan) -> Sequence[float]:
     """Return all rates for seed 0, and for other seeds the rate that was better there, if it is known."""
-    first = _results(method, root, 0, out, plan)
-    return RATES if seed == 0 or not first else [max(first, key=lambda result: result.miou).rate]
+    first = _results(method, root, 0, options.out, plan)
+    return options.rates if seed == 0 or not first else [max(first, key=lambda result: result.miou).rate]
 
 
 def _cell(out: Path, root: Path, method: str, seed: int, rate: float) -> Path:
