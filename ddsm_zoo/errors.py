@@ -73,6 +73,30 @@ class ArgumentError(UserError, ValueError):
     kind = "argument"
 
 
+class ArgumentTypeError(UserError, TypeError):
+    """Argument of a type that a function cannot take, or one that it does not have."""
+
+    kind = "argument"
+
+
+class MissingFileError(UserError, FileNotFoundError):
+    """File or folder that does not exist."""
+
+    kind = "missing-file"
+
+
+class PackageError(UserError, LookupError):
+    """Package of an extra that is not installed."""
+
+    kind = "missing-package"
+
+    @classmethod
+    def needed(cls, task: str, package: str | None, extra: str) -> PackageError:
+        """Create the error of a missing package: "TASK the package PACKAGE: pip install 'ddsm-zoo[EXTRA]'"."""
+        command = f"pip install 'ddsm-zoo[{extra}]'"
+        return cls(f"{task} the package {package}: {command}", name=package, expected=command)
+
+
 def facts(error: BaseException) -> dict[str, Any]:
     """Return the facts of an error as arguments of another, which says where it happened. Empty for other errors."""
     return {key: vars(error)[key] for key in ("name", "path", "got", "expected") if key in vars(error)}

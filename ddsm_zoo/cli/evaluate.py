@@ -13,6 +13,7 @@ import typer
 
 from ddsm_zoo.cli.app import DataOption, DeviceOption, JsonOption, PrecisionOption, ThresholdOption, app
 from ddsm_zoo.cli.console import check_folder, check_output, percent, print_lines, print_table, progress_bar, report
+from ddsm_zoo.errors import ArgumentError
 
 if TYPE_CHECKING:
     from ddsm_zoo.evaluation.evaluate import Evaluation
@@ -124,7 +125,7 @@ def evaluate(
         ),
     ):
         if conflict:
-            raise ValueError(message)
+            raise ArgumentError(message)
     check_output(json)
     for folder in (out, submission):
         if folder is not None:
@@ -177,7 +178,7 @@ def _radii(given: str | None) -> tuple[int, ...] | None:
         return None
     words = [word.strip() for word in given.split(",")]
     if not all(word.isascii() and word.isdigit() for word in words):
-        raise ValueError(
+        raise ArgumentError(
             f"--boundary-radii is {given!r}, expected whole numbers of pixels such as 1,2,3; "
             "without it, radii are the published shares of the image's diagonal"
         )

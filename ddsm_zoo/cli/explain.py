@@ -11,6 +11,7 @@ import typer
 from ddsm_zoo.cli.app import DeviceOption, JsonOption, ModelOption, app
 from ddsm_zoo.cli.console import check_folder, check_output, print_lines, report
 from ddsm_zoo.cli.predict import DEFAULT_MODEL
+from ddsm_zoo.errors import ArgumentError
 
 
 @app.command()
@@ -40,9 +41,9 @@ def explain(
     ddsm-zoo explain street.jpg --compare local-dir:runs/plain/best local-dir:runs/ddsm/best --mask street_mask.png
     """
     if (at is None) == (compare is None):
-        raise ValueError("expected one of --at X,Y and --compare A B")
+        raise ArgumentError("expected one of --at X,Y and --compare A B")
     if (compare is None) != (mask is None):
-        raise ValueError("--compare A B and --mask FILE belong together, got one of them")
+        raise ArgumentError("--compare A B and --mask FILE belong together, got one of them")
     pixel = None if at is None else parse_pixel(at)
     check_output(json)
     check_folder(out.parent)
@@ -53,7 +54,7 @@ def explain(
     figures.check_format(out)
     if compare is not None and mask is not None:
         if compare[0] == compare[1]:
-            raise ValueError(f"--compare got {compare[0]} twice, expected two models")
+            raise ArgumentError(f"--compare got {compare[0]} twice, expected two models")
         models = {name: Predictor(name, device) for name in compare}
         target = explanation.read_target(mask, models[compare[0]].labels)
         comparison = explanation.compare(models, image, target)
@@ -76,5 +77,5 @@ def parse_pixel(text: str) -> tuple[int, int]:
     """Parse ``312,180`` as (x, y). Raises ValueError."""
     match = re.fullmatch(r"(\d{1,9}),\s?(\d{1,9})", text, flags=re.ASCII)
     if match is None:
-        raise ValueError(f"--at is {text!r}, expected the pixel's column and row such as 312,180")
+        raise ArgumentError(f"--at is {text!r}, expected the pixel's column and row such as 312,180")
     return int(match[1]), int(match[2])

@@ -10,6 +10,7 @@ import typer
 
 from ddsm_zoo.cli.app import JsonOption, ThresholdOption, app
 from ddsm_zoo.cli.console import check_output, percent, print_lines, print_table, progress_bar, report
+from ddsm_zoo.errors import ArgumentError
 
 
 class Format(str, Enum):
@@ -56,7 +57,7 @@ def export(
     ddsm-zoo export local-dir:runs/mine/best --int8 --images mydata/images/train --data folder:mydata -o mine.onnx
     """
     if dynamic and size is not None:
-        raise ValueError(f"got --dynamic and --size {size[0]} {size[1]}, expected one of them")
+        raise ArgumentError(f"got --dynamic and --size {size[0]} {size[1]}, expected one of them")
     from ddsm_zoo.export.export import SUFFIX, ExportOptions
     from ddsm_zoo.export.export import export as export_model
     from ddsm_zoo.zoo.factory import look_up

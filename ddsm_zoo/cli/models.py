@@ -8,6 +8,7 @@ import typer
 
 from ddsm_zoo.cli.app import JsonOption, app
 from ddsm_zoo.cli.console import check_output, print_lines, print_table, report
+from ddsm_zoo.errors import ArgumentError
 
 if TYPE_CHECKING:
     from ddsm_zoo.zoo.registry import Entry
@@ -93,5 +94,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """Parse ``1024`` or ``1024x2048`` as (H, W). Raises ValueError."""
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.isascii() and side.isdigit() and 0 < int(side) <= 65536 for side in sides):
-        raise ValueError(f"size is {text!r}, expected pixels such as 1024, or height x width such as 1024x2048")
+        raise ArgumentError.of(
+            "size", text, "pixels such as 1024, or height x width such as 1024x2048", shown=repr(text)
+        )
     return int(sides[0]), int(sides[-1])

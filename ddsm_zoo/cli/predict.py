@@ -22,6 +22,7 @@ from ddsm_zoo.cli.console import (
     progress_bar,
     report,
 )
+from ddsm_zoo.errors import ArgumentError
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -150,7 +151,7 @@ def parse_tile(text: str | None) -> int | Literal["auto"] | None:
     if text == "auto":
         return "auto"
     if not (text.isascii() and text.isdigit()):
-        raise ValueError(f"--tile is {text!r}, expected auto or a number of pixels such as 1024")
+        raise ArgumentError(f"--tile is {text!r}, expected auto or a number of pixels such as 1024")
     return int(text)
 
 
@@ -159,7 +160,7 @@ def parse_memory(text: str) -> int:
     match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([kmg]i?b)?", text, flags=re.ASCII | re.IGNORECASE)
     amount = Fraction(match[1]) * UNITS[(match[2] or "").lower()] if match else 0
     if amount < 1:
-        raise ValueError(f"--memory is {text!r}, expected an amount such as 4GiB or 2500MB")
+        raise ArgumentError(f"--memory is {text!r}, expected an amount such as 4GiB or 2500MB")
     return int(amount)
 
 

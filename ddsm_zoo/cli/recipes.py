@@ -11,6 +11,7 @@ import typer
 
 from ddsm_zoo.cli.app import JsonOption, app
 from ddsm_zoo.cli.console import check_output, print_lines, report
+from ddsm_zoo.errors import ArgumentError
 
 
 @app.command()
@@ -31,9 +32,9 @@ def recipes(
     Edit one:  ddsm-zoo recipes --copy finetune --to mine.toml
     """
     if copy is None and to is not None:
-        raise ValueError(f"got --to {to} alone, expected --copy NAME with it")
+        raise ArgumentError(f"got --to {to} alone, expected --copy NAME with it")
     if copy is not None and json is not None:
-        raise ValueError("got --copy and --json, expected one: --json lists the recipes")
+        raise ArgumentError("got --copy and --json, expected one: --json lists the recipes")
     check_output(json)
     from ddsm_zoo.training.recipe import Recipe, copy_recipe, list_recipes
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ddsm_zoo.data.depth import DARK, Values, low_bytes, require_bits, scale_to_8_bit, stated_bits
-from ddsm_zoo.errors import UserError
+from ddsm_zoo.errors import MissingFileError, UserError
 
 # Pillow hands EPS and others to an interpreter; these formats are only decoded.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -166,7 +166,7 @@ def open_header(path: Path, max_pixels: int | None = None) -> Iterator[Image.Ima
             with image:
                 yield image
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"no image file at {path}") from error
+        raise MissingFileError(f"no image file at {path}") from error
     except IsADirectoryError as error:
         raise ImageError(f"{path} is a folder, expected an image file") from error
     except PermissionError as error:

@@ -17,6 +17,7 @@ from ddsm_zoo.data.masks import DatasetError
 from ddsm_zoo.data.pairs import SegmentationDataset, Transform
 from ddsm_zoo.data.scenes.dataset import Scenes
 from ddsm_zoo.data.sequences import sequence_of
+from ddsm_zoo.errors import ArgumentTypeError
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.utils.registry import Registry
 
@@ -123,7 +124,7 @@ def register_dataset(name: str, kind: DatasetKind) -> None:
         TypeError: ``kind`` is not a `DatasetKind`.
     """
     if not isinstance(kind, DatasetKind):
-        raise TypeError(f"got {type(kind).__name__} for the data sets {name!r}, expected DatasetKind(open=...)")
+        raise ArgumentTypeError(f"got {type(kind).__name__} for the data sets {name!r}, expected DatasetKind(open=...)")
     DATASET_KINDS.register(name, kind)
 
 

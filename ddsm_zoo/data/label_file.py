@@ -13,6 +13,7 @@ from ddsm_zoo.config import from_dict
 from ddsm_zoo.data.depth import require_bits
 from ddsm_zoo.data.importing.detect import import_hint
 from ddsm_zoo.data.masks import LARGEST_ID, DatasetError, MaskDecoder
+from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.labels import Color, LabelSpace
 
 LABEL_FILE = "labels.json"
@@ -53,7 +54,7 @@ def read_text(path: Path) -> str:
     try:
         return content.decode(json.detect_encoding(content)).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise ValueError("it is not Unicode text, expected UTF-8 or UTF-16: save it as UTF-8") from error
+        raise ArgumentError("it is not Unicode text, expected UTF-8 or UTF-16: save it as UTF-8") from error
 
 
 def read_label_file(path: Path) -> LabelFile:
@@ -73,16 +74,16 @@ def read_label_file(path: Path) -> LabelFile:
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
     if repeated:
-        raise ValueError(f"it says {repeated[0][:60]!r} twice, expected once")
+        raise ArgumentError(f"it says {repeated[0][:60]!r} twice, expected once")
     return dict(pairs)
 
 
 def _label_space(given: _Fields) -> LabelSpace:
     for index, name in enumerate(given.names):
         if not name.strip():
-            raise ValueError(f"names[{index}] is empty, expected the name of class {index}")
+            raise ArgumentError(f"names[{index}] is empty, expected the name of class {index}")
     if len(given.names) > LARGEST_ID:
-        raise ValueError(f"it has {len(given.names)} names, expected at most {LARGEST_ID}: masks have 16 bits")
+        raise ArgumentError(f"it has {len(given.names)} names, expected at most {LARGEST_ID}: masks have 16 bits")
     # An id that no class has. Most are 255, as everywhere.
     free = 255 if len(given.names) <= 255 else LARGEST_ID
     ignore = free if given.ignore_index is None else given.ignore_index
@@ -92,7 +93,7 @@ def _label_space(given: _Fields) -> LabelSpace:
         return LabelSpace(names=given.names, palette=given.palette, ignore_index=ignore)
     except ValueError as error:
         hint = '; where 0 is unlabeled and classes start at 1, say "zero": "ignore"' if given.ignore_index == 0 else ""
-        raise ValueError(f"{error}{hint}") from error
+        raise ArgumentError(f"{error}{hint}") from error
 
 
 def _decoder(given: _Fields, labels: LabelSpace) -> MaskDecoder:
@@ -110,7 +111,7 @@ def _stored_ids(given: _Fields, labels: LabelSpace) -> dict[int, int]:
     names, ignored = labels.in_masks.names, _ignored_values(given, labels)
     if given.ids is not None:
         if given.zero == "ignore":
-            raise ValueError('"ids" and "zero" both say what 0 stands for, expected one of them')
+            raise ArgumentError('"ids" and "zero" both say what 0 stands for, expected one of them')
         classes = _explicit_ids(given.ids, names, labels.ignore_index)
     else:
         shifted = given.zero == "ignore" or 0 in ignored
@@ -118,7 +119,7 @@ def _stored_ids(given: _Fields, labels: LabelSpace) -> dict[int, int]:
         classes |= {index + shifted: index for index in range(len(names))}
     for value in ignored:
         if classes.get(value, labels.ignore_index) != labels.ignore_index:
-            raise ValueError(
+            raise ArgumentError(
                 f'the ignored value {value} is also the id of class {names[classes[value]]!r}; "ids" says what each '
                 "stored value stands for"
             )
@@ -133,9 +134,11 @@ def _explicit_ids(ids: Mapping[str, Any], names: tuple[str, ...], ignore_index: 
     for key, target in ids.items():
         value = int(key) if key.isascii() and key.isdigit() else -1
         if not 0 <= value <= LARGEST_ID:
-            raise ValueError(f'"ids" has the stored value {key[:60]!r}, expected a whole number from 0 to {LARGEST_ID}')
+            raise ArgumentError(
+                f'"ids" has the stored value {key[:60]!r}, expected a whole number from 0 to {LARGEST_ID}'
+            )
         if value in classes:
-            raise ValueError(f'"ids" has the stored value {value} twice, expected once')
+            raise ArgumentError(f'"ids" has the stored value {value} twice, expected once')
         if target == "ignore" and "ignore" not in names:
             classes[value] = ignore_index
         elif isinstance(target, str) and target in names:
@@ -143,7 +146,7 @@ def _explicit_ids(ids: Mapping[str, Any], names: tuple[str, ...], ignore_index: 
         elif isinstance(target, int) and not isinstance(target, bool) and 0 <= target < len(names):
             classes[value] = target
         else:
-            raise ValueError(
+            raise ArgumentError(
                 f'"ids" says {str(target)[:60]!r} for {value}, expected a class ({", ".join(names[:10])}'
                 f'{", ..." if len(names) > 10 else ""}), its number from 0 to {len(names) - 1}, or "ignore"'
             )
@@ -154,7 +157,7 @@ def _ignored_values(given: _Fields, labels: LabelSpace) -> set[int]:
     values = given.ignore if isinstance(given.ignore, list) else [] if given.ignore is None else [given.ignore]
     for value in values:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST_ID:
-            raise ValueError(
+            raise ArgumentError(
                 f'"ignore" has {str(value)[:60]!r}, expected stored values, whole numbers from 0 to {LARGEST_ID}'
             )
     if given.ignore_index is not None and given.ids is None:
@@ -165,17 +168,19 @@ def _ignored_values(given: _Fields, labels: LabelSpace) -> set[int]:
 def _stored_colors(given: _Fields, labels: LabelSpace) -> dict[Color, int]:
     if given.palette is None:
         if given.ignore_colors:
-            raise ValueError('"ignore_colors" is for masks in colours, expected "palette", the colour of each name')
+            raise ArgumentError('"ignore_colors" is for masks in colours, expected "palette", the colour of each name')
         return {}
     spaces = labels.in_masks
     colors = {color: index for index, color in enumerate(spaces.palette)}
     if len(colors) < len(spaces):
         repeated = next(color for color, count in Counter(spaces.palette).items() if count > 1)
         sharing = [name for name, color in zip(spaces.names, spaces.palette, strict=True) if color == repeated]
-        raise ValueError(f"it gives two classes the same colour, {list(repeated)} to {', '.join(sharing[:3])}")
+        raise ArgumentError(f"it gives two classes the same colour, {list(repeated)} to {', '.join(sharing[:3])}")
     for color in given.ignore_colors:
         if any(not 0 <= channel <= 255 for channel in color):
-            raise ValueError(f"ignore_colors has {list(color)}, expected values from 0 to 255")
+            raise ArgumentError(f"ignore_colors has {list(color)}, expected values from 0 to 255")
         if color in colors:
-            raise ValueError(f"the ignored colour {list(color)} is also that of class {spaces.names[colors[color]]!r}")
+            raise ArgumentError(
+                f"the ignored colour {list(color)} is also that of class {spaces.names[colors[color]]!r}"
+            )
     return colors | dict.fromkeys(given.ignore_colors, labels.ignore_index)

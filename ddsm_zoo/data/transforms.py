@@ -14,6 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from ddsm_zoo.config import Preprocess
+from ddsm_zoo.errors import ArgumentError
 
 
 class TrainTransform:
@@ -51,12 +52,12 @@ class TrainTransform:
         class_crops: float = 0.0,
     ) -> None:
         if min(crop_size) < 1:
-            raise ValueError(f"crop_size is {crop_size}, expected a height and a width of at least 1")
+            raise ArgumentError.of("crop_size", crop_size, "a height and a width of at least 1")
         if not 0.0 < scale[0] <= scale[1]:
-            raise ValueError(f"scale is {scale}, expected a smallest and a largest factor above 0")
+            raise ArgumentError.of("scale", scale, "a smallest and a largest factor above 0")
         for name, value in (("flip", flip), ("jitter", jitter), ("blur", blur), ("class_crops", class_crops)):
             if not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name} is {value}, expected 0 to 1")
+                raise ArgumentError.of(name, value, "0 to 1")
         fill = {tv_tensors.Image: [round(255 * m) for m in preprocess.mean], tv_tensors.Mask: ignore_index}
         window = RandomResizedWindow(crop_size, scale, preprocess, class_crops, ignore_index)
         steps: list[v2.Transform] = [v2.RandomHorizontalFlip(flip), window]
@@ -106,7 +107,7 @@ class ImageTransform:
         if pixels.ndim == 2:
             pixels = np.repeat(pixels[..., None], 3, axis=2)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != self.channels or 0 in pixels.shape:
-            raise ValueError(
+            raise ArgumentError(
                 f"got an image array of shape {pixels.shape} and type {pixels.dtype}, "
                 f"expected (H, W, {self.channels}) of uint8"
             )
@@ -143,7 +144,9 @@ def create_transform(
         return ImageTransform(preprocess)
     crop_size = crop_size or preprocess.size
     if crop_size is None:
-        raise ValueError("training needs a crop size and this preprocessing has none, give crop_size=(height, width)")
+        raise ArgumentError(
+            "training needs a crop size and this preprocessing has none, give crop_size=(height, width)"
+        )
     return TrainTransform(preprocess, crop_size, ignore_index, scale, flip, jitter)
 
 

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ddsm_zoo.data.images import ImageError, read_image
 from ddsm_zoo.data.scenes.render import render_scene
+from ddsm_zoo.errors import PackageError
 from ddsm_zoo.explain.explain import Explanation, Level, explain
 from ddsm_zoo.hub.client import is_uri
 from ddsm_zoo.inference.predictor import Predictor, Segmentation
@@ -195,7 +196,7 @@ def find_gradio() -> Any:
     try:
         import gradio
     except ModuleNotFoundError as error:
-        raise LookupError("the page needs the package gradio: pip install 'ddsm-zoo[demo]'") from error
+        raise PackageError.needed("the page needs", "gradio", "demo") from error
     return gradio
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.inference.modes import Predict
 from ddsm_zoo.inference.scores import predict_ids
 from ddsm_zoo.layers import resize
@@ -58,7 +59,7 @@ class PerImageCounts:
         boundary_radii: Sequence[int] | None = None,
     ) -> None:
         if not images:
-            raise ValueError("the data set is empty, expected at least one image to evaluate on")
+            raise ArgumentError("the data set is empty, expected at least one image to evaluate on")
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.boundary_radii = None if boundary_radii is None else check_radii(boundary_radii)
@@ -250,10 +251,10 @@ def _of_one_size(samples: Sequence[tuple[int, Tensor, Tensor]]) -> list[list[tup
 
 def _check_scores(scores: Tensor, num_classes: int, indices: Sequence[int]) -> None:
     if id_count(scores.shape[1]) != id_count(num_classes):
-        raise ValueError(f"the model predicts {scores.shape[1]} classes, but the data set has {num_classes}")
+        raise ArgumentError(f"the model predicts {scores.shape[1]} classes, but the data set has {num_classes}")
     broken = scores.isnan().flatten(1).any(1).tolist()
     if any(broken):
-        raise ValueError(
+        raise ArgumentError(
             f"the model gives NaN on image {indices[broken.index(True)]} of the set, expected finite scores; "
             "its weights are probably damaged"
         )

@@ -26,6 +26,7 @@ from ddsm_zoo.data.masks import DatasetError, MaskDecoder, identity, settle
 from ddsm_zoo.data.pairs import UnlabeledImages
 from ddsm_zoo.data.predictions import find_predictions, read_prediction
 from ddsm_zoo.data.transforms import EvalTransform
+from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.evaluation.accumulate import (
     PerImageCounts,
     Prediction,
@@ -99,7 +100,9 @@ class Request:
             return
         check_radii(self.boundary_radii)
         if not self.boundary:
-            raise ValueError("boundary radii belong to the boundary F-score, expected boundary=True (--boundary) too")
+            raise ArgumentError(
+                "boundary radii belong to the boundary F-score, expected boundary=True (--boundary) too"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +166,9 @@ class Evaluation:
         never = [name for name, iou in named["iou"].items() if math.isnan(iou)]
         figures = {**scores, **named, "never_occurs": never}
         if taken := self.extra.keys() & (figures.keys() | self.record.keys()):
-            raise ValueError(f"extra scores of the data set are called {sorted(taken)} as other figures, rename them")
+            raise ArgumentError(
+                f"extra scores of the data set are called {sorted(taken)} as other figures, rename them"
+            )
         figures |= self.extra
         if bootstrap:
             figures["intervals"] = self._intervals(bootstrap, self._draws(bootstrap, self.resampling))
@@ -180,10 +185,10 @@ class Evaluation:
             ValueError: The evaluations have different images or different boundary measures.
         """
         if [pair.mask for pair in self.dataset.pairs] != [pair.mask for pair in other.dataset.pairs]:
-            raise ValueError("the two evaluations are of different images, expected the same data set and split")
+            raise ArgumentError("the two evaluations are of different images, expected the same data set and split")
         measures = [(set(each.per_image.counts), each.per_image.boundary_radii) for each in (self, other)]
         if measures[0] != measures[1]:
-            raise ValueError("the two evaluations have different boundary measures, expected one Request for both")
+            raise ArgumentError("the two evaluations have different boundary measures, expected one Request for both")
         mine, theirs = (
             each._summed({name: counts.sum(0) for name, counts in each.per_image.counts.items()})
             for each in (self, other)
@@ -334,7 +339,7 @@ def score_model(
     """
     protocol = InferenceProtocol.load(request.protocol)
     if request.precision == "auto" and world_size() > 1:
-        raise ValueError(
+        raise ArgumentError(
             "precision is 'auto' for several processes, which might choose differently; expected fp32 or bf16"
         )
     opened = _open(request, None, submission)  # the data first: checking it is faster than loading a model
@@ -482,7 +487,7 @@ def _record(source: dict[str, Any], request: Request, protocol: dict[str, Any]) 
 
 def _check_labeled(per_image: PerImageCounts, request: Request) -> None:
     if not per_image.confusion.matrix.any():
-        raise ValueError(
+        raise ArgumentError(
             f"every pixel of the {len(per_image.sizes)} labels of {request.data} {request.split} is void, expected "
             "some that belong to a class; is this a split without labels?"
         )

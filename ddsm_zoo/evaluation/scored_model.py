@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ddsm_zoo.config import Preprocess, to_dict
+from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.hub.client import public_uri
 from ddsm_zoo.hub.safetensors_io import pack_tensors
 from ddsm_zoo.hub.state_dict import AUXILIARY
@@ -85,7 +86,7 @@ def wrap_model(
         module = model.to(choose_device(device))
         predict = _logits_expected(full_image(module, precision))
     elif precision != "fp32":
-        raise ValueError(f"precision is {precision!r} for a function, expected a model or precision='fp32'")
+        raise ArgumentError(f"precision is {precision!r} for a function, expected a model or precision='fp32'")
     else:
         name = getattr(model, "__name__", type(model).__name__)
         predict = _logits_expected(_on(choose_device(device), model))
@@ -129,7 +130,7 @@ def _checked(predict: Predict) -> Predict:
         scores: object = predict(image)
         if not isinstance(scores, Tensor) or scores.ndim != 4 or len(scores) != len(image):
             got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-            raise ValueError(
+            raise ArgumentError(
                 f"the model gives {got} for images {tuple(image.shape)}, expected a tensor (N, K, H, W) of scores; "
                 "evaluate a function that picks it out"
             )
@@ -149,7 +150,7 @@ def _check_classes(model: Segmenter, labels: LabelSpace) -> None:
     """Raise ValueError for other classes. A single class fits two, whatever its background is called there."""
     own, known = model_labels(model), labels.in_masks
     if len(own) != len(known):
-        raise ValueError(
+        raise ArgumentError(
             f"the model predicts {model.num_classes} classes and the data has {len(labels)} "
             f"({', '.join(labels.names[:3])}, ...), expected the same"
         )
@@ -158,7 +159,7 @@ def _check_classes(model: Segmenter, labels: LabelSpace) -> None:
     binary = 1 in (model.num_classes, len(labels))
     for index, (ours, theirs) in enumerate(zip(own.names, known.names, strict=True)):
         if ours.casefold() != theirs.casefold() and not (binary and index == 0):
-            raise ValueError(
+            raise ArgumentError(
                 f"class {index} is {ours!r} for the model and {theirs!r} in the data, expected the same classes in the "
                 "same order"
             )

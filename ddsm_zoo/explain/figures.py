@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from ddsm_zoo.errors import ArgumentError
+from ddsm_zoo.errors import ArgumentError, PackageError
 from ddsm_zoo.explain.explain import Comparison, Explanation, Floats, Level
 from ddsm_zoo.utils.files import atomic_path
 from ddsm_zoo.utils.visualize import colorize, error_map
@@ -130,7 +130,7 @@ def _panels(rows: int, columns: int, image: Image.Image, side: float) -> tuple[F
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise LookupError("figures need the package matplotlib: pip install 'ddsm-zoo[explain]'") from error
+        raise PackageError.needed("figures need", "matplotlib", "explain") from error
     longest = max(image.size)
     width, height = columns * side * image.width / longest, rows * side * image.height / longest
     figure = Figure(figsize=(max(width, 4) + 0.6, max(height, 2) + 0.8), dpi=150, layout="constrained")

@@ -23,7 +23,7 @@ from ddsm_zoo.config import Preprocess, check_threshold
 from ddsm_zoo.data.images import SUFFIXES, read_image
 from ddsm_zoo.data.scenes.render import render_scene
 from ddsm_zoo.data.transforms import ImageTransform
-from ddsm_zoo.errors import ArgumentError
+from ddsm_zoo.errors import ArgumentError, PackageError
 from ddsm_zoo.evaluation.evaluate import evaluate
 from ddsm_zoo.export.program import (
     Agreement,
@@ -187,7 +187,7 @@ def _onnx_door() -> ModuleType:
     try:
         from ddsm_zoo.export import onnx as onnx_file
     except ModuleNotFoundError as error:
-        raise LookupError(f"ONNX files need the package {error.name}: pip install 'ddsm-zoo[export]'") from error
+        raise PackageError.needed("ONNX files need", error.name, "export") from error
     return onnx_file
 
 

@@ -26,7 +26,7 @@ from huggingface_hub.errors import HTTPError as ClientError  # type: ignore[attr
 from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # nor in this
 
 from ddsm_zoo.config import printable
-from ddsm_zoo.errors import ArgumentError, UserError
+from ddsm_zoo.errors import ArgumentError, MissingFileError, UserError
 from ddsm_zoo.utils.files import LocalFile, atomic_path, sha256_of, write_text
 
 WEIGHTS_FILE = "model.safetensors"
@@ -97,7 +97,7 @@ def fetch(
     scheme, _, rest = uri.partition(":")
     if scheme not in SCHEMES or not rest or "\0" in rest:
         expected = ", ".join(f"{known}:" for known in SCHEMES)
-        raise ValueError(f"{public_uri(uri)[:120]!r} names no weights, expected an address after one of {expected}")
+        raise ArgumentError(f"{public_uri(uri)[:120]!r} names no weights, expected an address after one of {expected}")
     if local_files_only and force_download:
         raise ArgumentError("got both local_files_only and force_download, expected one of them")
     access = _Access(
@@ -178,13 +178,15 @@ def check_push(
     where = f"{repository}@{revision}" if revision else repository
     _parse_repository(where)
     if create_pr and revision not in (None, "main"):
-        raise ValueError(f"a pull request goes to main, got revision={revision!r} beside create_pr; drop one of them")
+        raise ArgumentError(
+            f"a pull request goes to main, got revision={revision!r} beside create_pr; drop one of them"
+        )
     _check_token(token)
     if token is None:
         with client_errors(f"publish hf-hub:{where}"):
             _check_token(known := huggingface_hub.get_token())
             if known is None:
-                raise ValueError("there is no token: log in with `hf auth login`, or set HF_TOKEN")
+                raise ArgumentError("there is no token: log in with `hf auth login`, or set HF_TOKEN")
     return f"hf-hub:{where}"
 
 
@@ -245,7 +247,7 @@ def find_weights(path: str | os.PathLike[str]) -> Path:
     candidates = (path, path / WEIGHTS_FILE, path / "best" / WEIGHTS_FILE)
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"no weights at {path}: expected a .safetensors file or a folder with {WEIGHTS_FILE} or best/{WEIGHTS_FILE}"
         )
     return found
@@ -263,7 +265,7 @@ def write_files(folder: str | os.PathLike[str], files: Mapping[str, bytes]) -> N
 
 def _bundled(name: str) -> Path:
     if not _FILE.fullmatch(name):
-        raise ValueError(f"bundled:{name[:120]!r} is no plain file name")
+        raise ArgumentError(f"bundled:{name[:120]!r} is no plain file name")
     path = BUNDLED / name
     if not path.is_file():
         raise HubError(f"this installation holds no file weights/{name}")
@@ -275,7 +277,7 @@ def _from_folder(folder: Path, names: tuple[str, ...]) -> list[Path]:
         folder = folder / "best"
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise FileNotFoundError(f"no {missing[0]} in {folder}, expected a folder written by save_pretrained")
+        raise MissingFileError(f"no {missing[0]} in {folder}, expected a folder written by save_pretrained")
     return [folder / name for name in names]
 
 
@@ -283,9 +285,9 @@ def _from_web(url: str, access: _Access, sha256: str | None) -> LocalFile:
     """Download one file from any server. Its hash makes it trustworthy, and is its name in the cache."""
     where = public_uri(url)
     if not _WEB.fullmatch(where):
-        raise ValueError(f"{where[:120]!r} is no address of a file, expected https://HOST/FILE")
+        raise ArgumentError(f"{where[:120]!r} is no address of a file, expected https://HOST/FILE")
     if sha256 is None or not _SHA256.fullmatch(sha256):
-        raise ValueError(f"{where} has no sha256, expected its 64 hexadecimal digits: no other server is trusted")
+        raise ArgumentError(f"{where} has no sha256, expected its 64 hexadecimal digits: no other server is trusted")
     with client_errors(f"fetch {where}"):
         assets = None if access.cache_dir is None else access.cache_dir / "assets"
         path = huggingface_hub.cached_assets_path("ddsm-zoo", "weights", assets_dir=assets) / f"{sha256}.safetensors"
@@ -321,9 +323,11 @@ def _parse_repository(rest: str) -> tuple[str, str]:
     repository, _, revision = rest.partition("@")
     revision = revision or "main"
     if not _REPOSITORY.fullmatch(repository) or ".." in repository or "--" in repository:
-        raise ValueError(f"hf-hub:{rest[:120]!r} names no repository, expected hf-hub:organisation/name[@revision]")
+        raise ArgumentError(f"hf-hub:{rest[:120]!r} names no repository, expected hf-hub:organisation/name[@revision]")
     if not _REVISION.fullmatch(revision) or ".." in revision:
-        raise ValueError(f"hf-hub:{rest[:120]!r} has no valid revision, expected a branch, tag or commit after the @")
+        raise ArgumentError(
+            f"hf-hub:{rest[:120]!r} has no valid revision, expected a branch, tag or commit after the @"
+        )
     return repository, revision
 
 
@@ -421,7 +425,7 @@ def _impatience() -> Iterator[None]:
 def _check_token(token: str | None) -> None:
     """Raise ValueError, without repeating the token, for one that cannot be sent. None means no token."""
     if token is not None and not _TOKEN.fullmatch(token):
-        raise ValueError(
+        raise ArgumentError(
             "the token is empty or has characters that no token has, expected one as the Hub shows it: look at "
             "HF_TOKEN, or log in again with `hf auth login`"
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ddsm_zoo.config import ConfigError, ModelConfig, WeightsSpec, from_dict, to_dict
+from ddsm_zoo.errors import ArgumentError, MissingFileError
 from ddsm_zoo.utils.files import to_json
 
 MAX_CONFIG_BYTES = 16 * 2**20
@@ -56,7 +57,7 @@ class Manifest:
 def read_manifest(path: Path) -> Manifest:
     """Parse a ``config.json`` strictly. Raises FileNotFoundError, and ConfigError for unexpected content."""
     if not path.is_file():
-        raise FileNotFoundError(f"no config.json in {path.parent}: expected a folder written by save_pretrained")
+        raise MissingFileError(f"no config.json in {path.parent}: expected a folder written by save_pretrained")
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise ConfigError(f"{path} has {path.stat().st_size} bytes, expected a config.json of a few thousand")
     try:
@@ -98,7 +99,7 @@ def _dated(model_args: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _refuse_number(name: str) -> NoReturn:
-    raise ValueError(f"{name[:40]} is no JSON number")
+    raise ArgumentError(f"{name[:40]} is no JSON number")
 
 
 def _finite(digits: str) -> float:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ddsm_zoo.config import printable
+from ddsm_zoo.errors import MissingFileError
 from ddsm_zoo.utils.files import CheckpointError, LocalFile, sha256_of
 
 MAX_HEADER_BYTES = 16 * 2**20
@@ -20,7 +21,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file. Raises CheckpointError for other files, above all pickles."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist, expected a safetensors file")
+        raise MissingFileError(f"{path} does not exist, expected a safetensors file")
     _check_header(path)
     try:
         tensors = safetensors.torch.load_file(path)

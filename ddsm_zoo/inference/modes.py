@@ -12,6 +12,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
+from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.inference.precision import Precision, choose_precision, run
 from ddsm_zoo.inference.scores import as_scores, probabilities
 from ddsm_zoo.layers import resize
@@ -54,7 +55,7 @@ def full_image(model: nn.Module, precision: Precision = "fp32") -> Predict:
         ValueError: ``precision`` is none of them.
     """
     if precision not in get_args(Precision):
-        raise ValueError(f"precision is {precision!r}, expected {', '.join(get_args(Precision))}")
+        raise ArgumentError.of("precision", precision, f"{', '.join(get_args(Precision))}", shown=repr(precision))
     model.to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
@@ -87,7 +88,7 @@ def sliding_window(predict: Predict, crop: tuple[int, int], stride: tuple[int, i
     """
     for size, step in zip(crop, stride, strict=True):
         if not 1 <= step <= size:
-            raise ValueError(f"sliding window has stride {step} for a crop of {size} pixels, expected 1 to {size}")
+            raise ArgumentError(f"sliding window has stride {step} for a crop of {size} pixels, expected 1 to {size}")
 
     @torch.inference_mode()
     def predict_windows(image: Tensor) -> Tensor:
@@ -126,7 +127,7 @@ def multi_scale(predict: Predict, scales: Sequence[float], flip: bool = False) -
         ValueError: ``scales`` is empty or has a factor out of range.
     """
     if not scales or not all(0 < scale <= MAX_SCALE for scale in scales):  # also rejects nan
-        raise ValueError(
+        raise ArgumentError(
             f"multi-scale inference got scales {tuple(scales)}, expected one or more positive numbers up to {MAX_SCALE}"
         )
 

@@ -21,6 +21,7 @@ from ddsm_zoo.config import check_threshold
 from ddsm_zoo.data.depth import require_bits
 from ddsm_zoo.data.images import picture_box, read_image, to_rgb
 from ddsm_zoo.data.transforms import ImageTransform
+from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.inference.modes import full_image
 from ddsm_zoo.inference.precision import Precision, choose_precision, middle
 from ddsm_zoo.inference.scores import predict_ids
@@ -164,9 +165,9 @@ class Predictor:
     ) -> None:
         require_bits(bits)
         if palette not in get_args(Palette):
-            raise ValueError(f"palette is {palette!r}, expected {' or '.join(get_args(Palette))}")
+            raise ArgumentError.of("palette", palette, f"{' or '.join(get_args(Palette))}", shown=repr(palette))
         if tile not in (None, "auto") and (not isinstance(tile, int) or tile < MIN_SIDE):
-            raise ValueError(f"tile is {tile!r}, expected 'auto' or a number of pixels from {MIN_SIDE} on")
+            raise ArgumentError.of("tile", tile, f"'auto' or a number of pixels from {MIN_SIDE} on", shown=repr(tile))
         self.model = prepare(model, device)
         self.labels = model_labels(self.model)
         self.preprocess = resolve_data_config(self.model)
@@ -308,7 +309,7 @@ def _size(image: Image.Image | npt.NDArray[np.uint8]) -> tuple[int, int]:
 def _classes(scores: Tensor, threshold: float | None) -> npt.NDArray[np.integer[Any]]:
     """Convert scores (1, K, h, W) to class ids (h, W)."""
     if scores.isnan().any():
-        raise ValueError("the model gives NaN on this image; its weights are probably damaged")
+        raise ArgumentError("the model gives NaN on this image; its weights are probably damaged")
     return predict_ids(scores, threshold)[0].to("cpu", torch.uint8 if scores.shape[1] <= 256 else torch.int32).numpy()
 
 
@@ -350,7 +351,7 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         # Allocating is the only check that works for every kind of device.
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(
+        raise ArgumentError(
             f"device {str(device)!r} cannot be used here, expected cpu, or cuda where there is a GPU"
         ) from error
 
@@ -365,7 +366,7 @@ def prepare(model: str | Segmenter, device: str | torch.device | None) -> Segmen
     if isinstance(model, str):
         model = create_trained(model).fuse()
     if model.config.in_chans != 3:
-        raise ValueError(f"the model takes {model.config.in_chans} channels, images are read as RGB, 3 of them")
+        raise ArgumentError(f"the model takes {model.config.in_chans} channels, images are read as RGB, 3 of them")
     return model.to(chosen).eval()
 
 

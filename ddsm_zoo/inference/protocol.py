@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ddsm_zoo.config import ConfigError, from_dict
+from ddsm_zoo.errors import MissingFileError
 from ddsm_zoo.inference.modes import Predict, multi_scale, sliding_window
 from ddsm_zoo.layers import resize
 
@@ -42,7 +43,7 @@ class InferenceProtocol:
 
     def __post_init__(self) -> None:
         if self.size is not None and min(self.size) < 1:
-            raise ConfigError(f"size is {self.size}, expected a height and a width of at least 1")
+            raise ConfigError.of("size", self.size, "a height and a width of at least 1")
         if (self.crop is None) != (self.stride is None):
             raise ConfigError(f"crop is {self.crop} and stride {self.stride}, expected both or neither")
         try:
@@ -80,7 +81,7 @@ class InferenceProtocol:
             return PROTOCOLS[str(name_or_path)]
         path = Path(name_or_path)
         if not path.is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"no protocol {str(name_or_path)!r}, expected {', '.join(PROTOCOLS)} or the path of a TOML file"
             )
         try:

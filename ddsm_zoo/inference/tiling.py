@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.inference.modes import Predict
 from ddsm_zoo.layers.tiles import Averages, Span, StopForward, Tile, working_on
 from ddsm_zoo.utils import Progress
@@ -53,7 +54,7 @@ class Tiling:
     def __post_init__(self) -> None:
         least = 2 * self.margin + 8 * STRIDE
         if self.side < least:
-            raise ValueError(f"tiles of {self.side} pixels were asked for, expected at least {least}")
+            raise ArgumentError(f"tiles of {self.side} pixels were asked for, expected at least {least}")
 
     def spans(self, axis: int) -> list[Span]:
         """Return the tiles along rows (0) or columns (1)."""
@@ -147,7 +148,7 @@ def largest_side(size: tuple[int, int], per_pixel: float, num_classes: int, memo
             return side
     least = tiled_memory(MIN_SIDE, size[1], per_pixel, num_classes)
     needed = math.ceil(max(2 * least, least + taken) / 2**20)
-    raise ValueError(
+    raise ArgumentError(
         f"the memory (--memory) is {memory // 2**20} MiB, but with this picture and tiles of {MIN_SIDE} pixels "
         f"the process needs {needed} MiB; raise it"
     )

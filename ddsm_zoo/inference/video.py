@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ddsm_zoo.errors import UserError
+from ddsm_zoo.errors import MissingFileError, PackageError, UserError
 from ddsm_zoo.inference.predictor import Predictor, Segmentation
 from ddsm_zoo.utils import Progress
 from ddsm_zoo.utils.files import atomic_path
@@ -192,7 +192,7 @@ class _Reader:
     def open(cls, source: VideoSource) -> Iterator[_Reader]:
         av = find_av()
         if source.is_file and not Path(source.name).is_file():
-            raise FileNotFoundError(f"no video file at {source.name}")
+            raise MissingFileError(f"no video file at {source.name}")
         with _readable(source):
             container = av.open(source.name, format=source.format)
         with container:
@@ -350,5 +350,5 @@ def find_av() -> Any:
     try:
         import av
     except ModuleNotFoundError as error:
-        raise LookupError("videos need the package av: pip install 'ddsm-zoo[video]'") from error
+        raise PackageError.needed("videos need", "av", "video") from error
     return av

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torchvision.ops import DeformConv2d, deform_conv2d
 
 from ddsm_zoo.config import ModelConfig
+from ddsm_zoo.errors import ArgumentTypeError
 from ddsm_zoo.layers.common import BatchNorm2d, resize
 from ddsm_zoo.layers.ddsm import DDSM
 from ddsm_zoo.layers.sampler import OffsetConv2d
@@ -86,7 +87,9 @@ def register_fusion(name: str, build: BuildFusion) -> None:
         TypeError: ``build`` is not callable.
     """
     if not callable(build):
-        raise TypeError(f"got {build!r} for the fusion {name!r}, expected a function or class of (channels, config)")
+        raise ArgumentTypeError(
+            f"got {build!r} for the fusion {name!r}, expected a function or class of (channels, config)"
+        )
     FUSIONS.register(name, build)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddsm_zoo.config import Preprocess
-from ddsm_zoo.errors import UserError
+from ddsm_zoo.errors import ArgumentError, UserError
 from ddsm_zoo.layers.common import BatchNorm2d, by_running_statistics
 
 _logger = logging.getLogger(__name__)
@@ -343,7 +343,7 @@ def sync_batch_norm(model: nn.Module) -> None:
     norms = {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
     for name, norm in norms.items():
         if type(norm) not in (*_OURS, *_OURS.values()):
-            raise ValueError(
+            raise ArgumentError(
                 f"{name} is a {type(norm).__name__}, expected BatchNorm2d of torch or BatchNormAct2d of timm, the only "
                 "ones that can be synchronized over GPUs; train on one GPU, or use another norm there"
             )

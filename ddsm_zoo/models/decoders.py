@@ -8,6 +8,7 @@ from typing import Protocol
 from torch import nn
 
 from ddsm_zoo.config import ModelConfig
+from ddsm_zoo.errors import ArgumentTypeError
 from ddsm_zoo.models.deeplabv3plus import DeepLabV3Plus
 from ddsm_zoo.models.upernet import UPerNet
 from ddsm_zoo.utils.registry import DECODERS
@@ -38,7 +39,9 @@ def register_decoder(name: str, decoder: DecoderType) -> None:
         TypeError: ``decoder`` is not callable or has no ``output_stride``.
     """
     if not callable(decoder) or not hasattr(decoder, "output_stride"):
-        raise TypeError(f"got {decoder!r} for the decoder {name!r}, expected a class with the attribute output_stride")
+        raise ArgumentTypeError(
+            f"got {decoder!r} for the decoder {name!r}, expected a class with the attribute output_stride"
+        )
     DECODERS.register(name, decoder)
 
 

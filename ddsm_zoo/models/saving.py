@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ddsm_zoo.config import ConfigError, ModelConfig, Provenance, WeightsSpec
+from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.hub import client
 from ddsm_zoo.hub.config_file import Manifest, read_manifest, render_manifest
 from ddsm_zoo.hub.model_card import render_card
@@ -55,7 +56,7 @@ def as_uri(source: str | os.PathLike[str], revision: str | None = None) -> str:
     if revision is None:
         return name
     if not name.startswith("hf-hub:") or "@" in name:
-        raise ValueError(f"{name!r} takes no revision={revision!r}, expected a repository org/name beside it")
+        raise ArgumentError(f"{name!r} takes no revision={revision!r}, expected a repository org/name beside it")
     return f"{name}@{revision}"
 
 
@@ -82,7 +83,7 @@ def load(
     Raises HubError, FileNotFoundError, ConfigError and CheckpointError, and ValueError for a name that is not a URI.
     """
     if not client.is_uri(uri):
-        raise ValueError(
+        raise ArgumentError(
             f"{client.public_uri(uri)[:80]!r} is no saved model, expected a folder or org/name; the zoo's names are "
             "those of ddsm_zoo.from_pretrained"
         )

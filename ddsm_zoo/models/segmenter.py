@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddsm_zoo.config import ModelConfig, Provenance
-from ddsm_zoo.errors import ArgumentError
+from ddsm_zoo.errors import ArgumentError, ArgumentTypeError
 from ddsm_zoo.hub import client
 from ddsm_zoo.hub.state_dict import unwrap_names
 from ddsm_zoo.layers import ConvNormAct, crop, resize
@@ -357,7 +357,7 @@ def unwrap(model: nn.Module) -> Segmenter:
         wrapped = inner
         inner = getattr(wrapped, "_orig_mod", None) or getattr(wrapped, "module", None)
         if not isinstance(inner, nn.Module):
-            raise TypeError(
+            raise ArgumentTypeError(
                 f"got a {type(model).__name__}, expected a model of this package; pass the Segmenter inside it, "
                 "or save another model's state dict with safetensors.torch.save_file"
             )

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.ops import cpu, reference, traced
 from ddsm_zoo.ops.traced import is_traced
 
@@ -111,42 +112,42 @@ def _check(
     query: Tensor, key: Tensor, value: Tensor, offset: Tensor, modulation: Tensor, kernel_size: int, backend: str
 ) -> None:
     if not isinstance(kernel_size, int) or isinstance(kernel_size, bool) or kernel_size < 1 or kernel_size % 2 == 0:
-        raise ValueError(f"kernel_size is {kernel_size!r}, expected an odd number: 1, 3, 5, ...")
+        raise ArgumentError.of("kernel_size", kernel_size, "an odd number: 1, 3, 5, ...", shown=repr(kernel_size))
     tensors = {"query": query, "key": key, "value": value, "offset": offset, "modulation": modulation}
     for name, tensor in tensors.items():
         if tensor.dim() != 4:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected 4 dimensions (N, C, H, W)")
+            raise ArgumentError(f"{name} has shape {tuple(tensor.shape)}, expected 4 dimensions (N, C, H, W)")
         if tensor.device != value.device:
-            raise ValueError(f"{name} is on {tensor.device} and value on {value.device}, expected one device")
+            raise ArgumentError(f"{name} is on {tensor.device} and value on {value.device}, expected one device")
         if tensor.dtype != value.dtype or not tensor.dtype.is_floating_point:
-            raise ValueError(f"{name} is {tensor.dtype} and value {value.dtype}, expected one floating-point dtype")
+            raise ArgumentError(f"{name} is {tensor.dtype} and value {value.dtype}, expected one floating-point dtype")
     batch, _, height, width = value.shape
     taps = kernel_size**2
     channels = {"query": query.shape[1], "key": query.shape[1], "offset": 2 * taps, "modulation": taps}
     for name, expected in channels.items():
         shape = (batch, expected, height, width)
         if tuple(tensors[name].shape) != shape:
-            raise ValueError(
+            raise ArgumentError(
                 f"{name} has shape {tuple(tensors[name].shape)}, expected {shape} beside value "
                 f"{tuple(value.shape)} with kernel_size {kernel_size}"
             )
     if math.prod(value.shape[1:]) == 0 or query.shape[1] == 0:
-        raise ValueError(f"value {tuple(value.shape)} and query {tuple(query.shape)} must not be empty")
+        raise ArgumentError(f"value {tuple(value.shape)} and query {tuple(query.shape)} must not be empty")
     _check_backend(value, backend)
 
 
 def _check_backend(value: Tensor, backend: str) -> None:
     if backend not in get_args(Backend):
         expected = ", ".join(map(repr, get_args(Backend)))
-        raise ValueError(f"backend is {backend!r}, expected one of {expected}")
+        raise ArgumentError.of("backend", backend, f"one of {expected}", shown=repr(backend))
     if backend not in ("cpu", "triton"):
         return
     # Triton's interpreter, which the kernel's tests use, takes tensors on the CPU
     device = "cuda" if backend == "triton" and os.environ.get("TRITON_INTERPRET", "0") == "0" else "cpu"
     if value.device.type != device or value.dtype not in _FAST_DTYPES:
         dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in _FAST_DTYPES)
-        raise ValueError(
+        raise ArgumentError(
             f"backend {backend!r} takes {dtypes} tensors on {device}, got {value.dtype} on {value.device}; use 'auto'"
         )
     if backend == "triton" and not _has_triton():
-        raise ValueError("backend 'triton' needs the package triton, which is not installed; use 'auto'")
+        raise ArgumentError("backend 'triton' needs the package triton, which is not installed; use 'auto'")

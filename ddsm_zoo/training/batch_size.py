@@ -15,6 +15,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from ddsm_zoo.errors import ArgumentError, PackageError
 from ddsm_zoo.training.losses import create_loss
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.training.train_state import Objective
@@ -71,7 +72,7 @@ def find_batch_size(recipe: Recipe, model: nn.Module, channels: int, images: int
     each = _OVERHEAD * kept_bytes(model, recipe, channels)
     fitting = int((_USABLE * free - _COPIES * weights) // each)
     if fitting < 1:
-        raise ValueError(
+        raise ArgumentError(
             f"training on one crop of {recipe.crop_size[0]} x {recipe.crop_size[1]} takes about "
             f"{(each + _COPIES * weights) / 1e9:.1f} GB and {_USABLE * free / 1e9:.1f} GB can be used; choose a "
             "smaller crop_size, precision bf16 or a smaller model"
@@ -123,7 +124,7 @@ def free_memory(device: torch.device) -> int:
     try:
         import psutil
     except ModuleNotFoundError as error:
-        raise LookupError("finding a batch size needs the package psutil: pip install 'ddsm-zoo[train]'") from error
+        raise PackageError.needed("finding a batch size needs", "psutil", "train") from error
     free = [int(psutil.virtual_memory().available)]
     for limit, used in _LIMITS:
         with contextlib.suppress(OSError, ValueError):  # not in a container, or one without a limit

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from ddsm_zoo.errors import MissingFileError
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.utils.distributed import rank
 from ddsm_zoo.utils.files import CheckpointError, OutputError, atomic_path, write_text
@@ -59,7 +60,7 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no training state at {path}, expected the state.pt of an earlier run")
+        raise MissingFileError(f"no training state at {path}, expected the state.pt of an earlier run")
     try:
         # torch.load itself does not verify the checksums of the archive.
         with zipfile.ZipFile(path) as archive:

@@ -31,7 +31,7 @@ def freeze(model: nn.Module, recipe: Recipe) -> None:
     *body, _ = layer_groups(model)
     count = len(body) if recipe.frozen_stages == "all" else recipe.frozen_stages
     if count > len(body):
-        raise ConfigError(f"frozen_stages is {count}, expected at most the {len(body)} of this backbone, or all")
+        raise ConfigError.of("frozen_stages", count, f"at most the {len(body)} of this backbone, or all")
     frozen = {name for names in body[:count] for name in names}
     for name, parameter in model.named_parameters():
         if name in frozen:

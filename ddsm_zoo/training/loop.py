@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ddsm_zoo.errors import UserError
+from ddsm_zoo.errors import ArgumentError, UserError
 from ddsm_zoo.layers.sampler import TapCounts
 from ddsm_zoo.training.checkpoint import (
     RunLog,
@@ -159,13 +159,13 @@ def fit(
     """
     for name, samples in (("training", train_set), ("validation", val_set)):
         if not len(samples):
-            raise ValueError(f"the {name} set has 0 images, expected at least 1")
+            raise ArgumentError(f"the {name} set has 0 images, expected at least 1")
     if recipe.precision == "auto":
-        raise ValueError("precision is auto, expected one that training.precision.settle_precision finds")
+        raise ArgumentError("precision is auto, expected one that training.precision.settle_precision finds")
     if recipe.batch_size == 0:
-        raise ValueError("batch_size is 0, expected a number, which training.batch_size.find_batch_size finds")
+        raise ArgumentError("batch_size is 0, expected a number, which training.batch_size.find_batch_size finds")
     if recipe.ema_decay == "auto":
-        raise ValueError('ema_decay is "auto", expected a number, which training.run.train finds')
+        raise ArgumentError('ema_decay is "auto", expected a number, which training.run.train finds')
     train_state = TrainState(model, recipe, ignore_index)
     run = _Run(train_state, recipe, train_set, val_set, Path(out_dir), hooks)
     run.begin(resume)
@@ -185,11 +185,11 @@ class _Run:
         self.warned: set[str] = set()  # samplers whose lost taps were reported
         batches = self._batches(epoch=0)
         if recipe.batch_size % train_state.processes:
-            raise ValueError(
-                f"batch_size is {recipe.batch_size}, expected a multiple of the {train_state.processes} processes"
+            raise ArgumentError.of(
+                "batch_size", recipe.batch_size, f"a multiple of the {train_state.processes} processes"
             )
         if len(batches[0]) < train_state.processes:
-            raise ValueError(
+            raise ArgumentError(
                 f"the training set has {len(batches[0])} images, expected at least one for each of the "
                 f"{train_state.processes} processes"
             )

@@ -103,7 +103,7 @@ def create_loss(recipe: Recipe, num_classes: int, ignore_index: int) -> Segmenta
                 if num_classes > 1
                 else ("1 number, the weight of the class, or 2, of background and class")
             )
-            raise ConfigError(f"class_weights is {count}, expected {expected}")
+            raise ConfigError.of("class_weights", count, f"{expected}")
         weights = torch.tensor(given)
     return SegmentationLoss(
         ignore_index=ignore_index,

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.layers.sampler import OffsetConv2d
 from ddsm_zoo.training.freezing import layer_groups
 from ddsm_zoo.training.recipe import Recipe
@@ -20,7 +21,7 @@ def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """
     groups = parameter_groups(model, recipe)
     if not groups:
-        raise ValueError("the model has no trainable parameter, expected at least one with requires_grad")
+        raise ArgumentError("the model has no trainable parameter, expected at least one with requires_grad")
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr)
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)

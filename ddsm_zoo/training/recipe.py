@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ddsm_zoo.config import DEFAULT_THRESHOLD, ConfigError, check_threshold, from_dict, to_dict
-from ddsm_zoo.errors import UserError
+from ddsm_zoo.errors import ArgumentError, MissingFileError, UserError
 from ddsm_zoo.utils.files import OutputError, write_text
 
 if sys.version_info >= (3, 11):
@@ -66,7 +66,7 @@ def find_recipe(recipe: str | os.PathLike[str]) -> Path:
         if path.is_file():
             return path
         hint = f"the package has the recipe {path.stem}" if path.stem in known else "`ddsm-zoo recipes` has all names"
-        raise FileNotFoundError(f"no recipe at {path}, expected a TOML file or a name; {hint}")
+        raise MissingFileError(f"no recipe at {path}, expected a TOML file or a name; {hint}")
     if recipe not in known:
         nearest = difflib.get_close_matches(recipe[:80], known, n=3)
         hint = f"did you mean {', '.join(nearest)}? " if nearest else ""
@@ -94,7 +94,7 @@ def copy_recipe(recipe: str, target: str | os.PathLike[str] | None = None) -> Pa
     source = find_recipe(recipe)
     target = Path(source.name if target is None else target)
     if target.suffix != SUFFIX:
-        raise ValueError(f"the copy is to be called {target}, expected a name that ends in {SUFFIX}")
+        raise ArgumentError(f"the copy is to be called {target}, expected a name that ends in {SUFFIX}")
     if target.exists():
         raise OutputError(errno.EEXIST, "it exists already, choose another file", str(target))
     option = f"--recipe {shlex.quote(str(target))}"

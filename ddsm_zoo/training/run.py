@@ -22,6 +22,7 @@ from ddsm_zoo.data.datasets import SegmentationDataset, open_dataset
 from ddsm_zoo.data.kinds import dataset_title
 from ddsm_zoo.data.splits import open_training_sets, training_splits
 from ddsm_zoo.data.transforms import EvalTransform, TrainTransform
+from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.hub import client
 from ddsm_zoo.hub.safetensors_io import read_tensors
 from ddsm_zoo.hub.state_dict import load_state_dict
@@ -97,7 +98,9 @@ def train(  # noqa: PLR0913 - each is a choice of its own
         source = source or Path(recipe).name
         recipe = Recipe.load(recipe, changes)
     elif changes:
-        raise ValueError(f"got a Recipe and changes of {', '.join(changes)}, expected its name or path beside changes")
+        raise ArgumentError(
+            f"got a Recipe and changes of {', '.join(changes)}, expected its name or path beside changes"
+        )
     out_dir = Path(out_dir)
     labels = open_dataset(data, "train").labels
     _check_threshold(recipe, labels)
@@ -243,14 +246,16 @@ def _start(recipe: Recipe, backbone: str, pretrained: bool | None) -> str:
 
 def _check_model(model: Segmenter, pretrained: bool | None, labels: LabelSpace) -> None:
     if pretrained is not None:
-        raise ValueError(f"got a built model and pretrained={pretrained}, expected one source of weights; drop one")
+        raise ArgumentError(f"got a built model and pretrained={pretrained}, expected one source of weights; drop one")
     if model.fused:
-        raise ValueError("the model was fused for inference and cannot be trained; train it before fuse()")
+        raise ArgumentError("the model was fused for inference and cannot be trained; train it before fuse()")
     if model.config.in_chans != 3:
-        raise ValueError(f"the model takes {model.config.in_chans} channels, images are read as RGB, 3 of them")
+        raise ArgumentError(f"the model takes {model.config.in_chans} channels, images are read as RGB, 3 of them")
     if model.num_classes != len(labels):
         binary = "; in labels.json one name is one logit" if {model.num_classes, len(labels)} == {1, 2} else ""
-        raise ValueError(f"the model has {model.num_classes} classes, expected the {len(labels)} of the data{binary}")
+        raise ArgumentError(
+            f"the model has {model.num_classes} classes, expected the {len(labels)} of the data{binary}"
+        )
     named = model.provenance.labels
     if named is not None and named.names != labels.names:
         logger.warning(

@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ddsm_zoo.errors import ArgumentError, PackageError
 from ddsm_zoo.inference.scores import predict_ids
 from ddsm_zoo.layers import resize
 from ddsm_zoo.layers.sampler import TapCounts, watch_taps
@@ -209,7 +210,7 @@ def sync_batch_norm(model: nn.Module) -> None:
     norms = {name: module for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)}
     for name, norm in norms.items():
         if type(norm) is not nn.BatchNorm2d:
-            raise ValueError(
+            raise ArgumentError(
                 f"{name} is a {type(norm).__name__}, expected torch's BatchNorm2d, the only one that torch can "
                 "synchronize; give the model a method sync_batch_norm() that replaces its batch norms"
             )
@@ -231,7 +232,7 @@ def _accelerate() -> Any:
         import accelerate.state
         import accelerate.utils
     except ModuleNotFoundError as error:
-        raise LookupError(f"training needs the package {error.name}: pip install 'ddsm-zoo[train]'") from error
+        raise PackageError.needed("training needs", error.name, "train") from error
     return accelerate
 
 
@@ -239,7 +240,7 @@ def _check_data_parallel() -> None:
     """Raise ValueError if `accelerate launch` is configured to shard the model instead of the batch."""
     for engine in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
-            raise ValueError(
+            raise ArgumentError(
                 f"accelerate is configured for {engine}, expected data parallelism: "
                 f"launch without --use_{engine.lower()} and without it in accelerate's config file"
             )

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from ddsm_zoo.data.datasets import SegmentationDataset
+from ddsm_zoo.errors import PackageError
 from ddsm_zoo.inference.scores import predict_ids
 from ddsm_zoo.layers import resize
 from ddsm_zoo.utils.files import OutputError, atomic_path
@@ -48,7 +49,9 @@ class VisualLog:
             try:
                 import torch.utils.tensorboard  # noqa: F401 - fails now, not after the first epoch
             except ModuleNotFoundError as error:
-                raise LookupError("--tensorboard needs another package: pip install tensorboard") from error
+                raise PackageError(
+                    "--tensorboard needs the package tensorboard: pip install tensorboard", name="tensorboard"
+                ) from error
 
     def __call__(self, entry: Mapping[str, Any], model: nn.Module) -> None:
         picture = None

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ddsm_zoo.errors import ArgumentError
+
 
 def working_memory(call: Callable[[], object]) -> int:
     """Measure the peak bytes of all tensors that ``call`` has made and not yet released."""
@@ -30,7 +32,7 @@ def enough_memory(work: str, advice: str) -> Iterator[None]:
         # torch has an out-of-memory class on GPUs only
         if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "DefaultCPUAllocator" not in str(error):
             raise
-        raise ValueError(f"{work} takes more memory than there is; {advice}") from error
+        raise ArgumentError(f"{work} takes more memory than there is; {advice}") from error
 
 
 class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from ddsm_zoo.errors import UserError
+from ddsm_zoo.errors import ArgumentError, UserError
 
 ValueT = TypeVar("ValueT")
 
@@ -28,11 +28,11 @@ class Registry(Mapping[str, ValueT]):
     def register(self, name: str, value: ValueT) -> None:
         """Add a name. Raises ValueError if it is taken or is not lower-case letters, digits and underscores."""
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-            raise ValueError(
+            raise ArgumentError(
                 f"{name[:80]!r} is not a name for a {self.kind}, expected lower-case letters, digits and underscores"
             )
         if name in self._known:
-            raise ValueError(f"a {self.kind} named {name!r} exists already; register yours under another name")
+            raise ArgumentError(f"a {self.kind} named {name!r} exists already; register yours under another name")
         self._known[name] = value
 
     def __getitem__(self, name: str) -> ValueT:

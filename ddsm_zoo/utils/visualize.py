@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.labels import Color, LabelSpace
 
 Mask = npt.NDArray[np.integer]
@@ -93,12 +94,12 @@ def overlay_bands(
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """Draw an `overlay` as bands (h, W, 3) from top to bottom."""
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha is {alpha}, expected 0 (the image alone) to 1 (the colours alone)")
+        raise ArgumentError.of("alpha", alpha, "0 (the image alone) to 1 (the colours alone)")
     parts = bands(mask)
     base = _rgb(image)
     height, width = mask.shape
     if base.size != (width, height):
-        raise ValueError(
+        raise ArgumentError(
             f"the mask is {width} x {height} pixels and the image {base.width} x {base.height}, expected the same size"
         )
     strip = _legend(base.size, _share_texts(mask, labels) if legend else {}, labels)
@@ -136,7 +137,7 @@ def error_map(prediction: Mask, target: Mask, labels: LabelSpace) -> Image.Image
     predicted = _class_index(prediction, labels, "prediction")
     true = _class_index(target, labels, "target")
     if predicted.shape != true.shape:
-        raise ValueError(
+        raise ArgumentError(
             f"the prediction is {predicted.shape[1]} x {predicted.shape[0]} pixels and the target "
             f"{true.shape[1]} x {true.shape[0]}, expected the same size"
         )
@@ -158,7 +159,7 @@ def error_sheet(
     errors = error_map(prediction, target, labels)
     base = _rgb(image)
     if base.size != errors.size:
-        raise ValueError(
+        raise ArgumentError(
             f"the image is {base.width} x {base.height} pixels and its masks {errors.width} x {errors.height}, "
             "expected the same size"
         )
@@ -197,7 +198,9 @@ def draw_confusion(matrix: npt.NDArray[np.integer], labels: LabelSpace) -> Image
     The row of a class without labelled pixels stays empty. Raises ValueError for another shape.
     """
     if matrix.shape != (len(labels), len(labels)):
-        raise ValueError(f"the matrix is {matrix.shape}, expected {len(labels)} rows and columns, one for each class")
+        raise ArgumentError(
+            f"the matrix is {matrix.shape}, expected {len(labels)} rows and columns, one for each class"
+        )
     cell, size = 44, 14  # the side of a cell and the size of the text, in pixels
     font = ImageFont.load_default(size)
     margin = size + max(int(font.getlength(name)) for name in labels.names)
@@ -264,7 +267,7 @@ def _class_index(mask: Mask, labels: LabelSpace, name: str) -> npt.NDArray[np.in
     known = (mask >= 0) & (mask < len(labels))
     strange = mask[~known & (mask != labels.ignore_index)]
     if strange.size:
-        raise ValueError(
+        raise ArgumentError(
             f"the {name} holds id {strange[0]}, expected 0 to {len(labels) - 1} or {labels.ignore_index} for ignored"
         )
     return np.where(known, mask.astype(np.int64), len(labels))
@@ -273,9 +276,9 @@ def _class_index(mask: Mask, labels: LabelSpace, name: str) -> npt.NDArray[np.in
 def _check_shape(mask: Mask, name: str) -> None:
     if not isinstance(mask, np.ndarray) or mask.ndim != 2 or 0 in mask.shape:
         shape = mask.shape if isinstance(mask, np.ndarray) else type(mask).__name__
-        raise ValueError(f"the {name} is {shape}, expected an array (H, W) of class ids")
+        raise ArgumentError(f"the {name} is {shape}, expected an array (H, W) of class ids")
     if not np.issubdtype(mask.dtype, np.integer):
-        raise ValueError(f"the {name} holds {mask.dtype}, expected whole numbers such as uint8")
+        raise ArgumentError(f"the {name} holds {mask.dtype}, expected whole numbers such as uint8")
 
 
 def _rgb(image: Image.Image | npt.NDArray[np.uint8]) -> Image.Image:
@@ -283,7 +286,7 @@ def _rgb(image: Image.Image | npt.NDArray[np.uint8]) -> Image.Image:
         return image.convert("RGB")
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise ValueError(f"the image is {got}, expected a picture or a uint8 array (H, W, 3)")
+        raise ArgumentError(f"the image is {got}, expected a picture or a uint8 array (H, W, 3)")
     return Image.fromarray(image)
 
 

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ddsm_zoo.errors import MissingFileError
 from ddsm_zoo.hub.safetensors_io import abbreviate, read_tensors
 from ddsm_zoo.hub.state_dict import mismatches, unwrap_names
 from ddsm_zoo.models import Segmenter
@@ -152,7 +153,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_tensors(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist, expected a checkpoint")
+        raise MissingFileError(f"{path} does not exist, expected a checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:

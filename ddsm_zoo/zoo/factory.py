@@ -22,7 +22,7 @@ from ddsm_zoo.config import (
     from_dict,
     to_dict,
 )
-from ddsm_zoo.errors import UserError
+from ddsm_zoo.errors import ArgumentError, ArgumentTypeError, UserError
 from ddsm_zoo.hub import client
 from ddsm_zoo.hub.client import HubError
 from ddsm_zoo.hub.config_file import Manifest, read_manifest
@@ -120,13 +120,13 @@ def create_model(  # noqa: PLR0913  # the names of timm and of the Hub's client
         HubError: A download failed.
     """
     if pretrained and checkpoint_path is not None:
-        raise ValueError(
+        raise ArgumentError(
             "got both pretrained=True and checkpoint_path, expected one source of weights; drop one of them"
         )
     fetch = _fetcher(cache_dir, token, local_files_only, force_download)
     if "classes" in config_overrides:  # smp's name for it
         if num_classes is not None:
-            raise TypeError(
+            raise ArgumentTypeError(
                 f"got num_classes={num_classes} and classes={config_overrides['classes']}, expected one of them"
             )
         num_classes = config_overrides.pop("classes")
@@ -236,7 +236,7 @@ def describe_weights(model: Segmenter, weights: WeightsSpec) -> None:
         ValueError: The number of labels differs from the model's number of classes.
     """
     if len(weights.labels) != model.num_classes:
-        raise ValueError(
+        raise ArgumentError(
             f"got {len(weights.labels)} labels for a model of {model.num_classes} classes, expected one each"
         )
     model.provenance = Provenance(
@@ -343,7 +343,7 @@ def _configure(
     module = overrides.get("ddsm", {})
     module = to_dict(module) if isinstance(module, DDSMConfig) else module
     if not isinstance(module, Mapping):
-        raise TypeError(f"ddsm is {type(module).__name__}, expected a DDSMConfig or a dict of its fields")
+        raise ArgumentTypeError(f"ddsm is {type(module).__name__}, expected a DDSMConfig or a dict of its fields")
     _check_names(overrides, model_fields | ddsm_fields)
     _check_names(module, ddsm_fields)
     module = {**module, **{name: value for name, value in overrides.items() if name in ddsm_fields - model_fields}}
@@ -360,12 +360,12 @@ def _check_names(given: Mapping[str, Any], known: Collection[str]) -> None:
     unknown = [name for name in given if name not in known]
     if unknown:
         if unknown[0] in BACKBONE_ARGS:
-            raise TypeError(f"create_model() takes {unknown[0]} as backbone_args={{{unknown[0]!r}: ...}}")
+            raise ArgumentTypeError(f"create_model() takes {unknown[0]} as backbone_args={{{unknown[0]!r}: ...}}")
         if unknown[0] in _ELSEWHERE:
-            raise TypeError(f"create_model() has no option {unknown[0]!r}; {_ELSEWHERE[unknown[0]]}")
+            raise ArgumentTypeError(f"create_model() has no option {unknown[0]!r}; {_ELSEWHERE[unknown[0]]}")
         nearest = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(sorted(known))}"
-        raise TypeError(f"create_model() got an unknown override {unknown[0]!r}; {hint}")
+        raise ArgumentTypeError(f"create_model() got an unknown override {unknown[0]!r}; {hint}")
 
 
 def _imagenet_weights(timm_name: str, fetch: _Fetch) -> Mapping[str, Tensor]:
@@ -545,10 +545,12 @@ def _as_labels(labels: LabelSpace | Sequence[str] | None, num_classes: int | Non
         return None
     if not isinstance(labels, LabelSpace):
         if isinstance(labels, str) or not all(isinstance(name, str) for name in labels):
-            raise TypeError(f"labels is {labels!r}, expected a LabelSpace or a list of class names")
+            raise ArgumentTypeError(f"labels is {labels!r}, expected a LabelSpace or a list of class names")
         labels = LabelSpace.from_names(labels, ignore_index=max(255, len(labels)))
     if num_classes not in (None, len(labels)):
-        raise ValueError(f"got {len(labels)} labels and num_classes={num_classes}, expected one label for each class")
+        raise ArgumentError(
+            f"got {len(labels)} labels and num_classes={num_classes}, expected one label for each class"
+        )
     return labels
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ddsm_zoo.config import DDSMConfig, ModelConfig, Preprocess, WeightsSpec
-from ddsm_zoo.errors import UserError
+from ddsm_zoo.errors import ArgumentError, UserError
 from ddsm_zoo.labels import CAMVID, CITYSCAPES, LabelSpace
 from ddsm_zoo.utils.registry import DECODERS, FUSIONS, Registry
 
@@ -149,10 +149,11 @@ def families() -> dict[str, tuple[str, str]]:
     return known
 
 
-def _ambiguous(name: str) -> ValueError:
-    return ValueError(
+def _ambiguous(name: str) -> ArgumentError:
+    return ArgumentError(
         f"{name!r} names two things with what was registered, as fusions that end in a backbone's name do; "
-        "register yours under another name"
+        "register yours under another name",
+        name=name,
     )
 
 
@@ -370,11 +371,11 @@ def register_model(name: str, config: ModelConfig, weights: WeightsSpec | None =
         ValueError: The name is taken or malformed, or the weights have another number of classes than ``config``.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise ValueError(f"{name!r} is no model name, expected lower-case letters, digits and underscores")
+        raise ArgumentError(f"{name!r} is no model name, expected lower-case letters, digits and underscores")
     if name in _table() or name in families():
-        raise ValueError(f"a model named {name!r} exists already; register yours under another name")
+        raise ArgumentError(f"a model named {name!r} exists already; register yours under another name")
     if weights is not None and len(weights.labels) != config.num_classes:
-        raise ValueError(
+        raise ArgumentError(
             f"the config of {name!r} has {config.num_classes} classes and its weights {len(weights.labels)}, "
             "expected the same number"
         )

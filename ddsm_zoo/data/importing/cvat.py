@@ -20,6 +20,7 @@ from ddsm_zoo.data.importing.annotations import (
 )
 from ddsm_zoo.data.importing.files import ImageFinder, annotation_files, posix, split_of, split_of_file
 from ddsm_zoo.data.masks import DatasetError
+from ddsm_zoo.errors import PackageError
 from ddsm_zoo.labels import Color
 
 
@@ -122,5 +123,5 @@ def _parser() -> Any:
     try:
         from defusedxml.ElementTree import parse
     except ModuleNotFoundError as error:
-        raise LookupError("CVAT's XML needs the package defusedxml: pip install 'ddsm-zoo[formats]'") from error
+        raise PackageError.needed("CVAT's XML needs", "defusedxml", "formats") from error
     return parse

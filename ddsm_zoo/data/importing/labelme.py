@@ -30,6 +30,7 @@ from ddsm_zoo.data.importing.annotations import (
 )
 from ddsm_zoo.data.importing.files import ImageFinder, annotation_files, posix, split_of
 from ddsm_zoo.data.masks import DatasetError
+from ddsm_zoo.errors import ArgumentError
 
 _IGNORED = "__ignore__"
 
@@ -105,7 +106,7 @@ def _embedded(file: Path, data: str) -> EmbeddedImage:
         with Image.open(io.BytesIO(base64.b64decode(data)), formats=FORMATS) as image:
             suffix = f".{str(image.format).lower()}"
     except OSError as error:
-        raise ValueError(f"imageData is no image: {error}") from error
+        raise ArgumentError(f"imageData is no image: {error}") from error
     return EmbeddedImage(suffix=suffix, read=lambda: base64.b64decode(read_json(file)["imageData"]))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ddsm_zoo.data.importing.annotations import Bitmap, Paint
+from ddsm_zoo.errors import PackageError
 
 Points = npt.NDArray[np.float64]
 
@@ -152,5 +153,5 @@ def _coco() -> Any:
     try:
         from pycocotools import mask
     except ModuleNotFoundError as error:
-        raise LookupError("polygons need the package pycocotools: pip install 'ddsm-zoo[formats]'") from error
+        raise PackageError.needed("polygons need", "pycocotools", "formats") from error
     return mask

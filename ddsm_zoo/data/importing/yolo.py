@@ -21,6 +21,7 @@ from ddsm_zoo.data.importing.annotations import (
 )
 from ddsm_zoo.data.importing.files import posix, split_of, walk
 from ddsm_zoo.data.masks import DatasetError
+from ddsm_zoo.errors import ArgumentError, PackageError
 
 
 def read_yolo(source: Path, options: ImportOptions, findings: Findings) -> Annotations:
@@ -33,12 +34,12 @@ def read_yolo(source: Path, options: ImportOptions, findings: Findings) -> Annot
     try:
         import yaml
     except ModuleNotFoundError as error:
-        raise LookupError("YOLO's data.yaml needs the package pyyaml: pip install 'ddsm-zoo[formats]'") from error
+        raise PackageError.needed("YOLO's data.yaml needs", "pyyaml", "formats") from error
     with readable(file, "YAML"):
         try:
             content = yaml.safe_load(read_text(file))
         except yaml.YAMLError as error:
-            raise ValueError(str(error)) from error
+            raise ArgumentError(str(error)) from error
     with readable(file, "YOLO's data.yaml"):
         stored = content["names"]
         pairs = sorted(stored.items()) if isinstance(stored, dict) else list(enumerate(stored))
