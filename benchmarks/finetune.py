@@ -3,7 +3,8 @@
 ``python -m benchmarks.finetune fields membrane=ROOT --out runs/finetune`` trains and scores every cell that has no
 result yet, and prints the table. A cell is a data set, a method and a seed.
 
-Each method gets the epochs that fit into the same processor time, by the cost of its training step measured first. All
+Each method gets the epochs that fit into the same processor time, by the cost of its training step measured first. If
+the package's run took longer than that, by what it does besides its steps, smp's loop gets as long on that seed. All
 start from ImageNet or task weights of the same encoder, see the same crops and flips, and are scored by the same
 confusion matrix in numpy, after the last step, on images of their own size.
 """
@@ -57,7 +58,7 @@ class Plan:
     """Settings that all cells share. Results of another plan are never mixed with these.
 
     Attributes:
-        seconds: Processor time of the training of a cell, without loading libraries and scoring.
+        seconds: Processor time of the training steps of a cell, by their cost.
         batch: Images per step of the plain loop. The recipe finds its own.
         shrink: Factor by which images and crops are made smaller, for a quicker comparison.
         train: Number of rendered training images; half as many validate.
@@ -83,7 +84,7 @@ class Result:
     iou: list[float]
     epochs: int
     steps: int
-    seconds: float  # processor time of the training
+    seconds: float  # processor time of all but the scoring
     rate: float
     plan: dict[str, Any]
 
@@ -95,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         data = [prepare(name, options.out, plan) for name in options.data]
         for method in () if options.table else options.methods:  # all at the start, under the same load
-            _epochs(method, data[0], options.out, plan)
+            _epochs(method, data[0], options.out, plan, plan.seconds)
         for root in data:
             for seed in options.seeds:
                 for method in options.methods:
@@ -273,7 +274,10 @@ def _plain(decoder: str, root: Path, seed: int, epochs: int, rate: float, plan: 
 def _run(method: str, root: Path, seed: int, options: argparse.Namespace, plan: Plan) -> None:
     """Train and score a cell that has no result: ours once, the plain loop at each rate that is still open."""
     out: Path = options.out
-    epochs = _epochs(method, root, out, plan)
+    ours = _results(OURS, root, seed, out, plan)
+    # The package's training also checks, validates and draws: smp's loop gets the time of all that
+    seconds = plan.seconds if method == OURS or not ours else max(plan.seconds, ours[0].seconds)
+    epochs = _epochs(method, root, out, plan, seconds)
     for rate in [0.0] if method == OURS else _open_rates(method, root, seed, options, plan):
         path = _cell(out, root, method, seed, rate)
         if path.exists():
@@ -285,11 +289,11 @@ def _run(method: str, root: Path, seed: int, options: argparse.Namespace, plan: 
             predict, steps = _ours(root, seed, epochs, out / "work" / path.stem, plan)
         else:
             predict, steps = _plain(DECODERS[method], root, seed, epochs, rate, plan)
-        seconds = time.process_time() - began
+        taken = time.process_time() - began
         iou = iou_of([(mask, predict(image)) for image, mask in _read(root, "val")], len(_classes(root)))
         result = Result(
             miou=round(float(np.nanmean(iou)), 2), iou=[round(value, 2) for value in iou], epochs=epochs, steps=steps,
-            seconds=round(seconds, 1), rate=rate, plan=asdict(plan),
+            seconds=round(taken, 1), rate=rate, plan=asdict(plan),
         )  # fmt: skip
         write_json(path, asdict(result))
         print(f"{path.stem}: mIoU {result.miou} after {steps} steps, {result.seconds} s", file=sys.stderr, flush=True)
@@ -320,14 +324,14 @@ def _results(method: str, root: Path, seed: int, out: Path, plan: Plan) -> list[
     return [_load(path, plan) for path in paths if path.exists()]
 
 
-def _epochs(method: str, root: Path, out: Path, plan: Plan) -> int:
-    """Return the epochs that fit into the plan's seconds, by the costs in ``out``, which are measured once."""
+def _epochs(method: str, root: Path, out: Path, plan: Plan, seconds: float) -> int:
+    """Return the epochs that fit into the seconds, by the costs in ``out``, which are measured once."""
     path = out / "costs.json"
     costs: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if method not in costs:
         costs[method] = _cost(method, len(_classes(root)), plan)
         write_json(path, costs)
-    return max(_LEAST, int(plan.seconds / (costs[method] * len(_files(root, "images", "train")))))
+    return max(_LEAST, int(seconds / (costs[method] * len(_files(root, "images", "train")))))
 
 
 def _cost(method: str, classes: int, plan: Plan) -> float:

@@ -61,7 +61,7 @@ def test_a_dry_run_fills_the_table_and_goes_on_where_it_stopped(
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     command = ["fields", "--out", str(tmp_path / "out"), "--seeds", "0", *TINY]
-    assert main([*command, "--methods", OURS, "smp DeepLabV3+", "--page", str(page)]) == 0
+    assert main([*command, "--methods", "smp DeepLabV3+", OURS, "--page", str(page)]) == 0
     cells = {path.name: json.loads(path.read_text()) for path in (tmp_path / "out/cells").iterdir()}
     assert len(cells) == 3  # the plain loop at two rates
     assert all(0 <= cell["miou"] <= 100 and cell["epochs"] == 2 for cell in cells.values())
@@ -72,7 +72,7 @@ def test_a_dry_run_fills_the_table_and_goes_on_where_it_stopped(
     rows = [line for line in text.splitlines() if line.startswith("| fields")]
     assert [row.count("not measured") for row in rows] == [0, 1, 1, 0]
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/cells").iterdir()}
-    assert main([*command, "--methods", OURS, "smp DeepLabV3+"]) == 0
+    assert main([*command, "--methods", "smp DeepLabV3+", OURS]) == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out/cells").iterdir()} == stamps
     capsys.readouterr()
     assert main(["fields", "--out", str(tmp_path / "out"), "--table", *TINY[2:]]) == 2
