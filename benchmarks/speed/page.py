@@ -197,12 +197,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.page", description=__doc__)
     parser.add_argument("--render", action="store_true", help="measure nothing")
     parser.add_argument("--suite", action="append", choices=list(PARTS), help="measure this part only; repeatable")
+    parser.add_argument("--repeats", type=int, default=Sizes.repeats, help="measured calls of each candidate")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to try the command")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of what was measured")
     parser.add_argument("--page", type=Path, default=PAGE, help="page to write")
     options = parser.parse_args(arguments)
     if not options.render:
-        measure(options.suite or PARTS, SMALL if options.small else Sizes(), options.results, _show)
+        measure(
+            options.suite or PARTS, SMALL if options.small else Sizes(repeats=options.repeats), options.results, _show
+        )
     write(options.results, options.page)
 
 
