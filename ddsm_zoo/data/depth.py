@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -77,17 +77,24 @@ def low_bytes(image: Any) -> Image.Image | None:
     return lower
 
 
+def png_chunks(file: IO[bytes]) -> Iterator[tuple[bytes, int]]:
+    """Iterate over kind and length of a PNG's chunks, with ``file`` at the content of each. No other file has any."""
+    if file.read(8) != b"\x89PNG\r\n\x1a\n":
+        return
+    while len(header := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", header)
+        end = file.tell() + length + 4
+        yield kind, length
+        file.seek(end)
+
+
 def _stated_in_png(path: Path) -> int | None:
     with path.open("rb") as file:
-        if file.read(8) != b"\x89PNG\r\n\x1a\n":
-            return None
-        while len(header := file.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", header)
+        for kind, length in png_chunks(file):
             if kind == b"sBIT":
                 return next(iter(file.read(length)), None)
             if kind == b"IDAT":
                 return None
-            file.seek(length + 4, os.SEEK_CUR)
     return None
 
 

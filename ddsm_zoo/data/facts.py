@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
-from ddsm_zoo.data.depth import DARK, likely_bits
+from ddsm_zoo.data.depth import DARK, likely_bits, png_chunks
 from ddsm_zoo.data.images import DECODER_ERRORS, largest_of_16_bits, open_header
 
 ORIENTATION = 0x0112  # EXIF's tag
+_METADATA = frozenset({b"eXIf", b"tEXt", b"zTXt", b"iTXt"})  # PNG's chunks that may hold an orientation
 _KIND_OF_PAGE = 254  # TIFF's tag NewSubfileType: bit 0 a smaller copy, bit 2 a mask of another page
 
 
@@ -68,10 +71,20 @@ def describe_dark(largest: Mapping[str, int]) -> str | None:
 def orientation_of(image: Image.Image) -> int:
     """Return the EXIF orientation: 1 as stored, 2 to 4 of the same size, 5 to 8 on its side."""
     try:
-        value: Any = image.getexif().get(ORIENTATION, 1)
+        # Pillow decodes all of a PNG for metadata that may follow its pixels
+        stored_first = isinstance(image, PngImageFile) and not _ends_with_metadata(image)
+        exif = Image.Image.getexif(image) if stored_first else image.getexif()
+        value: Any = exif.get(ORIENTATION, 1)
         return value if value in range(1, 9) else 1
     except (*DECODER_ERRORS, AttributeError):  # damaged metadata, which rotate nothing
         return 1
+
+
+def _ends_with_metadata(image: Image.Image) -> bool:
+    """Return True for an opened PNG with metadata behind its pixels."""
+    with Path(image.filename).open("rb") as file:  # type: ignore[attr-defined]  # of an image from a file
+        after = itertools.dropwhile(lambda kind: kind != b"IDAT", (kind for kind, _ in png_chunks(file)))
+        return not _METADATA.isdisjoint(after)
 
 
 def _pages(image: Image.Image) -> int:

@@ -54,3 +54,19 @@ def test_what_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"text")
     with pytest.raises(ImageError, match="is no image"):
         image_facts(tmp_path / "x.png")
+
+
+def test_a_png_is_decoded_only_for_metadata_behind_its_pixels(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    path = tmp_path / "x.png"
+    Image.new("RGB", (8, 6)).save(path, exif=exif)
+    content = path.read_bytes()
+    first, pixels, end = content.index(b"eXIf") - 4, content.index(b"IDAT") - 4, content.index(b"IEND") - 4
+    path.write_bytes(content[:first] + content[pixels:end] + content[first:pixels] + content[end:])
+    assert image_facts(path) == ImageFacts(rotated=True, keeps_size=True)
+    damaged = content[: pixels + 8] + b"x" * (end - pixels - 12) + content[end - 4 :]
+    path.write_bytes(damaged)
+    assert image_facts(path) == ImageFacts(rotated=True, keeps_size=True)
+    path.write_bytes(damaged[:first] + damaged[pixels:])
+    assert image_facts(path) == ImageFacts()
