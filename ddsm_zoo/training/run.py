@@ -224,7 +224,7 @@ def _balance_fresh_rows(model: Segmenter, labels: LabelSpace) -> None:
     """Make the weights of each random classifier row sum to zero, without a bias.
 
     The features are activations, positive on average, so that any other random row raises or lowers its class
-    everywhere. With balanced rows the first loss is near ln K, whatever the seed.
+    everywhere. With balanced rows the first loss depends less on the seed, as docs/fine-tuning.md shows.
     """
     for name in model.provenance.reinitialized:
         row = labels.names.index(name)
