@@ -32,6 +32,7 @@ from ddsm_zoo.models import Segmenter
 from ddsm_zoo.training.batch_size import find_batch_size
 from ddsm_zoo.training.checkpoint import check_parts, has_state, load_last_state
 from ddsm_zoo.training.loop import Hooks, ProgressEvent, fit
+from ddsm_zoo.training.losses import create_loss
 from ddsm_zoo.training.precision import settle_precision
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.training.run_lock import lock_folder
@@ -317,6 +318,7 @@ def _resolve_recipe(
         weights = [round(weight, 4) for weight in median_frequency(counts).tolist()]
         logger.info("class_weights %s", weights)
         recipe = dataclasses.replace(recipe, class_weights=tuple(weights))
+    create_loss(recipe, model.num_classes, 255)  # refuses weights of other classes before anything is written
     left_open = ["precision"] if recipe.precision == "auto" else []
     left_open += ["batch_size", "lr", "backbone_lr"] if recipe.batch_size == 0 else []
     left_open += ["ema_decay"] if recipe.ema_decay == "auto" else []
