@@ -49,25 +49,29 @@ app = typer.Typer(
 
 ModelOption = Annotated[
     str,
-    typer.Option("--model", "-m", help="A name of `ddsm-zoo list`, hf-hub:ORG/REPO or local-dir:PATH.", metavar="NAME"),
+    typer.Option(
+        "--model", "-m", help="Model: a name from `ddsm-zoo list`, hf-hub:ORG/REPO or local-dir:PATH.", metavar="NAME"
+    ),
 ]
 # Data set kinds of the package, listed here because help is written before plugins are loaded and without torch
-DATA_KINDS = "camvid:ROOT, cityscapes:ROOT, folder:ROOT, scenes:N or a kind of yours (--plugin)"
-DataOption = Annotated[str, typer.Option("--data", "-d", help=f"{DATA_KINDS}.", metavar="SPEC")]
-DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; unless given, a GPU where there is one.")]
+DATA_KINDS = "camvid:ROOT, cityscapes:ROOT, folder:ROOT, scenes:N or your own kind (--plugin)"
+DataOption = Annotated[str, typer.Option("--data", "-d", help=f"Data set: {DATA_KINDS}.", metavar="SPEC")]
+DeviceOption = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1. Default: a GPU if there is one.")]
 ThresholdOption = Annotated[
     float | None,
     typer.Option(
-        help="Model of a single class: probability above which a pixel is the class. Default: that of the weights.",
+        help="Single-class models: probability above which a pixel is the class. Default: stored with the weights.",
         metavar="P",
     ),
 ]
 PrecisionOption = Annotated[
     str,
-    typer.Option(help="fp32, bf16 for half the memory, or auto: bf16 where it is faster and agrees.", metavar="NAME"),
+    typer.Option(
+        help="fp32; bf16, which needs half the memory; or auto: bf16 if it is faster and agrees.", metavar="NAME"
+    ),
 ]
 JsonOption = Annotated[
-    str | None, typer.Option("--json", help="Write the figures to FILE; - is standard output.", metavar="FILE")
+    str | None, typer.Option("--json", help="Write the results as JSON to FILE; - is standard output.", metavar="FILE")
 ]
 
 
@@ -108,16 +112,18 @@ def print_version(wanted: bool) -> None:
 @app.callback()
 def configure(
     _version: Annotated[
-        bool, typer.Option("--version", help="Print the version and leave.", callback=print_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version and exit.", callback=print_version, is_eager=True)
     ] = False,
     plugin: Annotated[
         list[str] | None,
-        typer.Option(help="Import this module first, which registers models or data sets of yours.", metavar="MODULE"),
+        typer.Option(
+            help="Import your module first, to register your models or data sets. May be repeated.", metavar="MODULE"
+        ),
     ] = None,
 ) -> None:
-    """Fine-grained semantic segmentation with the Dynamic Dual Sampling Module.
+    """Semantic segmentation with the Dynamic Dual Sampling Module (DDSM).
 
-    Label a street with the bundled model:  ddsm-zoo predict street.jpg
+    Segment an image with the bundled model:  ddsm-zoo predict street.jpg
     """
     print_any_text()
     for module in plugin or ():

@@ -16,15 +16,17 @@ if TYPE_CHECKING:
 
 @app.command("check-data")
 def check_data(
-    data: Annotated[str, typer.Argument(help=f"{DATA_KINDS}.", metavar="SPEC")],
+    data: Annotated[str, typer.Argument(help=f"Data set: {DATA_KINDS}.", metavar="SPEC")],
     split: Annotated[
-        list[str] | None, typer.Option(help="Only this split; may be given several times.", show_default=False)
+        list[str] | None, typer.Option(help="Check only this split. May be repeated.", show_default=False)
     ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Check a data set before training on it: files, sizes, what the masks store, pictures that several splits have.
+    """Check a data set before training: files, sizes, values in the masks, and images that are in several splits.
 
-    Errors, which training would refuse, end with status 2; warnings may be meant that way. docs/data.md explains each.
+    Errors would stop training and end with exit status 2. Warnings may be intended. docs/data.md explains each.
+
+    Example:
 
     ddsm-zoo check-data folder:my_data --json report.json
     """

@@ -1,4 +1,4 @@
-"""Command ``demo``: serve a page to try models on."""
+"""Command ``demo``: serve a web page to try models."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ def demo(
         typer.Option(
             "--model",
             "-m",
-            help="Offer this one first: a name of `ddsm-zoo list`, hf-hub:ORG/REPO or local-dir:PATH. May be repeated.",
+            help="Model to show first: a name of `ddsm-zoo list`, hf-hub:ORG/REPO or local-dir:PATH. May be repeated.",
             metavar="NAME",
         ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes any that is free.", min=0, max=65535)] = 7860,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines connect.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port; 0 picks a free one.", min=0, max=65535)] = 7860,
     device: DeviceOption = None,
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
-    """Serve a page to try models on: drop a picture, see its classes, click a pixel to see what DDSM samples there.
+    """Serve a web page to try models: drop an image, see its classes, click a pixel to see where DDSM samples.
+
+    Examples:
 
     ddsm-zoo demo --open
 

@@ -35,60 +35,72 @@ def evaluate(
     model: Annotated[
         str | None,
         typer.Option(
-            "--model", "-m", help="A name of `ddsm-zoo list`, hf-hub:ORG/REPO or local-dir:PATH.", metavar="NAME"
+            "--model",
+            "-m",
+            help="Model: a name from `ddsm-zoo list`, hf-hub:ORG/REPO or local-dir:PATH.",
+            metavar="NAME",
         ),
     ] = None,
     compare: Annotated[
         tuple[str, str] | None,
-        typer.Option(help="In place of --model: what model B scores more than A, with intervals.", metavar="A B"),
+        typer.Option(help="Instead of --model: compare two models; reports B - A with intervals.", metavar="A B"),
     ] = None,
     predictions: Annotated[
         Path | None,
-        typer.Option(help="In place of --model: a folder with NAME.png for each image.", metavar="DIR"),
+        typer.Option(help="Instead of --model: score a folder with NAME.png for each image.", metavar="DIR"),
     ] = None,
     class_ids: Annotated[
-        bool, typer.Option("--class-ids", help="--predictions hold class ids, 0 for the first, whatever masks hold.")
+        bool, typer.Option("--class-ids", help="The files of --predictions store class ids (0 is the first class).")
     ] = False,
-    split: Annotated[str, typer.Option(help="The split to score on.")] = "val",
+    split: Annotated[str, typer.Option(help="Split to score.")] = "val",
     protocol: Annotated[
         str,
         typer.Option(
-            help="whole, flip, sliding, multi_scale, sliding_multi_scale or a TOML file.", metavar="NAME|FILE"
+            help="Inference mode: whole, flip, sliding, multi_scale, sliding_multi_scale or a TOML file.",
+            metavar="NAME|FILE",
         ),
     ] = "whole",
-    boundary: Annotated[bool, typer.Option("--boundary", help="Boundary F-score and Boundary IoU too.")] = False,
+    boundary: Annotated[
+        bool, typer.Option("--boundary", help="Also compute Boundary F-score and Boundary IoU.")
+    ] = False,
     boundary_radii: Annotated[
         str | None,
         typer.Option(
-            help="Radii of the F-score in pixels, such as 1,2,3. Default: the published shares of the diagonal.",
+            help="F-score radii in pixels, such as 1,2,3. Default: the published fractions of the diagonal.",
             metavar="PX,...",
         ),
     ] = None,
-    bootstrap: Annotated[int, typer.Option(min=0, help="Draws for 95 % confidence intervals.", metavar="K")] = 0,
+    bootstrap: Annotated[
+        int, typer.Option(min=0, help="Number of bootstrap samples for 95 % confidence intervals.", metavar="K")
+    ] = 0,
     bootstrap_by: Annotated[
         str | None,
         typer.Option(
-            help="What --bootstrap draws. For video frames: sequences, or blocks of N consecutive images.",
+            help="Unit that --bootstrap resamples. For video frames: sequences, or blocks of N consecutive images.",
             metavar="image|sequence|block:N",
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for scores.json and pictures.", metavar="DIR")
+        Path | None, typer.Option("--out", "-o", help="Folder for scores.json and figures.", metavar="DIR")
     ] = None,
     worst: Annotated[
-        int, typer.Option(min=0, help="Pictures of the N images of lowest mIoU, in --out.", metavar="N")
+        int, typer.Option(min=0, help="Draw the N images with the lowest mIoU, in --out.", metavar="N")
     ] = 0,
     submission: Annotated[
         Path | None,
-        typer.Option(help="Folder for predictions as the server of the data's benchmark takes them.", metavar="DIR"),
+        typer.Option(help="Folder for predictions in the format of the benchmark server.", metavar="DIR"),
     ] = None,
     threshold: ThresholdOption = None,
     precision: PrecisionOption = "fp32",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images of one size that are predicted together.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images of the same size to predict together.")] = 1,
     device: DeviceOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Score a model: mIoU and IoU of each class, at the labels' own resolution. docs/evaluation.md defines each number.
+    """Score a model, compare two models, or score a folder of predictions.
+
+    Reports mIoU and the IoU of each class at the resolution of the labels. docs/evaluation.md defines each metric.
+
+    Examples:
 
     ddsm-zoo evaluate --model uper_ddsm_lite0_camvid --data camvid:data/camvid --boundary --bootstrap 1000
 

@@ -16,25 +16,27 @@ from ddsm_zoo.errors import ArgumentError
 
 @app.command()
 def explain(
-    image: Annotated[Path, typer.Argument(help="An image.")],
-    at: Annotated[str | None, typer.Option(help="The pixel to explain, from the top left.", metavar="X,Y")] = None,
+    image: Annotated[Path, typer.Argument(help="Image file.")],
+    at: Annotated[str | None, typer.Option(help="Pixel to explain, counted from the top left.", metavar="X,Y")] = None,
     model: ModelOption = DEFAULT_MODEL,
     compare: Annotated[
         tuple[str, str] | None,
-        typer.Option(help="In place of --at: where two models err, side by side.", metavar="A B"),
+        typer.Option(help="Instead of --at: show the errors of two models.", metavar="A B"),
     ] = None,
     mask: Annotated[
-        Path | None, typer.Option(help="For --compare: the labels, as class ids or colours.", metavar="FILE")
+        Path | None, typer.Option(help="For --compare: the label mask, as class ids or colors.", metavar="FILE")
     ] = None,
     out: Annotated[
-        Path, typer.Option("--out", "-o", help="The figure: .png, .pdf, .svg, .jpg or .webp.", metavar="FILE")
+        Path, typer.Option("--out", "-o", help="Output figure: .png, .pdf, .svg, .jpg or .webp.", metavar="FILE")
     ] = Path("explanation.png"),
     device: DeviceOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Draw what DDSM does at a pixel: what it samples, with which affinities, from which features (the paper's Fig. 4).
+    """Draw the positions, affinities and features that DDSM samples at a pixel (the paper's Fig. 4).
 
-    Or the predictions of two models and where each is wrong (Fig. 1). docs/explain.md reads both.
+    With --compare, draw the predictions and errors of two models (Fig. 1). docs/explain.md explains both figures.
+
+    Examples:
 
     ddsm-zoo explain street.jpg --at 312,180 -o why.png
 

@@ -20,37 +20,39 @@ class Format(str, Enum):
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="A model with weights: a name, hf-hub:ORG/REPO or local-dir:PATH.")],
-    format: Annotated[Format, typer.Option(help="For ONNX Runtime, or for torch.export.load.")] = Format.onnx,
+    model: Annotated[str, typer.Argument(help="Model with weights: a name, hf-hub:ORG/REPO or local-dir:PATH.")],
+    format: Annotated[Format, typer.Option(help="onnx for ONNX Runtime, torch for torch.export.load.")] = Format.onnx,
     size: Annotated[
-        tuple[int, int] | None, typer.Option(help="The one size of its images.", metavar="H W", show_default=False)
+        tuple[int, int] | None, typer.Option(help="Fixed image size.", metavar="H W", show_default=False)
     ] = None,
-    dynamic: Annotated[bool, typer.Option("--dynamic", help="Images of any size; so unless --size is given.")] = False,
+    dynamic: Annotated[bool, typer.Option("--dynamic", help="Accept images of any size (default).")] = False,
     with_preprocess: Annotated[
-        bool, typer.Option("--with-preprocess", help="Take 8-bit RGB images (1, H, W, 3), normalise inside.")
+        bool, typer.Option("--with-preprocess", help="Take 8-bit RGB images (1, H, W, 3) and normalize inside.")
     ] = False,
     argmax: Annotated[
-        bool, typer.Option("--argmax", help="Give the class of each pixel in 8 bits, no logits.")
+        bool, typer.Option("--argmax", help="Return the class of each pixel (uint8) instead of logits.")
     ] = False,
     threshold: ThresholdOption = None,
-    int8: Annotated[bool, typer.Option("--int8", help="ONNX: convolutions in 8 bits.")] = False,
+    int8: Annotated[bool, typer.Option("--int8", help="ONNX only: 8-bit convolutions.")] = False,
     images: Annotated[
         Path | None,
-        typer.Option(help="Images like those to come, to compare and calibrate on; else rendered ones.", metavar="DIR"),
+        typer.Option(help="Images for comparison and calibration. Default: rendered ones.", metavar="DIR"),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", "-d", help="Score model and file on camvid:ROOT, folder:ROOT ...", metavar="SPEC"),
+        typer.Option("--data", "-d", help="Score model and file on camvid:ROOT, folder:ROOT, ...", metavar="SPEC"),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="The file; MODEL.onnx or MODEL.pt2 unless given.", metavar="FILE"),
+        typer.Option("--out", "-o", help="Output file. Default: MODEL.onnx or MODEL.pt2.", metavar="FILE"),
     ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Write a model as ONNX or as a torch.export program, tried against the model itself before the file is kept.
+    """Export a model as ONNX or as a torch.export program, and compare the file with the model.
 
-    ONNX needs the extra export; docs/export.md serves the file with onnxruntime alone.
+    ONNX needs the extra export. docs/export.md shows how to serve the file with onnxruntime only.
+
+    Examples:
 
     ddsm-zoo export uper_ddsm_lite0_camvid --with-preprocess --argmax -o street.onnx
 

@@ -42,37 +42,43 @@ class Overlap(str, Enum):
 
 @app.command("import-data")
 def import_data(
-    format: Annotated[DataFormat, typer.Argument(help="The format of the export.", metavar="FORMAT")],
-    source: Annotated[Path, typer.Argument(help="The folder of the export, unpacked.", metavar="SOURCE")],
-    dest: Annotated[Path, typer.Argument(help="The folder to make, which must not exist.", metavar="DEST")],
+    format: Annotated[DataFormat, typer.Argument(help="Format of the export (see above).", metavar="FORMAT")],
+    source: Annotated[Path, typer.Argument(help="Folder with the unpacked export.", metavar="SOURCE")],
+    dest: Annotated[Path, typer.Argument(help="Folder to create. It must not exist.", metavar="DEST")],
     background: Annotated[
         str | None,
         typer.Option(
-            help="The class of everything else; ignore: no class. Unless given background, for ade20k ignore.",
+            help="Class of all other pixels, or ignore. Default: background; for ade20k ignore.",
             metavar="NAME",
         ),
     ] = None,
     ignore: Annotated[
         list[str] | None,
-        typer.Option(help="Ignore the pixels of this class; may be given several times.", metavar="NAME"),
+        typer.Option(help="Ignore the pixels of this class. May be repeated.", metavar="NAME"),
     ] = None,
     boxes: Annotated[
         Boxes, typer.Option(help="Boxes without a mask: leave them out, or fill them as rectangles.")
     ] = Boxes.leave,
-    crowd: Annotated[Crowd, typer.Option(help="COCO's areas with iscrowd: ignored, or of their class.")] = Crowd.ignore,
+    crowd: Annotated[
+        Crowd, typer.Option(help="COCO areas with iscrowd: ignore them, or use their class.")
+    ] = Crowd.ignore,
     overlap: Annotated[
-        Overlap, typer.Option(help="Where areas overlap, the last in drawing order is on top, or the smallest area.")
+        Overlap, typer.Option(help="Overlapping areas: the last in drawing order wins, or the smallest.")
     ] = Overlap.order,
     images: Annotated[
-        Path | None, typer.Option(help="Where the images are, if not in SOURCE.", metavar="DIR", show_default=False)
+        Path | None, typer.Option(help="Folder of the images, if not in SOURCE.", metavar="DIR", show_default=False)
     ] = None,
-    link: Annotated[bool, typer.Option("--link", help="Link to the images (symbolic links), copy nothing.")] = False,
+    link: Annotated[
+        bool, typer.Option("--link", help="Create symbolic links to the images instead of copies.")
+    ] = False,
     json: JsonOption = None,
 ) -> None:
-    """Turn the export of an annotation tool into a data set to train on: images/, masks/ and labels.json in DEST.
+    """Convert the export of an annotation tool into a data set for training: images/, masks/ and labels.json in DEST.
 
     Formats: coco, labelme, voc (Pascal VOC), cvat (CVAT for images), yolo (YOLO-seg), roboflow (masks), ade20k.
-    Polygons and CVAT need the extra formats. docs/data.md says what to export from each tool.
+    Polygons and CVAT need the extra formats. docs/data.md explains what to export from each tool.
+
+    Examples:
 
     ddsm-zoo import-data coco my_export mydata
 

@@ -16,11 +16,13 @@ if TYPE_CHECKING:
 
 @app.command("list")
 def list_models(
-    pattern: Annotated[str, typer.Argument(help="Names with shell wildcards, in quotes.", metavar="[FILTER]")] = "*",
-    pretrained: Annotated[bool, typer.Option("--pretrained", help="Only models whose weights exist.")] = False,
+    pattern: Annotated[str, typer.Argument(help="Filter with shell wildcards, in quotes.", metavar="[FILTER]")] = "*",
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="Only models with published weights.")] = False,
     json: JsonOption = None,
 ) -> None:
-    """List the models, one name a line.
+    """List the models, one name per line.
+
+    Examples:
 
     ddsm-zoo list "uper_ddsm*"
 
@@ -39,11 +41,15 @@ def list_models(
 
 @app.command()
 def info(
-    model: Annotated[str, typer.Argument(help="A name of `ddsm-zoo list`, hf-hub:ORG/REPO or local-dir:PATH.")],
+    model: Annotated[
+        str, typer.Argument(help="Model: a name from `ddsm-zoo list`, hf-hub:ORG/REPO or local-dir:PATH.")
+    ],
     size: Annotated[str, typer.Option(help="Image size for the multiply-adds: one number, or HxW.")] = "1024",
     json: JsonOption = None,
 ) -> None:
-    """Show architecture, parameters, multiply-adds and weights of a model; nothing is downloaded.
+    """Show architecture, parameters, multiply-adds and weights of a model, without downloading its weights.
+
+    Example:
 
     ddsm-zoo info uper_ddsm_r101_cityscapes --size 1024x2048 --json -
     """

@@ -1,4 +1,4 @@
-"""Command ``predict``: label images, videos and cameras."""
+"""Command ``predict``: segment images, videos and cameras."""
 
 from __future__ import annotations
 
@@ -46,33 +46,36 @@ def predict(
         "predictions"
     ),
     tile: Annotated[
-        str | None, typer.Option(help="Cut pictures larger than N x N into tiles; auto: as large as fit.", metavar="N")
+        str | None,
+        typer.Option(help="Cut images larger than N x N into tiles; auto: the largest that fit.", metavar="N"),
     ] = None,
-    memory: Annotated[
-        str, typer.Option(help="What --tile may use, pictures included: the larger they may be.", metavar="SIZE")
-    ] = "4GiB",
+    memory: Annotated[str, typer.Option(help="Memory limit for --tile, image included.", metavar="SIZE")] = "4GiB",
     precision: PrecisionOption = "fp32",
-    camera: Annotated[
-        int | None, typer.Option(min=0, help="Label what camera N sees, until Ctrl-C.", metavar="N")
-    ] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="At most so many of a video or camera.")] = None,
+    camera: Annotated[int | None, typer.Option(min=0, help="Segment camera N until Ctrl-C.", metavar="N")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Stop a video or camera after this many frames.")] = None,
     palette: Annotated[
-        str, typer.Option(help="Colors of overlays: contrast, or own for the data set's.", metavar="NAME")
+        str,
+        typer.Option(
+            help="Overlay colors: contrast (easy to tell apart), or own (those of the data set).", metavar="NAME"
+        ),
     ] = "contrast",
     threshold: ThresholdOption = None,
-    bits: Annotated[int | None, typer.Option(help="Bits in use of images of 16 bits, such as 12.", metavar="N")] = None,
+    bits: Annotated[int | None, typer.Option(help="Bits in use in 16-bit images, such as 12.", metavar="N")] = None,
     trim: Annotated[
-        bool, typer.Option("--trim", help="Leave out rows and columns of black at the border; they get the next class.")
+        bool, typer.Option("--trim", help="Ignore black borders of images; their pixels get the nearest class.")
     ] = False,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace results in DIR, not number the folder.")
+        bool, typer.Option("--overwrite", help="Replace earlier results in DIR. Default: write to DIR-2.")
     ] = False,
     device: DeviceOption = None,
     json: JsonOption = None,
 ) -> None:
-    """Label images: writes NAME_ids.png (class ids), NAME_color.png and NAME_overlay.png for each of them.
+    """Segment images, videos or a camera.
 
-    Of a video or camera it writes NAME_overlay.mp4. docs/large-images.md has more on --tile and --memory.
+    Each image gives NAME_ids.png (class ids), NAME_color.png and NAME_overlay.png, a video NAME_overlay.mp4.
+    docs/large-images.md explains --tile and --memory.
+
+    Examples:
 
     ddsm-zoo predict street.jpg
 

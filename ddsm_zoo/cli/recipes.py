@@ -17,19 +17,19 @@ from ddsm_zoo.errors import ArgumentError
 @app.command()
 def recipes(
     copy: Annotated[
-        str | None, typer.Option("--copy", help="Write this recipe to a file, to edit it.", metavar="NAME")
+        str | None, typer.Option("--copy", help="Copy this recipe to a file for editing.", metavar="NAME")
     ] = None,
     to: Annotated[
         Path | None,
-        typer.Option(help="The file for --copy; unless given, NAME.toml in this folder.", metavar="FILE"),
+        typer.Option(help="File for --copy. Default: NAME.toml in the current folder.", metavar="FILE"),
     ] = None,
     json: JsonOption = None,
 ) -> None:
-    """List the recipes that come with the package: purpose, hardware, duration and the score to expect.
+    """List the training recipes of the package with purpose, hardware, duration and expected score.
 
-    Train by one:  ddsm-zoo train --recipe finetune --data folder:my_data --out runs/mine --pretrained
+    Train with a recipe:  ddsm-zoo train --recipe finetune --data folder:my_data --out runs/mine --pretrained
 
-    Edit one:  ddsm-zoo recipes --copy finetune --to mine.toml
+    Copy a recipe to edit it:  ddsm-zoo recipes --copy finetune --to mine.toml
     """
     if copy is None and to is not None:
         raise ArgumentError(f"got --to {to} alone, expected --copy NAME with it")

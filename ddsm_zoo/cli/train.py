@@ -18,49 +18,52 @@ from ddsm_zoo.cli.console import check_folder, check_output, print_lines, report
 def train(
     recipe: Annotated[
         str,
-        typer.Option("--recipe", "-r", help="A name of `ddsm-zoo recipes`, or a path to a TOML file.", metavar="NAME"),
+        typer.Option(
+            "--recipe", "-r", help="Recipe: a name from `ddsm-zoo recipes`, or a path to a TOML file.", metavar="NAME"
+        ),
     ],
     data: DataOption,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the run.", metavar="DIR")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Output folder of the run.", metavar="DIR")],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="In place of the recipe's.", metavar="NAME")
+        str | None, typer.Option("--model", "-m", help="Model to train. Default: the recipe's.", metavar="NAME")
     ] = None,
     pretrained: Annotated[
         bool | None,
         typer.Option(
-            help="Start from the model's task weights, or from random numbers; unless given, from the ImageNet weights "
-            "of its backbone.",
+            help="Start from the model's segmentation weights, or from random ones. Default: ImageNet weights in the "
+            "backbone.",
             show_default=False,
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in DIR.")] = False,
-    epochs: Annotated[int | None, typer.Option(help="In place of the recipe's.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Loading processes, in place of the recipe's.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume the run in DIR.")] = False,
+    epochs: Annotated[int | None, typer.Option(help="Number of epochs. Default: the recipe's.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Data loader workers. Default: the recipe's.")] = None,
     change: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
-            help="Another value for any field of the recipe, as TOML has it; may be given several times.",
+            help="Change a field of the recipe, as a TOML value. May be repeated.",
             metavar="FIELD=VALUE",
             show_default=False,
         ),
     ] = None,
     tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Write DIR/tensorboard, for tensorboard --logdir DIR.")
+        bool, typer.Option("--tensorboard", help="Write TensorBoard logs to DIR/tensorboard.")
     ] = False,
     json: JsonOption = None,
 ) -> None:
-    """Train a model on the splits train and val of a data set. Ctrl-C saves the run, --resume goes on with it.
+    """Train or fine-tune a model on the splits train and val of a data set.
 
-    DIR/best holds the model that scored highest on val: ddsm-zoo predict street.jpg --model local-dir:DIR/best
+    Ctrl-C saves the run, and --resume continues it. DIR/best is the model with the highest mIoU on val; use it as
+    --model local-dir:DIR/best. DIR/val.png shows predictions on val, DIR/curve.png loss and mIoU.
 
-    DIR/val.png shows a few images of val with their predictions, DIR/curve.png the mIoU so far.
+    Examples:
 
     ddsm-zoo train --recipe finetune --data folder:my_data --out runs/mine --pretrained
 
     ddsm-zoo train -r finetune -d folder:my_data -o runs/rare --pretrained --set sampling=balanced
 
-    A recipe of your own: ddsm-zoo recipes --copy finetune --to mine.toml, edit it, and train with --recipe mine.toml
+    To write your own recipe: ddsm-zoo recipes --copy finetune --to mine.toml, edit it, train with --recipe mine.toml
     """
     from ddsm_zoo.training.recipe import Recipe, parse_change
 

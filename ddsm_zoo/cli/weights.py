@@ -10,16 +10,18 @@ import typer
 from ddsm_zoo.cli.app import JsonOption, app
 from ddsm_zoo.cli.console import check_folder, check_output, print_lines, report
 
-HalfOption = Annotated[bool, typer.Option("--half", help="Store kernels in 16 bits, for half the size.")]
+HalfOption = Annotated[bool, typer.Option("--half", help="Store kernels in 16 bits, which halves the file.")]
 
 
 @app.command()
 def save(
-    model: Annotated[str, typer.Argument(help="A model with weights: a name, hf-hub:ORG/REPO or local-dir:PATH.")],
-    folder: Annotated[Path, typer.Argument(help="Where to write it.", metavar="DIR")],
+    model: Annotated[str, typer.Argument(help="Model with weights: a name, hf-hub:ORG/REPO or local-dir:PATH.")],
+    folder: Annotated[Path, typer.Argument(help="Output folder.", metavar="DIR")],
     half: HalfOption = False,
 ) -> None:
-    """Write a pretrained model as a folder with config.json and model.safetensors, which local-dir:DIR loads again.
+    """Save a pretrained model to a folder with config.json, model.safetensors and a card. local-dir:DIR loads it.
+
+    Example:
 
     ddsm-zoo save uper_ddsm_lite0_camvid models/camvid
     """
@@ -32,16 +34,18 @@ def save(
 
 @app.command()
 def push(
-    model: Annotated[str, typer.Argument(help="A model with weights: a name, hf-hub:ORG/REPO or local-dir:PATH.")],
-    repository: Annotated[str, typer.Argument(help="Where on the Hub.", metavar="ORG/NAME")],
-    private: Annotated[bool, typer.Option("--private", help="Only for you and your organisation.")] = False,
-    revision: Annotated[str | None, typer.Option(help="A branch in place of main.", metavar="BRANCH")] = None,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request, change nothing.")] = False,
+    model: Annotated[str, typer.Argument(help="Model with weights: a name, hf-hub:ORG/REPO or local-dir:PATH.")],
+    repository: Annotated[str, typer.Argument(help="Repository on the Hub.", metavar="ORG/NAME")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to. Default: main.", metavar="BRANCH")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request instead of pushing.")] = False,
     half: HalfOption = False,
 ) -> None:
     """Publish a model on the Hugging Face Hub: weights, config.json and model card, in one commit.
 
-    The token is that of `hf auth login`, or in the environment as HF_TOKEN.
+    Log in first with `hf auth login`, or set HF_TOKEN.
+
+    Example:
 
     ddsm-zoo push local-dir:runs/mine/best ORG/my-model --private
     """
@@ -57,21 +61,31 @@ def push(
 
 @app.command("import")
 def import_weights(
-    checkpoint: Annotated[Path, typer.Argument(help="A .safetensors, .pth or .ckpt file with a state dict.")],
-    folder: Annotated[Path, typer.Argument(help="Where to write the model.", metavar="DIR")],
-    model: Annotated[str, typer.Option("--model", "-m", help="A model's name, or a decoder's.", metavar="NAME")],
-    classes: Annotated[int, typer.Option(help="How many classes the checkpoint has.", min=1)],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Checkpoint: a .safetensors, .pth or .ckpt file with a state dict.")
+    ],
+    folder: Annotated[Path, typer.Argument(help="Output folder.", metavar="DIR")],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", help="Name of a model or decoder, such as uper_ddsm_r50 or uper.", metavar="NAME"
+        ),
+    ],
+    classes: Annotated[int, typer.Option(help="Number of classes in the checkpoint.", min=1)],
     backbone: Annotated[
-        str | None, typer.Option(help="The timm name of its backbone, unless the model's.", metavar="NAME")
+        str | None, typer.Option(help="timm name of the backbone. Default: the model's.", metavar="NAME")
     ] = None,
-    width: Annotated[int | None, typer.Option(help="The decoder's width, unless it is the model's.")] = None,
-    separable: Annotated[bool, typer.Option("--separable", help="The decoder has separable convolutions.")] = False,
+    width: Annotated[int | None, typer.Option(help="Width of the decoder. Default: the model's.")] = None,
+    separable: Annotated[bool, typer.Option("--separable", help="The decoder uses separable convolutions.")] = False,
     json: JsonOption = None,
 ) -> None:
-    """Turn a state dict into a saved model: our own, a UPerNet or DeepLabV3+ of smp or mmsegmentation, or a ResNet.
+    """Convert a checkpoint into a saved model.
 
-    Layers that have no counterpart there are freshly initialised, and named: train before you predict. A checkpoint of
-    Lightning, DataParallel or torch.compile may be around it. Nothing in a .pth or .ckpt file is executed.
+    Reads state dicts of ddsm-zoo, of smp (UPerNet, DeepLabV3+), of mmsegmentation (UPerNet) and of ResNets, also from
+    Lightning, DataParallel or torch.compile. Layers without a counterpart are randomly initialized and reported: train
+    before you predict. No code in a .pth or .ckpt file is executed.
+
+    Examples:
 
     ddsm-zoo import upernet.pth models/mine --model uper --backbone resnet50c --width 512 --classes 150
 
