@@ -26,7 +26,7 @@ help:
 	@echo "make demo    label rendered street scenes with the bundled model, pictures go to demo/, and score it on them"
 	@echo "             (IMAGES=\"a.jpg folder\" labels your own images too, MODEL=NAME takes another model)"
 	@echo "make docs    build the documentation as a site, in site/"
-	@echo "make table   rewrite the tables of models and recipes in README.md and docs/"
+	@echo "make table   rewrite the tables of models, recipes and errors in README.md and docs/"
 	@echo "make wheel   build the sdist and the wheel into dist/"
 	@echo "make release-check"
 	@echo "             build both, look at what they hold, install the wheel in a new environment and use it with no network"

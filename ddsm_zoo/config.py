@@ -192,7 +192,9 @@ class Preprocess:
     def __post_init__(self) -> None:
         if not self.mean or len(self.mean) != len(self.std):
             raise ConfigError(
-                f"mean has {len(self.mean)} and std {len(self.std)} values, expected one of each for every channel"
+                f"mean has {len(self.mean)} and std {len(self.std)} values, expected one of each for every channel",
+                name="mean",
+                got=(len(self.mean), len(self.std)),
             )
         if min(self.std) <= 0:
             raise ConfigError.of("std", self.std, "numbers above 0")
@@ -380,12 +382,15 @@ def from_dict(cls: type[ConfigT], data: object, where: str = "config") -> Config
     if unknown:
         expected = ", ".join(fields)
         raise ConfigError(
-            f"{where} has unknown field {unknown[0][:60]!r}, expected {expected}", name=unknown[0], expected=expected
+            f"{where} has unknown field {unknown[0][:60]!r}, expected {expected}",
+            name=unknown[0],
+            expected=expected,
+            kind="unknown-field",
         )
     for name, declared in fields.items():
         required = declared.default is dataclasses.MISSING and declared.default_factory is dataclasses.MISSING
         if required and name not in data:
-            raise ConfigError(f"{where} lacks the field {name!r}", name=name)
+            raise ConfigError(f"{where} lacks the field {name!r}", name=name, kind="unknown-field")
     values = {name: _coerce(hints[name], value, f"{where}.{name}") for name, value in data.items()}
     try:
         return cls(**values)

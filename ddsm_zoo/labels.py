@@ -34,19 +34,28 @@ class LabelSpace:
 
     def __post_init__(self) -> None:
         if not self.names:
-            raise ArgumentError("a label space needs at least one class name, got none")
+            raise ArgumentError("a label space needs at least one class name, got none", name="names", got=())
         if len(self.palette) != len(self.names):
-            raise ArgumentError(f"got {len(self.palette)} colours for {len(self.names)} class names, expected one each")
+            raise ArgumentError(
+                f"got {len(self.palette)} colours for {len(self.names)} class names, expected one each",
+                name="palette",
+                got=len(self.palette),
+                expected=len(self.names),
+            )
         repeated = sorted(name for name, count in Counter(self.names).items() if count > 1)
         if repeated:
-            raise ArgumentError(f"class names must differ, got {', '.join(repeated[:3])} more than once")
+            raise ArgumentError(
+                f"class names must differ, got {', '.join(repeated[:3])} more than once", name="names", got=repeated
+            )
         if any(not 0 <= value <= 255 for color in self.palette for value in color):
             raise ArgumentError("palette values must lie in 0..255")
         if 0 <= self.ignore_index < max(2, len(self.names)):
             taken = self.names if len(self.names) > 1 else (_background(self.names[0]), *self.names)
             raise ArgumentError(
                 f"ignore_index {self.ignore_index} is also the id of class {taken[self.ignore_index]!r}; "
-                "use an id outside the classes, for example 255"
+                "use an id outside the classes, for example 255",
+                name="ignore_index",
+                got=self.ignore_index,
             )
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Write the tables of models and of recipes between their markers in the pages: ``python tools/model_table.py``.
+"""Write the tables of models, recipes and errors between their markers in the pages: ``python tools/model_table.py``.
 
 Parameters and multiply-adds are counted on the meta device, so this needs neither weights nor memory.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ddsm_zoo.config import WeightsSpec
+from ddsm_zoo.errors import SECTIONS
 from ddsm_zoo.models import complexity
 from ddsm_zoo.training.recipe import Recipe, list_recipes
 from ddsm_zoo.utils.files import write_text
@@ -89,10 +90,21 @@ def recipe_table() -> list[str]:
     return lines
 
 
+def error_tables() -> list[str]:
+    """One section per group of errors, with one row per kind."""
+    lines = []
+    for title, kinds in SECTIONS.items():
+        lines += [f"## {title}", "", row(["Kind", "Meaning, and what to do"]), row(["---"] * 2)]
+        lines += [row([f"`{kind}`", text]) for kind, text in kinds.items()]
+        lines.append("")
+    return lines[:-1]
+
+
 PAGES: dict[str, Callable[[Sequence[registry.Entry]], list[str]]] = {
     "README.md": published_page,
     "docs/models.md": full_page,
     "docs/recipes.md": lambda _: recipe_table(),
+    "docs/troubleshooting.md": lambda _: error_tables(),
 }
 
 

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ddsm_zoo.cli.console import LogLines, drop_output, print_any_text, print_error, print_lines, stderr
-from ddsm_zoo.errors import ArgumentError
+from ddsm_zoo.errors import ArgumentError, PackageError
 
 
 class OneLineErrors(TyperGroup):
@@ -86,7 +86,9 @@ def load_plugin(name: str) -> None:
     Raises LookupError for a missing module, and ValueError for a path and for a ValueError of the module itself.
     """
     if not name or name.startswith(".") or name.endswith(".py") or {"/", "\\"} & set(name):
-        raise ArgumentError(f"--plugin is {name!r}, expected the name of a module, such as mine for the file mine.py")
+        raise ArgumentError(
+            f"--plugin is {name!r}, expected the name of a module, such as mine for the file mine.py", kind="plugin"
+        )
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # permanently, because data loading processes import it too
     try:
@@ -94,11 +96,13 @@ def load_plugin(name: str) -> None:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise
-        raise LookupError(
-            f"--plugin {name}: no such module, expected the name of one in {Path.cwd()} or of an installed package"
+        raise PackageError(
+            f"--plugin {name}: no such module, expected the name of one in {Path.cwd()} or of an installed package",
+            kind="plugin",
+            name=name,
         ) from error
     except ValueError as error:
-        raise ArgumentError(f"--plugin {name}: {error}") from error
+        raise ArgumentError(f"--plugin {name}: {error}", kind="plugin", name=name) from error
 
 
 def print_version(wanted: bool) -> None:

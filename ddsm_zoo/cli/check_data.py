@@ -45,7 +45,7 @@ def check_data(
         if rows:
             print_table("", ("", ""), rows)
     if found.errors:
-        raise DatasetError(found.verdict())
+        raise DatasetError(found.verdict(), kind="unusable-data", name=data)
     if json != "-":
         print_lines([found.verdict()])
 

@@ -100,12 +100,16 @@ def drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _lacks_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in OUT_OF_MEMORY)
+
+
 def one_line(error: BaseException) -> str:
     """Describe an error in one line. One that nobody expected gets its type, its place and the way to its traceback."""
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return text
-    if isinstance(error, MemoryError) or any(sign in text for sign in OUT_OF_MEMORY):
+    if _lacks_memory(error):
         return "there is not enough memory: choose smaller images or fewer at a time, and look at what else runs"
     bare = type(error) in (KeyError, IndexError)  # their text is a key alone
     if isinstance(error, (ValueError, LookupError, OSError)) and text and not bare:
@@ -116,8 +120,18 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}{place}: {text[:300]} (DDSM_ZOO_DEBUG=1 shows the traceback)"
 
 
+def kind_of(error: BaseException) -> str | None:
+    """Return the row of docs/troubleshooting.md for an error, None if it has none."""
+    if isinstance(error, UserError):
+        return error.kind
+    return "out-of-memory" if _lacks_memory(error) else None
+
+
 def print_error(error: BaseException) -> None:
-    stderr.print(f"error: {one_line(error)}", markup=False, highlight=False, soft_wrap=True)
+    """Print an error as one line on stderr, with its kind in brackets at the end."""
+    kind = kind_of(error)
+    text = f"error: {one_line(error)}{(kind and f' [{kind}]') or ''}"
+    stderr.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_lines(lines: Iterable[str]) -> None:

@@ -192,7 +192,10 @@ def _radii(given: str | None) -> tuple[int, ...] | None:
     if not all(word.isascii() and word.isdigit() for word in words):
         raise ArgumentError(
             f"--boundary-radii is {given!r}, expected whole numbers of pixels such as 1,2,3; "
-            "without it, radii are the published shares of the image's diagonal"
+            "without it, radii are the published shares of the image's diagonal",
+            name="--boundary-radii",
+            got=given,
+            expected="whole numbers of pixels",
         )
     return tuple(map(int, words))
 

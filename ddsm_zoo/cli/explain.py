@@ -43,9 +43,9 @@ def explain(
     ddsm-zoo explain street.jpg --compare local-dir:runs/plain/best local-dir:runs/ddsm/best --mask street_mask.png
     """
     if (at is None) == (compare is None):
-        raise ArgumentError("expected one of --at X,Y and --compare A B")
+        raise ArgumentError("expected one of --at X,Y and --compare A B", kind="options")
     if (compare is None) != (mask is None):
-        raise ArgumentError("--compare A B and --mask FILE belong together, got one of them")
+        raise ArgumentError("--compare A B and --mask FILE belong together, got one of them", kind="options")
     pixel = None if at is None else parse_pixel(at)
     check_output(json)
     check_folder(out.parent)
@@ -56,7 +56,9 @@ def explain(
     figures.check_format(out)
     if compare is not None and mask is not None:
         if compare[0] == compare[1]:
-            raise ArgumentError(f"--compare got {compare[0]} twice, expected two models")
+            raise ArgumentError(
+                f"--compare got {compare[0]} twice, expected two models", kind="options", got=compare[0]
+            )
         models = {name: Predictor(name, device) for name in compare}
         target = explanation.read_target(mask, models[compare[0]].labels)
         comparison = explanation.compare(models, image, target)
@@ -79,5 +81,10 @@ def parse_pixel(text: str) -> tuple[int, int]:
     """Parse ``312,180`` as (x, y). Raises ValueError."""
     match = re.fullmatch(r"(\d{1,9}),\s?(\d{1,9})", text, flags=re.ASCII)
     if match is None:
-        raise ArgumentError(f"--at is {text!r}, expected the pixel's column and row such as 312,180")
+        raise ArgumentError(
+            f"--at is {text!r}, expected the pixel's column and row such as 312,180",
+            name="--at",
+            got=text,
+            expected="column and row of the pixel",
+        )
     return int(match[1]), int(match[2])

@@ -59,7 +59,7 @@ def export(
     ddsm-zoo export local-dir:runs/mine/best --int8 --images mydata/images/train --data folder:mydata -o mine.onnx
     """
     if dynamic and size is not None:
-        raise ArgumentError(f"got --dynamic and --size {size[0]} {size[1]}, expected one of them")
+        raise ArgumentError(f"got --dynamic and --size {size[0]} {size[1]}, expected one of them", kind="options")
     from ddsm_zoo.export.export import SUFFIX, ExportOptions
     from ddsm_zoo.export.export import export as export_model
     from ddsm_zoo.zoo.factory import look_up

@@ -33,7 +33,7 @@ def list_models(
     names = registry.list_models(pattern, pretrained=pretrained)
     if not names:
         kind = "model with weights" if pretrained else "model"
-        raise LookupError(f"no {kind} matches {pattern!r}; `ddsm-zoo list` has all names")
+        raise registry.UnknownModelError(f"no {kind} matches {pattern!r}; `ddsm-zoo list` has all names", name=pattern)
     report(names, json)
     if json != "-":
         print_lines(names)

@@ -22,7 +22,7 @@ from ddsm_zoo.cli.console import (
     progress_bar,
     report,
 )
-from ddsm_zoo.errors import ArgumentError
+from ddsm_zoo.errors import ArgumentError, UserError
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -129,9 +129,9 @@ def predict(
         notes += remarks
     else:
         print_notes(notes)
-    problems = [result.problem for result in results if result.problem is not None]
-    for problem in problems:
-        print_error(ValueError(problem))
+    problems = [(result.problem, result.kind) for result in results if result.problem is not None]
+    for text, kind in problems:
+        print_error(UserError(text, kind=kind) if kind else ValueError(text))
     left_out = {reason: len(files) for reason, files in inputs.left_out.items()}
     report({"model": model, **by_kind(results), "left_out": left_out, "notes": notes}, json)
     if problems:
@@ -154,7 +154,12 @@ def parse_tile(text: str | None) -> int | Literal["auto"] | None:
     if text == "auto":
         return "auto"
     if not (text.isascii() and text.isdigit()):
-        raise ArgumentError(f"--tile is {text!r}, expected auto or a number of pixels such as 1024")
+        raise ArgumentError(
+            f"--tile is {text!r}, expected auto or a number of pixels such as 1024",
+            name="--tile",
+            got=text,
+            expected="auto or a number of pixels",
+        )
     return int(text)
 
 
@@ -163,7 +168,12 @@ def parse_memory(text: str) -> int:
     match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([kmg]i?b)?", text, flags=re.ASCII | re.IGNORECASE)
     amount = Fraction(match[1]) * UNITS[(match[2] or "").lower()] if match else 0
     if amount < 1:
-        raise ArgumentError(f"--memory is {text!r}, expected an amount such as 4GiB or 2500MB")
+        raise ArgumentError(
+            f"--memory is {text!r}, expected an amount such as 4GiB or 2500MB",
+            name="--memory",
+            got=text,
+            expected="an amount such as 4GiB or 2500MB",
+        )
     return int(amount)
 
 

@@ -32,9 +32,9 @@ def recipes(
     Copy a recipe to edit it:  ddsm-zoo recipes --copy finetune --to mine.toml
     """
     if copy is None and to is not None:
-        raise ArgumentError(f"got --to {to} alone, expected --copy NAME with it")
+        raise ArgumentError(f"got --to {to} alone, expected --copy NAME with it", kind="options", got=to)
     if copy is not None and json is not None:
-        raise ArgumentError("got --copy and --json, expected one: --json lists the recipes")
+        raise ArgumentError("got --copy and --json, expected one: --json lists the recipes", kind="options")
     check_output(json)
     from ddsm_zoo.training.recipe import Recipe, copy_recipe, list_recipes
 

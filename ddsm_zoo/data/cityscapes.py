@@ -59,7 +59,9 @@ def read_objects(path: Path, target: Tensor) -> Tensor:
     if ids.shape != target.shape:
         raise DatasetError(
             f"{path} is {ids.shape[-1]} x {ids.shape[0]} pixels, expected {target.shape[1]} x {target.shape[0]} "
-            "and one value a pixel, as its label"
+            "and one value a pixel, as its label",
+            kind="size-mismatch",
+            path=path,
         )
     return ids.where(ids >= _SMALLEST_OBJECT_ID, 0)
 

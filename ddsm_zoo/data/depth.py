@@ -36,7 +36,12 @@ def scale_to_8_bit(values: Values, bits: int) -> npt.NDArray[np.uint8]:
     """Scale values of ``bits`` bits to 0 to 255. Raises ValueError for a larger value."""
     top = (1 << bits) - 1
     if (largest := int(values.max())) > top:
-        raise ArgumentError(f"has the value {largest}, expected at most {top} in images of {bits} bits")
+        raise ArgumentError(
+            f"has the value {largest}, expected at most {top} in images of {bits} bits",
+            kind="image-bits",
+            got=largest,
+            expected=top,
+        )
     return np.rint(values / (top / 255)).astype(np.uint8)
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ddsm_zoo.data.depth import DARK, Values, low_bytes, require_bits, scale_to_8_bit, stated_bits
-from ddsm_zoo.errors import MissingFileError, UserError
+from ddsm_zoo.errors import MissingFileError, UserError, facts
 
 # Pillow hands EPS and others to an interpreter; these formats are only decoded.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -82,7 +82,7 @@ def read_image(path: str | Path, max_pixels: int | None = None, bits: int | None
         try:
             image = Image.fromarray(scale_to_8_bit(values, bits or stated_bits(path, values) or 16))
         except ValueError as error:
-            raise ImageError(f"{path} {error}") from error
+            raise ImageError(f"{path} {error}", kind="image-bits", path=path, **facts(error)) from error
     return to_rgb(image, str(path))
 
 
@@ -131,7 +131,9 @@ def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
         with _quiet():  # Pillow warns that it would rather keep some transparency
             return image.convert("RGB")
     except DECODER_ERRORS as error:
-        raise ImageError(f"cannot convert {name} from {image.mode} to RGB: {_first_line(error)}") from error
+        raise ImageError(
+            f"cannot convert {name} from {image.mode} to RGB: {_first_line(error)}", kind="damaged-image", name=name
+        ) from error
 
 
 def picture_box(image: Image.Image) -> tuple[int, int, int, int] | None:
@@ -166,18 +168,29 @@ def open_header(path: Path, max_pixels: int | None = None) -> Iterator[Image.Ima
             with image:
                 yield image
     except FileNotFoundError as error:
-        raise MissingFileError(f"no image file at {path}") from error
+        raise MissingFileError(
+            f"no image file at {path}, expected the path of an image", kind="missing-file", path=path
+        ) from error
     except IsADirectoryError as error:
-        raise ImageError(f"{path} is a folder, expected an image file") from error
+        raise ImageError(f"{path} is a folder, expected an image file", kind="image-format", path=path) from error
     except PermissionError as error:
-        raise ImageError(f"{path} cannot be read: permission denied") from error
+        raise ImageError(f"{path} cannot be read: permission denied", kind="damaged-image", path=path) from error
     except UnidentifiedImageError as error:
         found = "is empty" if path.stat().st_size == 0 else "is no image"
-        raise ImageError(f"{path} {found}, expected one of {', '.join(FORMATS)}") from error
+        raise ImageError(
+            f"{path} {found}, expected one of {', '.join(FORMATS)}", kind="image-format", path=path
+        ) from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"{path} is too large to be decoded safely: {_first_line(error)}") from error
+        raise ImageError(
+            f"{path} is too large to be decoded safely: {_first_line(error).rstrip('.')}; use a smaller "
+            "image or tiles (--tile auto)",
+            kind="image-too-large",
+            path=path,
+        ) from error
     except DECODER_ERRORS as error:
-        raise ImageError(f"{path} is truncated or damaged: {_first_line(error)}") from error
+        raise ImageError(
+            f"{path} is truncated or damaged: {_first_line(error)}", kind="damaged-image", path=path
+        ) from error
 
 
 class _Quiet:
@@ -274,7 +287,8 @@ def _as_16_bit(image: Image.Image, name: str) -> npt.NDArray[np.uint16]:
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise ImageError(
-            f"{name} has {'floating-point' if image.mode == 'F' else '32-bit'} pixels, expected 8 or 16 bits a channel"
+            f"{name} has {'floating-point' if image.mode == 'F' else '32-bit'} pixels, expected 8 or 16 bits a channel",
+            kind="image-format",
         )
     return values.astype(np.uint16)
 

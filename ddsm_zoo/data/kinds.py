@@ -124,7 +124,11 @@ def register_dataset(name: str, kind: DatasetKind) -> None:
         TypeError: ``kind`` is not a `DatasetKind`.
     """
     if not isinstance(kind, DatasetKind):
-        raise ArgumentTypeError(f"got {type(kind).__name__} for the data sets {name!r}, expected DatasetKind(open=...)")
+        raise ArgumentTypeError(
+            f"got {type(kind).__name__} for the data sets {name!r}, expected DatasetKind(open=...)",
+            name=name,
+            got=type(kind).__name__,
+        )
     DATASET_KINDS.register(name, kind)
 
 
@@ -166,7 +170,9 @@ def open_layout(spec: str) -> Layout:
     """Open the files of the data set ``NAME:REST``. Raises DatasetError if it is unusable or has no files."""
     source = open_source(spec)
     if not isinstance(source, Layout):
-        raise DatasetError(f"{spec} is generated and has no files: there is nothing to check; expected data on disk")
+        raise DatasetError(
+            f"{spec} is generated and has no files: there is nothing to check; expected data on disk", name=spec
+        )
     return source
 
 
@@ -178,7 +184,7 @@ def _parse(spec: str) -> tuple[DatasetKind, str]:
     hint = f"; did you mean {near[0]}:{DATASET_KINDS[near[0]].metavar}?" if near and near[0] != name else ""
     hint += "; a kind of your own must be registered first: import its module (--plugin MODULE)"
     hint = _path_hint(spec) or (import_command(name, rest) if rest else "") or hint
-    raise DatasetError(f"data set {spec!r} is unknown, expected {known_specs()}{hint}")
+    raise DatasetError(f"data set {spec!r} is unknown, expected {known_specs()}{hint}", kind="unknown-data", name=spec)
 
 
 def _path_hint(spec: str) -> str:

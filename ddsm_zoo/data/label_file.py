@@ -13,7 +13,7 @@ from ddsm_zoo.config import from_dict
 from ddsm_zoo.data.depth import require_bits
 from ddsm_zoo.data.importing.detect import import_hint
 from ddsm_zoo.data.masks import LARGEST_ID, DatasetError, MaskDecoder
-from ddsm_zoo.errors import ArgumentError
+from ddsm_zoo.errors import ArgumentError, facts
 from ddsm_zoo.labels import Color, LabelSpace
 
 LABEL_FILE = "labels.json"
@@ -61,14 +61,18 @@ def read_label_file(path: Path) -> LabelFile:
     """Read ``labels.json``. Raises DatasetError for a missing file and for content that does not fit together."""
     if not path.is_file():
         hint = import_hint(path.parent)
-        raise DatasetError(f'{path} is missing, expected a file like {{"names": ["road", "car"]}}{hint}')
+        raise DatasetError(
+            f'{path} is missing, expected a file like {{"names": ["road", "car"]}}{hint}',
+            kind="missing-labels",
+            path=path,
+        )
     try:
         given = from_dict(_Fields, json.loads(read_text(path), object_pairs_hook=_unrepeated), "labels")
         labels = _label_space(given)
         require_bits(given.bits)
         return LabelFile(labels, _decoder(given, labels), given.mask_suffix, given.bits)
     except (ValueError, RecursionError) as error:  # no text, no JSON, not these fields, or they contradict each other
-        raise DatasetError(f"{path} cannot be used: {error}") from error
+        raise DatasetError(f"{path} cannot be used: {error}", kind="label-file", path=path, **facts(error)) from error
 
 
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -90,7 +90,12 @@ class Layout:
             return files
         present = self.splits()
         instead = f"it has the splits {', '.join(present)}" if present else f"expected {self.shape}"
-        raise DatasetError(f"{self.root} has no images for the split {split!r}, {instead}")
+        raise DatasetError(
+            f"{self.root} has no images for the split {split!r}, {instead}",
+            kind="missing-split",
+            path=self.root,
+            name=split,
+        )
 
     def open(self, split: str, transform: Transform | None = None, seed: int = 0) -> SegmentationDataset:
         """Open the image and mask pairs of the split.
@@ -107,7 +112,7 @@ class Layout:
         for problem in self.problems(split, files):
             # pairs need masks, even if missing ones are only a warning elsewhere
             if problem.severity == "error" or problem.kind == "missing-mask":
-                raise DatasetError(f"{self.root} cannot be used: {problem}")
+                raise DatasetError(f"{self.root} cannot be used: {problem}", kind=problem.kind, path=self.root)
         pairs = [Pair(files.images[name], files.masks[name], name) for name in sorted(files.images)]
         return SegmentationDataset(pairs, self.labels, files.decode, transform, seed, bits=self.bits)
 
@@ -210,7 +215,11 @@ def existing_folder(root: str | Path) -> Path:
     """Return the root of a data set, with ~ expanded. Raises DatasetError if the folder does not exist."""
     folder = Path(root).expanduser()
     if not folder.is_dir():
-        raise DatasetError(f"data set folder {folder} does not exist, expected the root of the data set")
+        raise DatasetError(
+            f"data set folder {folder} does not exist, expected the root of the data set",
+            kind="missing-folder",
+            path=folder,
+        )
     return folder
 
 
@@ -333,7 +342,7 @@ def _names_in(list_file: Path) -> list[str]:
     try:
         lines = read_text(list_file).splitlines()
     except ValueError as error:
-        raise DatasetError(f"{list_file} cannot be read: {error}") from error
+        raise DatasetError(f"{list_file} cannot be read: {error}", kind="list-file", path=list_file) from error
     return [Path(line.split()[0]).stem for line in lines if line.strip()]
 
 

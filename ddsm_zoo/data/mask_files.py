@@ -89,7 +89,12 @@ def read_stored(path: str | Path) -> MaskFile:
     elif mode == "1":
         pixels = pixels.astype(np.uint8)
     elif mode not in ("L", "RGB"):
-        raise ImageError(f"mask {path} has pixels of mode {mode}, expected single-channel ids or RGB colours")
+        raise ImageError(
+            f"mask {path} has pixels of mode {mode}, expected single-channel ids or RGB colours",
+            kind="image-format",
+            path=path,
+            got=mode,
+        )
     return MaskFile(
         path=path,
         values=np.ascontiguousarray(pixels),
@@ -110,5 +115,10 @@ def _whole_ids(pixels: npt.NDArray[Any], path: Path) -> npt.NDArray[np.uint16]:
     """Convert wide or floating-point ids to 16 bits. An id that 16 bits cannot hold is an error."""
     fits = (pixels >= 0) & (pixels <= 65535) & (pixels == np.floor(pixels))  # NaN fits nothing
     if not fits.all():
-        raise ImageError(f"mask {path} holds {pixels[~fits].flat[0]}, expected ids, whole numbers from 0 to 65535")
+        raise ImageError(
+            f"mask {path} holds {pixels[~fits].flat[0]}, expected ids, whole numbers from 0 to 65535",
+            kind="unknown-id",
+            path=path,
+            got=pixels[~fits].flat[0],
+        )
     return pixels.astype(np.uint16)

@@ -67,7 +67,11 @@ class MaskDecoder:
     def decode(self, stored: MaskFile) -> npt.NDArray[np.int64]:
         """Decode a mask file as `read` does. Raises DatasetError for the same reasons."""
         if stored.lossy:
-            raise DatasetError(f"mask {stored.path} is compressed with loss, which changes classes; expected a PNG")
+            raise DatasetError(
+                f"mask {stored.path} is compressed with loss, which changes classes; expected a PNG",
+                kind="smeared-mask",
+                path=stored.path,
+            )
         return self._decode(*self.interpret(stored), stored.path)
 
     def __call__(self, stored: Stored, path: Path) -> npt.NDArray[np.int64]:
@@ -126,7 +130,9 @@ class MaskDecoder:
         if strange:
             raise DatasetError(
                 f"masks are decoded to class id {strange[0]}, expected 0 to {count - 1} for the {len(labels)} "
-                f"classes or the ignored {labels.ignore_index}"
+                f"classes or the ignored {labels.ignore_index}",
+                kind="unknown-id",
+                got=strange[0],
             )
 
     def describe(self, labels: LabelSpace) -> str:
@@ -156,12 +162,18 @@ class MaskDecoder:
     def _decode(self, values: Stored, known: Mapping[Any, int], path: Path) -> npt.NDArray[np.int64]:
         if values.ndim == 2:
             if not known:
-                raise DatasetError(f"mask {path} holds single-channel ids, expected RGB colours")
+                raise DatasetError(
+                    f"mask {path} holds single-channel ids, expected RGB colours", kind="id-mask", path=path
+                )
             table = self._class_of_id if known is self.ids else _table(known)
             classes: npt.NDArray[np.int64] = table[values]
         else:
             if not known:
-                raise DatasetError(f"mask {path} is an RGB image, expected single-channel ids {ranges(self.ids)}")
+                raise DatasetError(
+                    f"mask {path} is an RGB image, expected single-channel ids {ranges(self.ids)}",
+                    kind="rgb-mask",
+                    path=path,
+                )
             codes = _pack(values)
             position = np.searchsorted(self._codes[:-1], codes)
             classes = np.where(self._codes[position] == codes, self._class_of_code[position], _NO_CLASS)
@@ -169,7 +181,12 @@ class MaskDecoder:
         if missing.any():
             row, column = np.argwhere(missing)[0]
             what = self._describe(values[row, column])
-            raise DatasetError(f"mask {path} holds {what} at row {row}, column {column}")
+            raise DatasetError(
+                f"mask {path} holds {what} at row {row}, column {column}",
+                kind="unknown-id" if values.ndim == 2 else "unknown-colour",
+                path=path,
+                got=what,
+            )
         return classes
 
     @cached_property

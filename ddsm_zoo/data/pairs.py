@@ -92,7 +92,11 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
             rotated = ", which EXIF rotates" if image_facts(pair.image).rotated else ""
             raise DatasetError(
                 f"mask {pair.mask} is {mask.shape[1]} x {mask.shape[0]} pixels, "
-                f"expected {image.shape[2]} x {image.shape[1]} as its image {pair.image}{rotated}"
+                f"expected {image.shape[2]} x {image.shape[1]} as its image {pair.image}{rotated}",
+                kind="size-mismatch",
+                path=pair.mask,
+                got=mask.shape,
+                expected=tuple(image.shape[1:]),
             )
         return image, torch.from_numpy(mask)
 

@@ -15,6 +15,7 @@ from ddsm_zoo.data.images import SUFFIXES
 from ddsm_zoo.data.listing import is_hidden
 from ddsm_zoo.data.mask_files import read_stored
 from ddsm_zoo.data.masks import DatasetError, MaskDecoder
+from ddsm_zoo.errors import facts
 
 # Files that `ddsm-zoo predict` writes, and the images that it adds
 _IDS, _PICTURES = "_ids.png", ("_color.png", "_colour.png", "_overlay.png")  # 0.1.0 wrote _colour
@@ -28,7 +29,11 @@ def find_predictions(folder: str | Path, names: Sequence[str]) -> list[Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise DatasetError(f"{folder} is no folder, expected one with a prediction NAME.png for each image NAME")
+        raise DatasetError(
+            f"{folder} is no folder, expected one with a prediction NAME.png for each image NAME",
+            kind="predictions",
+            path=folder,
+        )
     stems = Counter(PurePosixPath(name).name for name in names)
     known = {name: name for name in names}
     of_stem = {PurePosixPath(name).name: name for name in names if stems[PurePosixPath(name).name] == 1}
@@ -42,12 +47,21 @@ def find_predictions(folder: str | Path, names: Sequence[str]) -> list[Path]:
         if name is None:
             extra.append(file)
         elif name in found:
-            raise DatasetError(f"{found[name]} and {file} are both predictions for {name}, expected one of them")
+            raise DatasetError(
+                f"{found[name]} and {file} are both predictions for {name}, expected one of them",
+                kind="predictions",
+                path=folder,
+                name=name,
+            )
         else:
             found[name] = file
     missing = [name for name in names if name not in found]
     if missing or extra:
-        raise DatasetError(f"{folder} does not fit the data set: {_mismatch(missing, extra, len(names))}")
+        raise DatasetError(
+            f"{folder} does not fit the data set: {_mismatch(missing, extra, len(names))}",
+            kind="predictions",
+            path=folder,
+        )
     return [found[name] for name in names]
 
 
@@ -66,22 +80,31 @@ def read_prediction(
     if contradiction := palettes.add(path.name, stored, decode):
         raise DatasetError(
             f"the palettes of predictions contradict each other: {contradiction}; expected the class ids as indices, "
-            "in one palette for all files"
+            "in one palette for all files",
+            kind="palette-mask",
+            path=path,
         )
     try:
         ids = torch.from_numpy(decode.decode(stored))
     except DatasetError as error:
-        raise DatasetError(f"prediction {error}{hint}") from error
+        raise DatasetError(f"prediction {error}{hint}", kind=error.kind, **facts(error)) from error
     if ids.shape != target.shape:
         raise DatasetError(
             f"prediction {path} is {ids.shape[1]} x {ids.shape[0]} pixels, "
-            f"expected {target.shape[1]} x {target.shape[0]} as its label"
+            f"expected {target.shape[1]} x {target.shape[0]} as its label",
+            kind="size-mismatch",
+            path=path,
+            got=tuple(ids.shape),
+            expected=tuple(target.shape),
         )
     silent = (ids == ignore_index) & (target != ignore_index)
     if silent.any():
         row, column = silent.nonzero()[0].tolist()
         raise DatasetError(
-            f"prediction {path} is void at row {row}, column {column}, expected a class where labelled{hint}"
+            f"prediction {path} is void at row {row}, column {column}, expected a class where labelled{hint}",
+            kind="predictions",
+            path=path,
+            got=ignore_index,
         )
     return ids
 

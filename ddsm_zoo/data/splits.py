@@ -42,7 +42,11 @@ def open_training_sets(
     if len(training_splits(spec)) == len(LABELED_SPLITS):
         return train_set, open_dataset(spec, "val", val_transform), list(range(count))
     if count < 2:
-        raise DatasetError(f"{spec} has no split val and 1 image in train, expected at least 2 to hold one out")
+        raise DatasetError(
+            f"{spec} has no split val and 1 image in train, expected at least 2 to hold one out",
+            kind="missing-split",
+            name=spec,
+        )
     names = [pair.name for pair in train_set.pairs]
     out = held_out(names, share)
     rest = sorted(set(range(count)) - set(out))

@@ -109,7 +109,10 @@ class ImageTransform:
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != self.channels or 0 in pixels.shape:
             raise ArgumentError(
                 f"got an image array of shape {pixels.shape} and type {pixels.dtype}, "
-                f"expected (H, W, {self.channels}) of uint8"
+                f"expected (H, W, {self.channels}) of uint8",
+                kind="array",
+                name="image",
+                got=pixels.shape,
             )
         tensor = torch.tensor(pixels).permute(2, 0, 1)  # (C, H, W); a copy, since the array may be read-only
         result: Tensor = self.steps(tv_tensors.Image(tensor))

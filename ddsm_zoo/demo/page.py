@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ddsm_zoo.data.images import ImageError, read_image
 from ddsm_zoo.data.scenes.render import render_scene
-from ddsm_zoo.errors import PackageError
+from ddsm_zoo.errors import PackageError, UserError
 from ddsm_zoo.explain.explain import Explanation, Level, explain
 from ddsm_zoo.hub.client import is_uri
 from ddsm_zoo.inference.predictor import Predictor, Segmentation
@@ -121,7 +121,7 @@ def look(predictor: Predictor, path: Path, at: Pixel | None = None) -> View:
     try:
         picture = read_image(path)
     except ImageError as error:
-        raise ImageError(str(error).replace(str(path), path.name)) from error
+        raise ImageError(str(error).replace(str(path), path.name), kind=error.kind, name=path.name) from error
     size = picture.size
     picture.thumbnail((SIDE, SIDE))
     if at is None:
@@ -175,6 +175,12 @@ def offered(given: Sequence[str]) -> list[str]:
     return sorted(dict.fromkeys((*given, *list_pretrained())), key=lambda name: not _is_here(name))
 
 
+class PortError(UserError, OSError):
+    """Address that the page cannot listen on."""
+
+    kind = "port"
+
+
 def listen(host: str, port: int) -> socket.socket:
     """Open a listening socket. Port 0 takes any free port. Raises OSError with one line."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -182,7 +188,9 @@ def listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family)
     except OSError as error:
         reason = str(error.strerror).partition(" (while")[0]  # Python repeats the address there
-        raise OSError(f"cannot listen on {host}:{port}: {reason}; choose others with --host and --port") from error
+        raise PortError(
+            f"cannot listen on {host}:{port}: {reason}; choose others with --host and --port", got=port
+        ) from error
 
 
 def address(listener: socket.socket) -> str:

@@ -59,7 +59,9 @@ class PerImageCounts:
         boundary_radii: Sequence[int] | None = None,
     ) -> None:
         if not images:
-            raise ArgumentError("the data set is empty, expected at least one image to evaluate on")
+            raise ArgumentError(
+                "the data set is empty, expected at least one image to evaluate on", kind="missing-split", got=0
+            )
         self.num_classes = num_classes
         self.ignore_index = ignore_index
         self.boundary_radii = None if boundary_radii is None else check_radii(boundary_radii)
@@ -251,10 +253,16 @@ def _of_one_size(samples: Sequence[tuple[int, Tensor, Tensor]]) -> list[list[tup
 
 def _check_scores(scores: Tensor, num_classes: int, indices: Sequence[int]) -> None:
     if id_count(scores.shape[1]) != id_count(num_classes):
-        raise ArgumentError(f"the model predicts {scores.shape[1]} classes, but the data set has {num_classes}")
+        raise ArgumentError(
+            f"the model predicts {scores.shape[1]} classes, but the data set has {num_classes}",
+            kind="classes-differ",
+            got=scores.shape[1],
+            expected=num_classes,
+        )
     broken = scores.isnan().flatten(1).any(1).tolist()
     if any(broken):
         raise ArgumentError(
             f"the model gives NaN on image {indices[broken.index(True)]} of the set, expected finite scores; "
-            "its weights are probably damaged"
+            "its weights are probably damaged",
+            kind="nan-scores",
         )

@@ -101,7 +101,9 @@ class Request:
         check_radii(self.boundary_radii)
         if not self.boundary:
             raise ArgumentError(
-                "boundary radii belong to the boundary F-score, expected boundary=True (--boundary) too"
+                "boundary radii belong to the boundary F-score, expected boundary=True (--boundary) too",
+                kind="options",
+                name="boundary_radii",
             )
 
 
@@ -340,7 +342,11 @@ def score_model(
     protocol = InferenceProtocol.load(request.protocol)
     if request.precision == "auto" and world_size() > 1:
         raise ArgumentError(
-            "precision is 'auto' for several processes, which might choose differently; expected fp32 or bf16"
+            "precision is 'auto' for several processes, which might choose differently; expected fp32 or bf16",
+            kind="options",
+            name="precision",
+            got="auto",
+            expected="fp32 or bf16",
         )
     opened = _open(request, None, submission)  # the data first: checking it is faster than loading a model
     if not checked and not isinstance(opened, UnlabeledImages):
@@ -464,7 +470,12 @@ def _open(request: Request, transform: EvalTransform | None, submission: Path | 
         return open_dataset(request.data, request.split, transform)
     if find_kind(request.data).write_submission is None:
         servers = known_specs(lambda kind: kind.write_submission)
-        raise DatasetError(f"a submission is for a benchmark's server, expected {servers}, got {request.data}")
+        raise DatasetError(
+            f"a submission is for a benchmark's server, expected {servers}, got {request.data}",
+            kind="options",
+            got=request.data,
+            expected=servers,
+        )
     layout = open_layout(request.data)
     if layout.files(request.split).masks:
         return layout.open(request.split, transform)
@@ -489,5 +500,7 @@ def _check_labeled(per_image: PerImageCounts, request: Request) -> None:
     if not per_image.confusion.matrix.any():
         raise ArgumentError(
             f"every pixel of the {len(per_image.sizes)} labels of {request.data} {request.split} is void, expected "
-            "some that belong to a class; is this a split without labels?"
+            "some that belong to a class; is this a split without labels?",
+            kind="void-mask",
+            name=request.data,
         )

@@ -86,7 +86,13 @@ def wrap_model(
         module = model.to(choose_device(device))
         predict = _logits_expected(full_image(module, precision))
     elif precision != "fp32":
-        raise ArgumentError(f"precision is {precision!r} for a function, expected a model or precision='fp32'")
+        raise ArgumentError(
+            f"precision is {precision!r} for a function, expected a model or precision='fp32'",
+            kind="options",
+            name="precision",
+            got=precision,
+            expected="fp32",
+        )
     else:
         name = getattr(model, "__name__", type(model).__name__)
         predict = _logits_expected(_on(choose_device(device), model))
@@ -132,7 +138,9 @@ def _checked(predict: Predict) -> Predict:
             got = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
             raise ArgumentError(
                 f"the model gives {got} for images {tuple(image.shape)}, expected a tensor (N, K, H, W) of scores; "
-                "evaluate a function that picks it out"
+                "evaluate a function that picks it out",
+                kind="array",
+                got=got,
             )
         return resize(scores, (image.shape[-2], image.shape[-1]))
 
@@ -152,7 +160,10 @@ def _check_classes(model: Segmenter, labels: LabelSpace) -> None:
     if len(own) != len(known):
         raise ArgumentError(
             f"the model predicts {model.num_classes} classes and the data has {len(labels)} "
-            f"({', '.join(labels.names[:3])}, ...), expected the same"
+            f"({', '.join(labels.names[:3])}, ...), expected the same",
+            kind="classes-differ",
+            got=model.num_classes,
+            expected=len(labels),
         )
     if recorded_labels(model) is None:
         return
@@ -161,5 +172,8 @@ def _check_classes(model: Segmenter, labels: LabelSpace) -> None:
         if ours.casefold() != theirs.casefold() and not (binary and index == 0):
             raise ArgumentError(
                 f"class {index} is {ours!r} for the model and {theirs!r} in the data, expected the same classes in the "
-                "same order"
+                "same order",
+                kind="classes-differ",
+                got=ours,
+                expected=theirs,
             )

@@ -142,17 +142,25 @@ def explain(model: str | Segmenter | Predictor, image: ImageInput, at: tuple[int
     if not modules:
         name, fusion = network.provenance.name, network.config.fusion
         raise ArgumentError(
-            f"{name} has the fusion {fusion!r}, which samples no pixels; expected a model with ddsm or ddsm_s"
+            f"{name} has the fusion {fusion!r}, which samples no pixels; expected a model with ddsm or ddsm_s",
+            kind="no-sampling",
+            name=name,
+            got=fusion,
+            expected="ddsm or ddsm_s",
         )
     (x, y), picture = at, _opened(predictor, image)
     if not (0 <= x < picture.width and 0 <= y < picture.height):
         raise ArgumentError(
-            f"the pixel {x},{y} lies outside the image, expected 0,0 to {picture.width - 1},{picture.height - 1}"
+            f"the pixel {x},{y} lies outside the image, expected 0,0 to {picture.width - 1},{picture.height - 1}",
+            kind="pixel-outside",
+            got=(x, y),
         )
     with _recording(modules) as records, watch_taps(network) as counts:
         result = predictor(picture)
     if len(records) != len(modules):
-        raise ArgumentError("an image that is cut into tiles cannot be explained; take a part of it, or no tiles")
+        raise ArgumentError(
+            "an image that is cut into tiles cannot be explained; take a part of it, or no tiles", kind="options"
+        )
     factor = predictor.preprocess.enlargement(picture.height, picture.width)
     height, width = (round(side * factor) for side in (picture.height, picture.width))
     rows, columns = (-(-side // network.backbone.multiple) * network.backbone.multiple for side in (height, width))
@@ -180,7 +188,7 @@ def compare(models: Mapping[str, str | Segmenter | Predictor], image: ImageInput
     predictors = {name: model if isinstance(model, Predictor) else Predictor(model) for name, model in models.items()}
     first = next(iter(predictors.values()))
     if len({predictor.labels.names for predictor in predictors.values()}) > 1:
-        raise ArgumentError(f"{' and '.join(models)} have different classes, expected the same")
+        raise ArgumentError(f"{' and '.join(models)} have different classes, expected the same", kind="classes-differ")
     labels, picture = first.labels, _opened(first, image)
     results: dict[str, Segmentation] = {}
     for name, predictor in predictors.items():

@@ -103,7 +103,10 @@ def check_format(path: str | os.PathLike[str]) -> None:
     """Raise ValueError for a file whose suffix is not a figure format."""
     if Path(path).suffix.lower() not in FORMATS:
         raise ArgumentError(
-            f"{os.fspath(path)} has no format of a figure, expected a name ending in {', '.join(FORMATS)}"
+            f"{os.fspath(path)} has no format of a figure, expected a name ending in {', '.join(FORMATS)}",
+            kind="file-suffix",
+            path=path,
+            expected=tuple(FORMATS),
         )
 
 

@@ -96,10 +96,18 @@ class ExportOptions:
         if self.size is not None and min(self.size) < 1:
             raise ArgumentError(f"size is {self.size[0]} x {self.size[1]}, expected a height and a width of at least 1")
         if self.size is not None and self.data is not None:
-            raise ArgumentError(f"got a size and the data {self.data}, expected one: images have sizes of their own")
+            raise ArgumentError(
+                f"got a size and the data {self.data}, expected one: images have sizes of their own",
+                kind="options",
+                got=self.data,
+            )
         if self.int8 and self.format != "onnx":
             raise ArgumentError(
-                f"got int8 with format {self.format!r}, expected 'onnx': only ONNX files have 8 bits here"
+                f"got int8 with format {self.format!r}, expected 'onnx': only ONNX files have 8 bits here",
+                kind="options",
+                name="format",
+                got=self.format,
+                expected="onnx",
             )
 
 
@@ -133,7 +141,12 @@ def export(
     """
     options = options or ExportOptions()
     if Path(path).suffix != SUFFIX[options.format]:
-        raise ArgumentError(f"the file is called {os.fspath(path)}, expected a name ending in {SUFFIX[options.format]}")
+        raise ArgumentError(
+            f"the file is called {os.fspath(path)}, expected a name ending in {SUFFIX[options.format]}",
+            kind="file-suffix",
+            path=path,
+            expected=SUFFIX[options.format],
+        )
     say = progress or (lambda _: None)
     onnx = _onnx_door() if options.format == "onnx" else None
     eager = prepare(model, "cpu")
@@ -196,7 +209,10 @@ def _deployed(eager: Segmenter, options: ExportOptions, threshold: float | None)
     before = [Normalize(resolve_data_config(eager))] if options.preprocess else []
     if options.argmax and eager.num_classes > 256:
         raise ArgumentError(
-            f"the model has {eager.num_classes} classes, 8 bits hold at most 256; export logits instead"
+            f"the model has {eager.num_classes} classes, 8 bits hold at most 256; export logits instead",
+            name="num_classes",
+            got=eager.num_classes,
+            expected="at most 256",
         )
     after = [Classes(threshold)] if options.argmax else []
     return nn.Sequential(*before, eager, *after)
@@ -288,7 +304,9 @@ def _spread(folder: Path, count: int) -> Iterator[Image.Image]:
     """Read at most ``count`` images, spread evenly over the sorted paths of the folder."""
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     if not paths:
-        raise ArgumentError(f"no images in the folder {folder}, expected {', '.join(sorted(SUFFIXES))}")
+        raise ArgumentError(
+            f"no images in the folder {folder}, expected {', '.join(sorted(SUFFIXES))}", kind="no-images", path=folder
+        )
     return (read_image(path) for path in paths[:: -(-len(paths) // count)])
 
 
@@ -313,9 +331,15 @@ def _refuse(agreement: list[Agreement], options: ExportOptions) -> None:
         if row.argmax < floor:
             raise ExportError(
                 f"the exported model gives {100 * row.argmax:.2f} % of the pixels the same class, expected "
-                f"{100 * floor:g} %, {where}"
+                f"{100 * floor:g} %, {where}",
+                kind="export-differs",
+                got=row.argmax,
+                expected=floor,
             )
         if not options.int8 and row.difference is not None and not row.difference <= TOLERANCE:
             raise ExportError(
-                f"the exported model's logits differ by up to {row.difference:.3g}, expected {TOLERANCE:g}, {where}"
+                f"the exported model's logits differ by up to {row.difference:.3g}, expected {TOLERANCE:g}, {where}",
+                kind="export-differs",
+                got=row.difference,
+                expected=TOLERANCE,
             )

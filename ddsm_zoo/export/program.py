@@ -71,7 +71,9 @@ def trace(module: nn.Module, example: Tensor, dynamic: Mapping[int, str]) -> Exp
             program = torch.export.export(module.eval(), (example,), dynamic_shapes=(dims or None,), strict=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise ExportError(f"{type(module).__name__} cannot be exported: {reason}") from error
+        raise ExportError(
+            f"{type(module).__name__} cannot be exported: {reason}", name=type(module).__name__
+        ) from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # it holds paths of this machine
     return program

@@ -97,9 +97,13 @@ def fetch(
     scheme, _, rest = uri.partition(":")
     if scheme not in SCHEMES or not rest or "\0" in rest:
         expected = ", ".join(f"{known}:" for known in SCHEMES)
-        raise ArgumentError(f"{public_uri(uri)[:120]!r} names no weights, expected an address after one of {expected}")
+        raise ArgumentError(
+            f"{public_uri(uri)[:120]!r} names no weights, expected an address after one of {expected}",
+            kind="address",
+            name=public_uri(uri),
+        )
     if local_files_only and force_download:
-        raise ArgumentError("got both local_files_only and force_download, expected one of them")
+        raise ArgumentError("got both local_files_only and force_download, expected one of them", kind="options")
     access = _Access(
         cache_dir=None if cache_dir is None else Path(cache_dir).expanduser(),
         token=token,
@@ -150,7 +154,10 @@ def push(
         if private is not None and api.model_info(repository).private is not private:
             raise HubError(
                 f"hf-hub:{repository} exists and is {'public' if private else 'private'}, got private={private}: "
-                "nothing is published; change its settings on the Hub, choose another name, or leave private out"
+                "nothing is published; change its settings on the Hub, choose another name, or leave private out",
+                kind="hub-exists",
+                name=f"hf-hub:{repository}",
+                got=private,
             )
         if revision not in (None, "main"):
             api.create_branch(repository, branch=revision, exist_ok=True)
@@ -179,14 +186,20 @@ def check_push(
     _parse_repository(where)
     if create_pr and revision not in (None, "main"):
         raise ArgumentError(
-            f"a pull request goes to main, got revision={revision!r} beside create_pr; drop one of them"
+            f"a pull request goes to main, got revision={revision!r} beside create_pr; drop one of them",
+            kind="options",
+            name="revision",
+            got=revision,
+            expected="main",
         )
     _check_token(token)
     if token is None:
         with client_errors(f"publish hf-hub:{where}"):
             _check_token(known := huggingface_hub.get_token())
             if known is None:
-                raise ArgumentError("there is no token: log in with `hf auth login`, or set HF_TOKEN")
+                raise ArgumentError(
+                    "there is no token: log in with `hf auth login`, or set HF_TOKEN", kind="hub-access", name="token"
+                )
     return f"hf-hub:{where}"
 
 
@@ -222,7 +235,8 @@ def client_errors(task: str) -> Iterator[None]:
     except HubError:
         raise
     except Exception as error:  # noqa: BLE001  # an answer can make the client fail in any way, a bad address too
-        raise HubError(f"cannot {task}: {_explain(error)}") from None
+        kind, reason = _explain(error)
+        raise HubError(f"cannot {task}: {reason}", kind=kind, name=task.partition(" ")[2]) from None
 
 
 def is_uri(name: str) -> bool:
@@ -248,7 +262,9 @@ def find_weights(path: str | os.PathLike[str]) -> Path:
     found = next((candidate for candidate in candidates if candidate.is_file()), None)
     if found is None:
         raise MissingFileError(
-            f"no weights at {path}: expected a .safetensors file or a folder with {WEIGHTS_FILE} or best/{WEIGHTS_FILE}"
+            f"no weights at {path}: expected a .safetensors file or a folder with {WEIGHTS_FILE} or "
+            f"best/{WEIGHTS_FILE}",
+            path=path,
         )
     return found
 
@@ -265,10 +281,10 @@ def write_files(folder: str | os.PathLike[str], files: Mapping[str, bytes]) -> N
 
 def _bundled(name: str) -> Path:
     if not _FILE.fullmatch(name):
-        raise ArgumentError(f"bundled:{name[:120]!r} is no plain file name")
+        raise ArgumentError(f"bundled:{name[:120]!r} is no plain file name", kind="address", name=f"bundled:{name}")
     path = BUNDLED / name
     if not path.is_file():
-        raise HubError(f"this installation holds no file weights/{name}")
+        raise HubError(f"this installation holds no file weights/{name}", kind="missing-file", name=name)
     return path
 
 
@@ -277,7 +293,9 @@ def _from_folder(folder: Path, names: tuple[str, ...]) -> list[Path]:
         folder = folder / "best"
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise MissingFileError(f"no {missing[0]} in {folder}, expected a folder written by save_pretrained")
+        raise MissingFileError(
+            f"no {missing[0]} in {folder}, expected a folder written by save_pretrained", path=folder / missing[0]
+        )
     return [folder / name for name in names]
 
 
@@ -285,16 +303,26 @@ def _from_web(url: str, access: _Access, sha256: str | None) -> LocalFile:
     """Download one file from any server. Its hash makes it trustworthy, and is its name in the cache."""
     where = public_uri(url)
     if not _WEB.fullmatch(where):
-        raise ArgumentError(f"{where[:120]!r} is no address of a file, expected https://HOST/FILE")
+        raise ArgumentError(
+            f"{where[:120]!r} is no address of a file, expected https://HOST/FILE", kind="address", name=where
+        )
     if sha256 is None or not _SHA256.fullmatch(sha256):
-        raise ArgumentError(f"{where} has no sha256, expected its 64 hexadecimal digits: no other server is trusted")
+        raise ArgumentError(
+            f"{where} has no sha256, expected its 64 hexadecimal digits: no other server is trusted",
+            kind="address",
+            name=where,
+        )
     with client_errors(f"fetch {where}"):
         assets = None if access.cache_dir is None else access.cache_dir / "assets"
         path = huggingface_hub.cached_assets_path("ddsm-zoo", "weights", assets_dir=assets) / f"{sha256}.safetensors"
         if path.is_file() and not access.force_download:
             return LocalFile(path=path)  # it may have changed since
         if access.local_files_only:
-            raise HubError(f"{where} is not in the cache, and local_files_only is set; fetch it first without it")
+            raise HubError(
+                f"{where} is not in the cache, and local_files_only is set; fetch it first without it",
+                kind="hub-offline",
+                name=where,
+            )
         logger.info("fetching %s", where)
         with huggingface_hub.get_session().stream("GET", url, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
             hf_raise_for_status(response)
@@ -303,7 +331,12 @@ def _from_web(url: str, access: _Access, sha256: str | None) -> LocalFile:
                     for block in response.iter_bytes(2**20):
                         file.write(block)
                 if sha256_of(temporary) != sha256:
-                    raise HubError(f"{where} is another file than expected: its sha256 is not {sha256[:16]}...")
+                    raise HubError(
+                        f"{where} is another file than expected: its sha256 is not {sha256[:16]}...",
+                        kind="hub-hash",
+                        name=where,
+                        expected=sha256,
+                    )
     return LocalFile(path=path, sha256=sha256)
 
 
@@ -323,10 +356,16 @@ def _parse_repository(rest: str) -> tuple[str, str]:
     repository, _, revision = rest.partition("@")
     revision = revision or "main"
     if not _REPOSITORY.fullmatch(repository) or ".." in repository or "--" in repository:
-        raise ArgumentError(f"hf-hub:{rest[:120]!r} names no repository, expected hf-hub:organisation/name[@revision]")
+        raise ArgumentError(
+            f"hf-hub:{rest[:120]!r} names no repository, expected hf-hub:organisation/name[@revision]",
+            kind="address",
+            name=f"hf-hub:{rest}",
+        )
     if not _REVISION.fullmatch(revision) or ".." in revision:
         raise ArgumentError(
-            f"hf-hub:{rest[:120]!r} has no valid revision, expected a branch, tag or commit after the @"
+            f"hf-hub:{rest[:120]!r} has no valid revision, expected a branch, tag or commit after the @",
+            kind="address",
+            name=f"hf-hub:{rest}",
         )
     return repository, revision
 
@@ -344,7 +383,11 @@ def _download(repository: str, revision: str, name: str, access: _Access) -> Loc
     if isinstance(cached, str) and (access.local_files_only or (pinned and not access.force_download)):
         return _checked(Path(cached), where)
     if access.local_files_only:
-        raise HubError(f"{where} is not in the cache, and local_files_only is set; fetch it first without it")
+        raise HubError(
+            f"{where} is not in the cache, and local_files_only is set; fetch it first without it",
+            kind="hub-offline",
+            name=where,
+        )
     logger.info("looking for %s", where)
     with client_errors(f"fetch {where}"):
         try:
@@ -354,7 +397,7 @@ def _download(repository: str, revision: str, name: str, access: _Access) -> Loc
             if gone or access.force_download or not isinstance(cached, str):
                 raise
             if not isinstance(error, errors.OfflineModeIsEnabled):  # offline mode is the user's choice
-                logger.warning("%s: %s; using the copy in the cache", where, _explain(error))
+                logger.warning("%s: %s; using the copy in the cache", where, _explain(error)[1])
             path = Path(cached)
     return _checked(path, where)
 
@@ -427,7 +470,9 @@ def _check_token(token: str | None) -> None:
     if token is not None and not _TOKEN.fullmatch(token):
         raise ArgumentError(
             "the token is empty or has characters that no token has, expected one as the Hub shows it: look at "
-            "HF_TOKEN, or log in again with `hf auth login`"
+            "HF_TOKEN, or log in again with `hf auth login`",
+            kind="hub-access",
+            name="token",
         )
 
 
@@ -455,9 +500,16 @@ def _checked(path: Path, where: str) -> LocalFile:
     except OSError as error:
         raise HubError(
             f"the copy of {where} in the cache is damaged or closed to you ({error.strerror}: {blob}); "
-            "delete that file, or choose another folder with cache_dir or HF_HOME"
+            "delete that file, or choose another folder with cache_dir or HF_HOME",
+            kind="hub-cache",
+            name=where,
+            path=blob,
         ) from error
-    raise HubError(f"{where} arrived damaged: its hash is not the one the Hub announced; fetch it again")
+    raise HubError(
+        f"{where} arrived damaged: its hash is not the one the Hub announced; fetch it again",
+        kind="hub-hash",
+        name=where,
+    )
 
 
 def _has_its_hash(blob: Path) -> bool:
@@ -472,32 +524,55 @@ def _has_its_hash(blob: Path) -> bool:
     return True
 
 
-def _explain(error: Exception) -> str:
-    """Describe a failed request in one line: the cause and the fix. It repeats no URL, header or token."""
+def _explain(error: Exception) -> tuple[str, str]:
+    """Return the kind of a failed request, and cause and fix in one line that repeats no URL, header or token."""
     if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
         return _explain(error.__cause__)
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
-    explanations: list[tuple[type[Exception], str]] = [
-        (errors.GatedRepoError, "the repository is gated; accept its terms on the Hub, then run `hf auth login`"),
-        (errors.RepositoryNotFoundError, "no such repository, or a private one; check the name or run `hf auth login`"),
-        (errors.RevisionNotFoundError, "the repository has no such revision; check what follows the @"),
-        (errors.RemoteEntryNotFoundError, "the repository has no such file; is it a ddsm-zoo model?"),
-        (errors.OfflineModeIsEnabled, "HF_HUB_OFFLINE is set and the cache has no copy; unset it or fetch it first"),
-        (errors.LocalEntryNotFoundError, "the Hub cannot be reached and the file not in the cache; check the network"),
+    explanations: list[tuple[type[Exception], str, str]] = [
+        (
+            errors.GatedRepoError,
+            "hub-access",
+            "the repository is gated; accept its terms on the Hub, then run `hf auth login`",
+        ),
+        (
+            errors.RepositoryNotFoundError,
+            "hub-missing",
+            "no such repository, or a private one; check the name or run `hf auth login`",
+        ),
+        (errors.RevisionNotFoundError, "hub-revision", "the repository has no such revision; check what follows the @"),
+        (errors.RemoteEntryNotFoundError, "hub-missing", "the repository has no such file; is it a ddsm-zoo model?"),
+        (
+            errors.OfflineModeIsEnabled,
+            "hub-offline",
+            "HF_HUB_OFFLINE is set and the cache has no copy; unset it or fetch it first",
+        ),
+        (
+            errors.LocalEntryNotFoundError,
+            "hub-unreachable",
+            "the Hub cannot be reached and the file not in the cache; check the network",
+        ),
     ]
-    for kind, text in explanations:
-        if isinstance(error, kind):
-            return text
+    for refused, kind, text in explanations:
+        if isinstance(error, refused):
+            return kind, text
     if status in (401, 403):
-        return f"the server refused access (HTTP {status}); check your token, or log in with `hf auth login`"
+        return (
+            "hub-access",
+            f"the server refused access (HTTP {status}); check your token, or log in with `hf auth login`",
+        )
     if status is not None:
         advice = "try again later" if status == 429 or status >= 500 else "check the address and what you asked for"
-        return f"the server answered HTTP {status}; {advice}"
+        return "hub", f"the server answered HTTP {status}; {advice}"
     if isinstance(error, ClientError):
-        return f"the Hub cannot be reached ({type(error).__name__}); check the network and HF_ENDPOINT, then try again"
+        text = f"the Hub cannot be reached ({type(error).__name__}); check the network and HF_ENDPOINT, then try again"
+        return "hub-unreachable", text
     if isinstance(error, OSError) and error.strerror:
         place = f" ({error.filename})" if error.filename else ""
-        return f"{error.strerror}{place}; free some space, or choose another folder with cache_dir or HF_HOME"
+        return (
+            "hub-cache",
+            f"{error.strerror}{place}; free some space, or choose another folder with cache_dir or HF_HOME",
+        )
     if isinstance(error, (OSError, RuntimeError, ValueError)):
-        return printable(" ".join(str(error).split()))
-    return f"the Hub's client failed ({type(error).__name__}); check the address and HF_ENDPOINT, then try again"
+        return getattr(error, "kind", "hub"), printable(" ".join(str(error).split()))
+    return "hub", f"the Hub's client failed ({type(error).__name__}); check the address and HF_ENDPOINT, then try again"

@@ -42,14 +42,16 @@ class Manifest:
         }
         if len(set(counts.values())) != 1:
             found = ", ".join(f"{name} has {count}" for name, count in counts.items())
-            raise ConfigError(f"the numbers of classes disagree: {found}")
+            raise ConfigError(f"the numbers of classes disagree: {found}", kind="classes-differ")
         if self.label_names != self.pretrained_cfg.labels.names:
-            raise ConfigError("label_names and pretrained_cfg.labels.names differ, expected the same names")
+            raise ConfigError(
+                "label_names and pretrained_cfg.labels.names differ, expected the same names", kind="classes-differ"
+            )
         for value in _leaves(to_dict(self)):
             # they are shown in cards and on terminals, which an escape sequence, a line break or a change of direction
             # can deceive; half a surrogate pair cannot be written at all, and YAML refuses what is not a character
             if isinstance(value, str) and _UNPRINTABLE.search(value):
-                raise ConfigError(f"{value[:80]!a} has control characters, expected plain text")
+                raise ConfigError(f"{value[:80]!a} has control characters, expected plain text", got=value)
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"a number of the weights' description is {value}, expected finite ones")
 
@@ -57,13 +59,19 @@ class Manifest:
 def read_manifest(path: Path) -> Manifest:
     """Parse a ``config.json`` strictly. Raises FileNotFoundError, and ConfigError for unexpected content."""
     if not path.is_file():
-        raise MissingFileError(f"no config.json in {path.parent}: expected a folder written by save_pretrained")
+        raise MissingFileError(
+            f"no config.json in {path.parent}: expected a folder written by save_pretrained", path=path
+        )
     if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise ConfigError(f"{path} has {path.stat().st_size} bytes, expected a config.json of a few thousand")
+        raise ConfigError(
+            f"{path} has {path.stat().st_size} bytes, expected a config.json of a few thousand",
+            kind="syntax",
+            path=path,
+        )
     try:
         data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}") from error
+        raise ConfigError(f"{path} is not valid JSON: {error}", kind="syntax", path=path) from error
     if isinstance(data, Mapping) and isinstance(data.get("model_args"), Mapping):
         data = {**data, "model_args": _dated(data["model_args"])}
     if isinstance(data, Mapping) and isinstance(data.get("pretrained_cfg"), Mapping):

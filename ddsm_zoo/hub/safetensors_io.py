@@ -21,16 +21,22 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a safetensors file. Raises CheckpointError for other files, above all pickles."""
     if not path.is_file():
-        raise MissingFileError(f"{path} does not exist, expected a safetensors file")
+        raise MissingFileError(f"{path} does not exist, expected a safetensors file", path=path)
     _check_header(path)
     try:
         tensors = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
         reason = printable(" ".join(str(error).split()))
-        raise CheckpointError(f"{path} is damaged, expected a whole safetensors file: {reason}") from error
+        raise CheckpointError(
+            f"{path} is damaged, expected a whole safetensors file: {reason}", kind="damaged-weights", path=path
+        ) from error
     strange = [f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in DTYPES]
     if strange:
-        raise CheckpointError(f"{path} has tensors of another type than weights have: {abbreviate(strange)}")
+        raise CheckpointError(
+            f"{path} has tensors of another type than weights have: {abbreviate(strange)}",
+            kind="weights-mismatch",
+            path=path,
+        )
     return tensors
 
 
@@ -45,7 +51,11 @@ def verify(file: LocalFile, expected: str | None) -> str:
     if expected is not None and found != expected:
         raise CheckpointError(
             f"{file.path} has sha256 {found[:16]}..., expected {expected[:16]}...: it is damaged, it was changed or "
-            "saving it was interrupted; save it again, or delete it and fetch it again"
+            "saving it was interrupted; save it again, or delete it and fetch it again",
+            kind="damaged-weights",
+            path=file.path,
+            got=found,
+            expected=expected,
         )
     return found
 
@@ -66,10 +76,19 @@ def _check_header(path: Path) -> None:
         if start[:2] == b"PK" or (start[:1] == b"\x80" and start[1:2] in b"\2\3\4\5"):
             raise CheckpointError(
                 f"{path} is a pickle, which can run code; expected safetensors: convert a state dict by "
-                "`ddsm-zoo import FILE DIR --model NAME`"
+                "`ddsm-zoo import FILE DIR --model NAME`",
+                kind="unsafe-file",
+                path=path,
             )
         raise CheckpointError(
-            f"{path} ({size} bytes) is not a safetensors file; expected one that save_pretrained wrote"
+            f"{path} ({size} bytes) is not a safetensors file; expected one that save_pretrained wrote",
+            kind="damaged-weights",
+            path=path,
         )
     if length > size - 8:
-        raise CheckpointError(f"{path} is cut short: {size} bytes, expected more than {length + 8}; fetch it again")
+        raise CheckpointError(
+            f"{path} is cut short: {size} bytes, expected more than {length + 8}; fetch it again",
+            kind="damaged-weights",
+            path=path,
+            got=size,
+        )

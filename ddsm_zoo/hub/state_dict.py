@@ -89,7 +89,13 @@ def remap_classifier(
             continue
         expected = (count, *fresh.shape[1:])
         if given.shape != expected:
-            raise CheckpointError(f"{where} is of another shape: {name} {tuple(given.shape)}, expected {expected}")
+            raise CheckpointError(
+                f"{where} is of another shape: {name} {tuple(given.shape)}, expected {expected}",
+                kind="weights-mismatch",
+                name=name,
+                got=tuple(given.shape),
+                expected=expected,
+            )
         for new, old in rows.items():
             fresh[new] = given[old]
         moved[name] = fresh
@@ -123,7 +129,11 @@ def _matching(
         given, expected = fitting, {name: expected[name] for name in fitting}
         problems = mismatches(expected, given) if fitting else problems
     if problems:
-        raise CheckpointError(f"{where} does not fit the model: {'; '.join(problems)}{_class_hint(expected, given)}")
+        raise CheckpointError(
+            f"{where} does not fit the model: {'; '.join(problems)}{_class_hint(expected, given)}",
+            kind="weights-mismatch",
+            name=where,
+        )
     return given
 
 

@@ -13,9 +13,10 @@ from PIL import Image
 
 from ddsm_zoo.data.facts import ImageFacts, image_facts
 from ddsm_zoo.data.images import picture_box
+from ddsm_zoo.errors import UserError
 from ddsm_zoo.inference.inputs import Inputs, Source, find_inputs, local_file, stem_of
 from ddsm_zoo.inference.predictor import Predictor, Segmentation
-from ddsm_zoo.inference.video import Clip, VideoSource, find_av, label_video
+from ddsm_zoo.inference.video import Clip, VideoError, VideoSource, find_av, label_video
 from ddsm_zoo.utils import Progress
 from ddsm_zoo.utils.prefetch import passing_errors, prefetch
 
@@ -30,7 +31,7 @@ NamedProgress = Callable[[str, int, int], None]
 class FileResult:
     """Result for one image, video or camera.
 
-    After an error, all fields but ``source`` and ``error`` are empty.
+    After an error, all fields but ``source``, ``error`` and ``kind`` are empty.
 
     Attributes:
         source: Path, or camera-N.
@@ -41,6 +42,7 @@ class FileResult:
         clip: Summary of a video.
         facts: Facts of an image file that its pixels do not show, None for a video.
         error: Error message in one line.
+        kind: Kind of the error or of the video's problem, see `ddsm_zoo.errors.KINDS`. None if it has none.
     """
 
     source: str
@@ -51,6 +53,7 @@ class FileResult:
     clip: Clip | None = None
     facts: ImageFacts | None = None
     error: str | None = None
+    kind: str | None = None
 
     @property
     def problem(self) -> str | None:
@@ -61,7 +64,11 @@ class FileResult:
     def failed(cls, source: Source, error: Exception) -> FileResult:
         """Build the result for an error."""
         # the text alone: a kept exception would keep the image in its traceback
-        return cls(source=str(source), error=" ".join(str(error).split()))
+        return cls(
+            source=str(source),
+            error=" ".join(str(error).split()),
+            kind=error.kind if isinstance(error, UserError) else None,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data with the source under the key "image" or "video"."""
@@ -213,7 +220,15 @@ def _predict_videos(
         else:
             files = {"overlay": target}
             shares, confidence = clip.shares, clip.confidence
-            yield FileResult(source=name, size=clip.size, shares=shares, confidence=confidence, files=files, clip=clip)
+            yield FileResult(
+                source=name,
+                size=clip.size,
+                shares=shares,
+                confidence=confidence,
+                files=files,
+                clip=clip,
+                kind=VideoError.kind if clip.problem else None,
+            )
 
 
 def _task(progress: NamedProgress | None, name: str) -> Progress | None:

@@ -116,14 +116,14 @@ def local_file(source: Source) -> Iterator[Path]:
                 shutil.copyfileobj(answer, file)
         except urllib.error.HTTPError as error:
             error.close()
-            raise ImageError(f"cannot download {source}: {error}") from error
+            raise ImageError(f"cannot download {source}: {error}", kind="download", name=str(source)) from error
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
-            raise ImageError(f"cannot download {source}: {reason}") from error
+            raise ImageError(f"cannot download {source}: {reason}", kind="download", name=str(source)) from error
         try:
             yield path
         except ImageError as error:
-            raise ImageError(str(error).replace(str(path), str(source))) from error
+            raise ImageError(str(error).replace(str(path), str(source)), kind=error.kind, name=str(source)) from error
 
 
 class _Search:
@@ -141,7 +141,9 @@ class _Search:
             self.found.append(source)
             return
         if "://" in source:
-            error = ImageError(f"{source} cannot be read, expected a file or a URL of http or https")
+            error = ImageError(
+                f"{source} cannot be read, expected a file or a URL of http or https", kind="address", name=source
+            )
             self.failures.append((source, error))
             return
         path = Path(source)
@@ -173,11 +175,20 @@ class _Search:
         try:
             lines = [line.strip() for line in _read_lines(path)]
         except OSError as error:
-            self.failures.append((path, ImageError(f"the list {path} cannot be read: {error.strerror}")))
+            self.failures.append(
+                (path, ImageError(f"the list {path} cannot be read: {error.strerror}", kind="list-file", path=path))
+            )
             return
         lines = [line for line in lines if line]
         if not lines:
-            self.failures.append((path, ImageError(f"the list {path} is empty, expected one image or video a line")))
+            self.failures.append(
+                (
+                    path,
+                    ImageError(
+                        f"the list {path} is empty, expected one image or video a line", kind="list-file", path=path
+                    ),
+                )
+            )
         for line in lines:
             self.add(line, path.parent)
 
@@ -198,7 +209,12 @@ class _Search:
             else:
                 self._leave_out(VIDEOS if suffix in VIDEO_SUFFIXES else OTHERS, file)
         if len(self.found) == before:
-            self.failures.append((source, ImageError(f"{nothing}, expected {', '.join(sorted(SUFFIXES))}")))
+            self.failures.append(
+                (
+                    source,
+                    ImageError(f"{nothing}, expected {', '.join(sorted(SUFFIXES))}", kind="no-images", name=source),
+                )
+            )
 
     def _leave_out(self, reason: str, file: Path) -> None:
         self.left_out.setdefault(reason, []).append(file)

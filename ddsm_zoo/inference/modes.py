@@ -88,7 +88,12 @@ def sliding_window(predict: Predict, crop: tuple[int, int], stride: tuple[int, i
     """
     for size, step in zip(crop, stride, strict=True):
         if not 1 <= step <= size:
-            raise ArgumentError(f"sliding window has stride {step} for a crop of {size} pixels, expected 1 to {size}")
+            raise ArgumentError(
+                f"sliding window has stride {step} for a crop of {size} pixels, expected 1 to {size}",
+                name="stride",
+                got=step,
+                expected=f"1 to {size}",
+            )
 
     @torch.inference_mode()
     def predict_windows(image: Tensor) -> Tensor:
@@ -128,7 +133,11 @@ def multi_scale(predict: Predict, scales: Sequence[float], flip: bool = False) -
     """
     if not scales or not all(0 < scale <= MAX_SCALE for scale in scales):  # also rejects nan
         raise ArgumentError(
-            f"multi-scale inference got scales {tuple(scales)}, expected one or more positive numbers up to {MAX_SCALE}"
+            f"multi-scale inference got scales {tuple(scales)}, expected one or more positive numbers up to "
+            f"{MAX_SCALE}",
+            name="scales",
+            got=tuple(scales),
+            expected=f"positive numbers up to {MAX_SCALE}",
         )
 
     @torch.inference_mode()

@@ -309,7 +309,9 @@ def _size(image: Image.Image | npt.NDArray[np.uint8]) -> tuple[int, int]:
 def _classes(scores: Tensor, threshold: float | None) -> npt.NDArray[np.integer[Any]]:
     """Convert scores (1, K, h, W) to class ids (h, W)."""
     if scores.isnan().any():
-        raise ArgumentError("the model gives NaN on this image; its weights are probably damaged")
+        raise ArgumentError(
+            "the model gives NaN on this image; check its weights, or use fp32 (--precision fp32)", kind="nan-scores"
+        )
     return predict_ids(scores, threshold)[0].to("cpu", torch.uint8 if scores.shape[1] <= 256 else torch.int32).numpy()
 
 
@@ -352,7 +354,11 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise ArgumentError(
-            f"device {str(device)!r} cannot be used here, expected cpu, or cuda where there is a GPU"
+            f"device {str(device)!r} cannot be used here, expected cpu, or cuda where there is a GPU",
+            kind="device",
+            name="device",
+            got=str(device),
+            expected="cpu or cuda",
         ) from error
 
 
@@ -366,7 +372,13 @@ def prepare(model: str | Segmenter, device: str | torch.device | None) -> Segmen
     if isinstance(model, str):
         model = create_trained(model).fuse()
     if model.config.in_chans != 3:
-        raise ArgumentError(f"the model takes {model.config.in_chans} channels, images are read as RGB, 3 of them")
+        raise ArgumentError(
+            f"the model takes {model.config.in_chans} channels, expected 3: images are read as RGB",
+            kind="channels",
+            name="in_chans",
+            got=model.config.in_chans,
+            expected=3,
+        )
     return model.to(chosen).eval()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ddsm_zoo.config import ConfigError, from_dict
-from ddsm_zoo.errors import MissingFileError
+from ddsm_zoo.errors import MissingFileError, facts
 from ddsm_zoo.inference.modes import Predict, multi_scale, sliding_window
 from ddsm_zoo.layers import resize
 
@@ -45,11 +45,11 @@ class InferenceProtocol:
         if self.size is not None and min(self.size) < 1:
             raise ConfigError.of("size", self.size, "a height and a width of at least 1")
         if (self.crop is None) != (self.stride is None):
-            raise ConfigError(f"crop is {self.crop} and stride {self.stride}, expected both or neither")
+            raise ConfigError(f"crop is {self.crop} and stride {self.stride}, expected both or neither", kind="options")
         try:
             self.apply(lambda image: image)  # an invalid combination fails before a model is loaded
         except ValueError as error:
-            raise ConfigError(str(error)) from error
+            raise ConfigError(str(error), **facts(error)) from error
 
     def apply(self, predict: Predict) -> Predict:
         """Wrap ``predict`` to run by this protocol.
@@ -82,12 +82,13 @@ class InferenceProtocol:
         path = Path(name_or_path)
         if not path.is_file():
             raise MissingFileError(
-                f"no protocol {str(name_or_path)!r}, expected {', '.join(PROTOCOLS)} or the path of a TOML file"
+                f"no protocol {str(name_or_path)!r}, expected {', '.join(PROTOCOLS)} or the path of a TOML file",
+                name=str(name_or_path),
             )
         try:
             data = tomllib.loads(path.read_bytes().decode("utf-8"))
         except ValueError as error:  # not TOML, or not even UTF-8
-            raise ConfigError(f"{path} is not valid TOML: {error}") from error
+            raise ConfigError(f"{path} is not valid TOML: {error}", kind="syntax", path=path) from error
         return from_dict(cls, data, where=str(path))
 
 

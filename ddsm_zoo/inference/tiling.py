@@ -54,7 +54,12 @@ class Tiling:
     def __post_init__(self) -> None:
         least = 2 * self.margin + 8 * STRIDE
         if self.side < least:
-            raise ArgumentError(f"tiles of {self.side} pixels were asked for, expected at least {least}")
+            raise ArgumentError(
+                f"tiles of {self.side} pixels were asked for, expected at least {least}",
+                name="tile",
+                got=self.side,
+                expected=least,
+            )
 
     def spans(self, axis: int) -> list[Span]:
         """Return the tiles along rows (0) or columns (1)."""
@@ -150,7 +155,11 @@ def largest_side(size: tuple[int, int], per_pixel: float, num_classes: int, memo
     needed = math.ceil(max(2 * least, least + taken) / 2**20)
     raise ArgumentError(
         f"the memory (--memory) is {memory // 2**20} MiB, but with this picture and tiles of {MIN_SIDE} pixels "
-        f"the process needs {needed} MiB; raise it"
+        f"the process needs {needed} MiB; raise it",
+        kind="memory-limit",
+        name="memory",
+        got=memory,
+        expected=needed * 2**20,
     )
 
 

@@ -155,7 +155,7 @@ def label_video(
             if progress:
                 progress(masks, min(reader.total, frames or reader.total))
         if not masks:
-            raise VideoError(f"{source.name} has no frames that can be decoded")
+            raise VideoError(f"{source.name} has no frames that can be decoded", path=source.name)
         size, lost, problem = result.mask.shape, reader.lost(), reader.problem()
     means = {name: total / masks for name, total in shares.items()}
     return Clip(
@@ -192,15 +192,19 @@ class _Reader:
     def open(cls, source: VideoSource) -> Iterator[_Reader]:
         av = find_av()
         if source.is_file and not Path(source.name).is_file():
-            raise MissingFileError(f"no video file at {source.name}")
+            raise MissingFileError(f"no video file at {source.name}", path=source.name)
         with _readable(source):
             container = av.open(source.name, format=source.format)
         with container:
             if not container.streams.video:
-                raise VideoError(f"{source.name} has no pictures, expected a video")
+                raise VideoError(f"{source.name} has no pictures, expected a video", path=source.name)
             size = (container.streams.video[0].width, container.streams.video[0].height)
             if 1 in size:  # the clip's colour planes could not halve it
-                raise VideoError(f"{source.name} has frames of {size[0]} x {size[1]} pixels, expected at least 2 x 2")
+                raise VideoError(
+                    f"{source.name} has frames of {size[0]} x {size[1]} pixels, expected at least 2 x 2",
+                    path=source.name,
+                    got=size,
+                )
             yield cls(container, source)
 
     def frames(self, stop: threading.Event) -> Iterator[Any]:
@@ -221,7 +225,7 @@ class _Reader:
                     return
                 yield frame
         if self._failure and not self._times:
-            raise VideoError(f"{self.source.name} cannot be read as a video: {self._failure}")
+            raise VideoError(f"{self.source.name} cannot be read as a video: {self._failure}", path=self.source.name)
 
     def _decode(self, packet: Any) -> Iterator[Any]:
         if packet is not None:
@@ -291,7 +295,7 @@ def _readable(source: VideoSource) -> Iterator[None]:
     try:
         yield
     except find_av().error.FFmpegError as error:
-        raise VideoError(f"{source.name} cannot be read as a video: {error.strerror}") from error
+        raise VideoError(f"{source.name} cannot be read as a video: {error.strerror}", path=source.name) from error
 
 
 def _upright(frame: Any, size: tuple[int, int]) -> tuple[Fraction | None, npt.NDArray[np.uint8]]:

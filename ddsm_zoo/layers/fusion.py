@@ -88,7 +88,9 @@ def register_fusion(name: str, build: BuildFusion) -> None:
     """
     if not callable(build):
         raise ArgumentTypeError(
-            f"got {build!r} for the fusion {name!r}, expected a function or class of (channels, config)"
+            f"got {build!r} for the fusion {name!r}, expected a function or class of (channels, config)",
+            name=name,
+            got=build,
         )
     FUSIONS.register(name, build)
 

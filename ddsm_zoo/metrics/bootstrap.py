@@ -106,7 +106,10 @@ def _block_size(by: str) -> int:
     match = re.fullmatch(r"block:([1-9][0-9]*)", by, re.ASCII)
     if match is None:
         raise ArgumentError(
-            f"the bootstrap cannot draw by {by!r}, expected image, sequence or block:N with N of 1 or more"
+            f"the bootstrap cannot draw by {by!r}, expected image, sequence or block:N with N of 1 or more",
+            name="by",
+            got=by,
+            expected="image, sequence or block:N",
         )
     return int(match[1])
 
@@ -116,7 +119,10 @@ def _known(names: Sequence[str], sequences: Sequence[str | None]) -> list[str]:
     if unknown:
         raise ArgumentError(
             f"no sequence in the name of {len(unknown)} of {len(names)} images, first {unknown[0]!r}: expected "
-            "SEQUENCE_FRAME as in 0016E5_07959; use block:N for frames of one video and image for independent images"
+            "SEQUENCE_FRAME as in 0016E5_07959; use block:N for frames of one video and image for independent images",
+            name="by",
+            got=unknown[0],
+            expected="SEQUENCE_FRAME",
         )
     return [sequence for sequence in sequences if sequence is not None]
 

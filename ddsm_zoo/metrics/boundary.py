@@ -196,10 +196,14 @@ def check_radii(radii: Sequence[int]) -> tuple[int, ...]:
     if not radii or any(radius < 0 or radius != int(radius) for radius in radii):
         raise ArgumentError(
             f"boundary radii are {tuple(radii)}, expected one or more whole numbers of pixels, 0 or more; "
-            "leave them out for the published shares of the image's diagonal"
+            "leave them out for the published shares of the image's diagonal",
+            name="radii",
+            got=tuple(radii),
         )
     if len(set(radii)) < len(radii):
-        raise ArgumentError(f"boundary radii are {tuple(radii)}, expected each of them once")
+        raise ArgumentError(
+            f"boundary radii are {tuple(radii)}, expected each of them once", name="radii", got=tuple(radii)
+        )
     return tuple(int(radius) for radius in radii)
 
 
@@ -213,7 +217,11 @@ def _images(pred: Tensor, target: Tensor, num_classes: int, ignore_index: int) -
     """Split a batch into pairs of images (H, W). In both, one more id marks ignored pixels."""
     pred, target, counted = comparable_ids(pred, target, num_classes, ignore_index)
     if pred.ndim not in (2, 3):
-        raise ArgumentError(f"pred and target have shape {tuple(pred.shape)}, expected images (N, H, W) or (H, W)")
+        raise ArgumentError(
+            f"pred and target have shape {tuple(pred.shape)}, expected images (N, H, W) or (H, W)",
+            kind="array",
+            got=tuple(pred.shape),
+        )
     shape = (-1, *pred.shape[-2:])
     # 32 bits hold any class, and memory bandwidth limits the rest
     images = [ids.int().masked_fill_(~counted, id_count(num_classes)).reshape(shape) for ids in (pred, target)]

@@ -34,7 +34,11 @@ def comparable_ids(pred: Tensor, target: Tensor, num_classes: int, ignore_index:
     """
     if pred.shape != target.shape:
         raise ArgumentError(
-            f"pred has shape {tuple(pred.shape)} and target {tuple(target.shape)}, expected the same for both"
+            f"pred has shape {tuple(pred.shape)} and target {tuple(target.shape)}, expected the same for both",
+            kind="array",
+            name="pred",
+            got=tuple(pred.shape),
+            expected=tuple(target.shape),
         )
     for name, ids in (("pred", pred), ("target", target)):
         if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
@@ -47,6 +51,9 @@ def comparable_ids(pred: Tensor, target: Tensor, num_classes: int, ignore_index:
         if strange.numel():
             raise ArgumentError(
                 f"{name} holds class id {int(strange[0])}, expected 0 to {id_count(num_classes) - 1}"
-                + (f" or the ignored {ignore_index}" if name == "target" else "")
+                + (f" or the ignored {ignore_index}" if name == "target" else ""),
+                kind="unknown-id",
+                name=name,
+                got=int(strange[0]),
             )
     return pred, target, counted

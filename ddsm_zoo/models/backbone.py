@@ -266,7 +266,11 @@ def _probe(name: str, arguments: tuple[tuple[str, Any], ...]) -> _Probe:
         if strides != [min(stride, output_stride) for stride in STRIDES]:
             raise BackboneError(
                 f"backbone {name!r} has feature levels at strides {reductions}, expected four at strides "
-                f"{', '.join(map(str, STRIDES))}; choose a pyramid backbone such as a ResNet, ConvNeXt or EfficientNet"
+                f"{', '.join(map(str, STRIDES))}; choose a pyramid backbone such as a ResNet, ConvNeXt or EfficientNet",
+                kind="backbone-levels",
+                name=name,
+                got=reductions,
+                expected=STRIDES,
             )
         channels = tuple(body.feature_info.channels()[level] for level in deepest)
         # some networks, such as DLA, count levels that they return only on request
@@ -277,7 +281,9 @@ def _probe(name: str, arguments: tuple[tuple[str, Any], ...]) -> _Probe:
         return _probe(name, (*arguments, ("strict_img_size", False)))
     raise BackboneError(
         f"backbone {name!r} does not take images of any size: its windows or positional tables fit one size, or it "
-        "cuts the borders; choose a convolutional network, Swin or hieradet"
+        "cuts the borders; choose a convolutional network, Swin or hieradet",
+        kind="backbone-levels",
+        name=name,
     )
 
 
@@ -309,7 +315,7 @@ def _create(name: str, weights: Mapping[str, Tensor] | None, **arguments: Any) -
     # timm has no error class: each network raises its own for an unknown name or a missing option
     except (RuntimeError, AttributeError, TypeError, AssertionError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise BackboneError(f"timm cannot build backbone {name!r} with {arguments}: {reason}") from error
+        raise BackboneError(f"timm cannot build backbone {name!r} with {arguments}: {reason}", name=name) from error
 
 
 def _check_complete(name: str, weights: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> None:
@@ -326,7 +332,11 @@ def _check_complete(name: str, weights: Mapping[str, Tensor], arguments: Mapping
         if key not in weights and not key.startswith(optional) and not key.endswith("num_batches_tracked")
     ]
     if missing:
-        raise BackboneError(f"the weights given for {name!r} lack {len(missing)} tensors, the first is {missing[0]}")
+        raise BackboneError(
+            f"the weights given for {name!r} lack {len(missing)} tensors, the first is {missing[0]}",
+            kind="weights-mismatch",
+            name=name,
+        )
 
 
 def group_parameters(model: nn.Module, matcher: Callable[[str], int]) -> list[list[str]]:
@@ -361,7 +371,9 @@ def hub_uri(name: str) -> str:
     """Return the Hub URI of the ImageNet weights of a timm name. Raises BackboneError if it has none."""
     config = _pretrained_config(name)
     if config is None or not config.hf_hub_id:
-        raise BackboneError(f"timm has no pretrained weights for {name!r}; choose a name of timm.list_pretrained()")
+        raise BackboneError(
+            f"timm has no pretrained weights for {name!r}; choose a name of timm.list_pretrained()", name=name
+        )
     return f"hf-hub:{config.hf_hub_id}"
 
 

@@ -40,7 +40,9 @@ def register_decoder(name: str, decoder: DecoderType) -> None:
     """
     if not callable(decoder) or not hasattr(decoder, "output_stride"):
         raise ArgumentTypeError(
-            f"got {decoder!r} for the decoder {name!r}, expected a class with the attribute output_stride"
+            f"got {decoder!r} for the decoder {name!r}, expected a class with the attribute output_stride",
+            name=name,
+            got=decoder,
         )
     DECODERS.register(name, decoder)
 

@@ -56,7 +56,12 @@ def as_uri(source: str | os.PathLike[str], revision: str | None = None) -> str:
     if revision is None:
         return name
     if not name.startswith("hf-hub:") or "@" in name:
-        raise ArgumentError(f"{name!r} takes no revision={revision!r}, expected a repository org/name beside it")
+        raise ArgumentError(
+            f"{name!r} takes no revision={revision!r}, expected a repository org/name beside it",
+            kind="options",
+            name="revision",
+            got=revision,
+        )
     return f"{name}@{revision}"
 
 
@@ -66,7 +71,10 @@ def read_saved(path: Path) -> Manifest:
     if manifest.architecture != architecture_name(manifest.model_args, manifest.architecture):
         raise ConfigError(
             f"{path}.architecture is {manifest.architecture[:80]!r}, expected a name that begins with "
-            f"{architecture_name(manifest.model_args)}, which is what its model_args describe"
+            f"{architecture_name(manifest.model_args)}, which is what its model_args describe",
+            name="architecture",
+            got=manifest.architecture,
+            path=path,
         )
     return manifest
 
@@ -85,7 +93,9 @@ def load(
     if not client.is_uri(uri):
         raise ArgumentError(
             f"{client.public_uri(uri)[:80]!r} is no saved model, expected a folder or org/name; the zoo's names are "
-            "those of ddsm_zoo.from_pretrained"
+            "those of ddsm_zoo.from_pretrained",
+            kind="address",
+            name=client.public_uri(uri),
         )
     config_file, weights_file = fetch(uri, client.CONFIG_FILE, client.WEIGHTS_FILE)
     where = str(weights_file.path)
@@ -122,7 +132,11 @@ def check_size(model: nn.Module, where: str) -> None:
     if count > MAX_PARAMETERS:
         raise ConfigError(
             f"{where} describes a model of {count / 1e6:.0f} million parameters, expected at most "
-            f"{MAX_PARAMETERS / 1e6:.0f} million without its weights; load it with them, by pretrained=True"
+            f"{MAX_PARAMETERS / 1e6:.0f} million without its weights; load it with them, by pretrained=True",
+            kind="model-too-large",
+            name=where,
+            got=count,
+            expected=MAX_PARAMETERS,
         )
 
 
@@ -132,7 +146,9 @@ def pack(model: Segmenter, *, half: bool = False, uri: str = "local-dir:PATH") -
     ``uri`` is the address that the card gives its readers.
     """
     if model.fused:
-        raise CheckpointError("the model was fused for inference and cannot be saved; save it before fuse()")
+        raise CheckpointError(
+            "the model was fused for inference and cannot be saved; save it before fuse()", kind="fused-model"
+        )
     state = unwrap_names(model.state_dict())  # parts may be compiled
     tensors = {name: tensor for name, tensor in state.items() if not name.startswith(AUXILIARY)}
     if half:

@@ -309,13 +309,16 @@ class Segmenter(nn.Module):
         if len(shape) != 4 or shape[1] != channels or 0 in shape[2:]:
             hints = {channels in shape[-1:]: "; permute the channels to the front", len(shape) == 3: "; add [None]"}
             expected = f"(N, {channels}, H, W)"
-            raise ArgumentError(f"got images {shape}, expected {expected}{hints.get(True, '')}", name="x", got=shape)
+            raise ArgumentError(
+                f"got images {shape}, expected {expected}{hints.get(True, '')}", name="x", got=shape, kind="array"
+            )
         if not x.is_floating_point():
             raise ArgumentError(
                 f"got images of {x.dtype}, expected floating-point numbers, normalized as "
                 "create_transform(resolve_data_config(model)) does",
                 name="x",
                 got=str(x.dtype),
+                kind="array",
             )
         broken = dropped_activations(self.backbone)
         if broken:

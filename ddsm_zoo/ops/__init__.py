@@ -116,11 +116,28 @@ def _check(
     tensors = {"query": query, "key": key, "value": value, "offset": offset, "modulation": modulation}
     for name, tensor in tensors.items():
         if tensor.dim() != 4:
-            raise ArgumentError(f"{name} has shape {tuple(tensor.shape)}, expected 4 dimensions (N, C, H, W)")
+            raise ArgumentError(
+                f"{name} has shape {tuple(tensor.shape)}, expected 4 dimensions (N, C, H, W)",
+                kind="array",
+                name=name,
+                got=tuple(tensor.shape),
+            )
         if tensor.device != value.device:
-            raise ArgumentError(f"{name} is on {tensor.device} and value on {value.device}, expected one device")
+            raise ArgumentError(
+                f"{name} is on {tensor.device} and value on {value.device}, expected one device",
+                kind="array",
+                name=name,
+                got=str(tensor.device),
+                expected=str(value.device),
+            )
         if tensor.dtype != value.dtype or not tensor.dtype.is_floating_point:
-            raise ArgumentError(f"{name} is {tensor.dtype} and value {value.dtype}, expected one floating-point dtype")
+            raise ArgumentError(
+                f"{name} is {tensor.dtype} and value {value.dtype}, expected one floating-point dtype",
+                kind="array",
+                name=name,
+                got=str(tensor.dtype),
+                expected=str(value.dtype),
+            )
     batch, _, height, width = value.shape
     taps = kernel_size**2
     channels = {"query": query.shape[1], "key": query.shape[1], "offset": 2 * taps, "modulation": taps}
@@ -129,10 +146,16 @@ def _check(
         if tuple(tensors[name].shape) != shape:
             raise ArgumentError(
                 f"{name} has shape {tuple(tensors[name].shape)}, expected {shape} beside value "
-                f"{tuple(value.shape)} with kernel_size {kernel_size}"
+                f"{tuple(value.shape)} with kernel_size {kernel_size}",
+                kind="array",
+                name=name,
+                got=tuple(tensors[name].shape),
+                expected=shape,
             )
     if math.prod(value.shape[1:]) == 0 or query.shape[1] == 0:
-        raise ArgumentError(f"value {tuple(value.shape)} and query {tuple(query.shape)} must not be empty")
+        raise ArgumentError(
+            f"value {tuple(value.shape)} and query {tuple(query.shape)} must not be empty", kind="array"
+        )
     _check_backend(value, backend)
 
 
@@ -147,7 +170,14 @@ def _check_backend(value: Tensor, backend: str) -> None:
     if value.device.type != device or value.dtype not in _FAST_DTYPES:
         dtypes = ", ".join(str(dtype).removeprefix("torch.") for dtype in _FAST_DTYPES)
         raise ArgumentError(
-            f"backend {backend!r} takes {dtypes} tensors on {device}, got {value.dtype} on {value.device}; use 'auto'"
+            f"backend {backend!r} takes {dtypes} tensors on {device}, got {value.dtype} on {value.device}; use 'auto'",
+            name="backend",
+            got=backend,
+            expected="auto",
         )
     if backend == "triton" and not _has_triton():
-        raise ArgumentError("backend 'triton' needs the package triton, which is not installed; use 'auto'")
+        raise ArgumentError(
+            "backend 'triton' needs the package triton, which is not installed; use 'auto'",
+            kind="missing-package",
+            name="triton",
+        )

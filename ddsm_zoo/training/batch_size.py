@@ -75,7 +75,10 @@ def find_batch_size(recipe: Recipe, model: nn.Module, channels: int, images: int
         raise ArgumentError(
             f"training on one crop of {recipe.crop_size[0]} x {recipe.crop_size[1]} takes about "
             f"{(each + _COPIES * weights) / 1e9:.1f} GB and {_USABLE * free / 1e9:.1f} GB can be used; choose a "
-            "smaller crop_size, precision bf16 or a smaller model"
+            "smaller crop_size, precision bf16 or a smaller model",
+            kind="out-of-memory",
+            name="crop_size",
+            got=recipe.crop_size,
         )
     steps = recipe.epochs * images // (_RUN_STEPS * recipe.gradient_accumulation * world_size())
     most = min(fitting, _LARGEST[device.type], max(1, images // (_STEPS * world_size())), max(_SMALLEST, steps))

@@ -60,7 +60,7 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise MissingFileError(f"no training state at {path}, expected the state.pt of an earlier run")
+        raise MissingFileError(f"no training state at {path}, expected the state.pt of an earlier run", path=path)
     try:
         # torch.load itself does not verify the checksums of the archive.
         with zipfile.ZipFile(path) as archive:
@@ -68,13 +68,17 @@ def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     except (zipfile.BadZipFile, RuntimeError, ValueError, EOFError, OSError):
         damaged = True
     if damaged:
-        raise CheckpointError(f"{path} is damaged: delete it to train from the start")
+        raise CheckpointError(f"{path} is damaged: delete it to train from the start", kind="damaged-state", path=path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, LookupError, pickle.UnpicklingError):
         state = None
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
-        raise CheckpointError(f"{path} is not a training state of format {_FORMAT}: delete it to train from the start")
+        raise CheckpointError(
+            f"{path} is not a training state of format {_FORMAT}: delete it to train from the start",
+            kind="damaged-state",
+            path=path,
+        )
     return state
 
 
@@ -109,7 +113,9 @@ def load_last_state(out_dir: Path) -> tuple[Path, dict[str, Any]]:
     except CheckpointError as error:
         if missing:
             raise
-        raise CheckpointError(f"{path} and {before} are damaged: delete both to train from the start") from error
+        raise CheckpointError(
+            f"{path} and {before} are damaged: delete both to train from the start", kind="damaged-state", path=path
+        ) from error
     if rank() == 0:
         position = state["position"]
         logger.warning(
@@ -124,7 +130,10 @@ def check_parts(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     for name, kind in (("recipe", Mapping), ("images", int), ("position", Mapping)):
         if not isinstance(state.get(name), kind):
             raise CheckpointError(
-                f"{path} is not the state of a run, it has no {name}: delete it to train from the start"
+                f"{path} is not the state of a run, it has no {name}: delete it to train from the start",
+                kind="damaged-state",
+                path=path,
+                name=name,
             )
 
 
@@ -151,7 +160,10 @@ def check_continues(
         if known != value:
             raise CheckpointError(
                 f"{path} was made with other {name}: {_difference(known, value)}; resume on the data of that run, or "
-                "begin a new run in another folder"
+                "begin a new run in another folder",
+                kind="other-data",
+                path=path,
+                name=name,
             )
     wanted = recipe.to_plain()
     # A field that did not exist when the run began had no effect, like its default, except for the samplers' rate.
@@ -162,10 +174,19 @@ def check_continues(
         if name not in _FREE_FIELDS and wanted.get(name) != saved.get(name)
     )
     if changed:
-        raise CheckpointError(f"{path} was made with another {', '.join(changed)}; resume with the recipe of that run")
+        raise CheckpointError(
+            f"{path} was made with another {', '.join(changed)}; resume with the recipe of that run",
+            kind="other-recipe",
+            path=path,
+            got=changed,
+        )
     if state["images"] != images:
         raise CheckpointError(
-            f"{path} was made on {state['images']} training images, got {images}; resume on the data of that run"
+            f"{path} was made on {state['images']} training images, got {images}; resume on the data of that run",
+            kind="other-data",
+            path=path,
+            got=images,
+            expected=state["images"],
         )
 
 

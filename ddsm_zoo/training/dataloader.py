@@ -117,7 +117,9 @@ def _start(loader: DataLoader[Any], workers: int) -> Iterator[Any]:
         return iter(loader)
     except OSError as error:
         raise WorkerError(
-            f"cannot start {workers} loading processes ({error.strerror or error}); take fewer by --workers, 0 for none"
+            f"cannot start {workers} loading processes ({error.strerror or error}); take fewer by --workers, "
+            "0 for none",
+            got=workers,
         ) from error
     finally:
         if before is not None:
@@ -134,7 +136,9 @@ def _check_shared_memory(workers: int) -> None:
     if free <= _LEAST_SHARED * (workers + 1):
         raise WorkerError(
             f"shared memory (/dev/shm) has {free // 1024} KiB free, too little for {workers} loading processes: "
-            f"{_SHARED_ADVICE}"
+            f"{_SHARED_ADVICE}",
+            kind="shared-memory",
+            got=free,
         )
 
 
@@ -145,7 +149,9 @@ def _worker_error(error: RuntimeError) -> WorkerError | None:
         number = "".join(re.findall(r"\d+", text)[:1])
         return WorkerError(
             f"the loading process {number} was killed, mostly because memory ran out: take fewer by --workers, 0 for "
-            "none, or a smaller batch_size or crop_size"
+            "none, or a smaller batch_size or crop_size",
+            kind="worker-killed",
+            got=number,
         )
     if "Too many open files" in text or "ancdata" in text:
         return WorkerError(
@@ -194,7 +200,9 @@ def _collate(items: Any) -> Any:
     except RuntimeError as error:
         if not str(error).startswith("unable to "):
             raise
-        return WorkerError(f"shared memory (/dev/shm) is too small for the batches: {_SHARED_ADVICE}")
+        return WorkerError(
+            f"shared memory (/dev/shm) is too small for the batches: {_SHARED_ADVICE}", kind="shared-memory"
+        )
     return batch
 
 

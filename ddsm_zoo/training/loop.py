@@ -159,7 +159,9 @@ def fit(
     """
     for name, samples in (("training", train_set), ("validation", val_set)):
         if not len(samples):
-            raise ArgumentError(f"the {name} set has 0 images, expected at least 1")
+            raise ArgumentError(
+                f"the {name} set has 0 images, expected at least 1", kind="missing-split", name=name, got=0
+            )
     if recipe.precision == "auto":
         raise ArgumentError("precision is auto, expected one that training.precision.settle_precision finds")
     if recipe.batch_size == 0:
@@ -191,7 +193,10 @@ class _Run:
         if len(batches[0]) < train_state.processes:
             raise ArgumentError(
                 f"the training set has {len(batches[0])} images, expected at least one for each of the "
-                f"{train_state.processes} processes"
+                f"{train_state.processes} processes",
+                kind="processes",
+                got=len(batches[0]),
+                expected=train_state.processes,
             )
         self.images_per_epoch = sum(map(len, batches))
         self.batches_per_epoch = len(batches)
@@ -207,7 +212,11 @@ class _Run:
         """Restore the state of ``out_dir`` if there is one, and open the log."""
         resumed = has_state(self.out_dir)
         if resumed and not resume:
-            raise CheckpointError(f"{self.out_dir} holds the state of a run: resume it, or choose another folder")
+            raise CheckpointError(
+                f"{self.out_dir} holds the state of a run: resume it, or choose another folder",
+                kind="run-exists",
+                path=self.out_dir,
+            )
         if resume and not resumed and self.train_state.is_main:
             logger.warning("%s holds no state to resume: a new run begins", self.out_dir)
         path = self._restore() if resumed else None
@@ -393,7 +402,9 @@ class _Run:
             self.position = _Position(**state["position"])
         except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise CheckpointError(f"{path} does not fit this model: {reason}") from error
+            raise CheckpointError(
+                f"{path} does not fit this model: {reason}", kind="weights-mismatch", path=path
+            ) from error
         return path
 
     def _check_weights(self) -> None:

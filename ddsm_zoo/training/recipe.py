@@ -66,12 +66,13 @@ def find_recipe(recipe: str | os.PathLike[str]) -> Path:
         if path.is_file():
             return path
         hint = f"the package has the recipe {path.stem}" if path.stem in known else "`ddsm-zoo recipes` has all names"
-        raise MissingFileError(f"no recipe at {path}, expected a TOML file or a name; {hint}")
+        raise MissingFileError(f"no recipe at {path}, expected a TOML file or a name; {hint}", path=path)
     if recipe not in known:
         nearest = difflib.get_close_matches(recipe[:80], known, n=3)
         hint = f"did you mean {', '.join(nearest)}? " if nearest else ""
         raise UnknownRecipeError(
-            f"unknown recipe {recipe[:80]!r}; {hint}`ddsm-zoo recipes` has all names, and a path ends in {SUFFIX}"
+            f"unknown recipe {recipe[:80]!r}; {hint}`ddsm-zoo recipes` has all names, and a path ends in {SUFFIX}",
+            name=recipe,
         )
     return FOLDER / f"{recipe}{SUFFIX}"
 
@@ -94,7 +95,12 @@ def copy_recipe(recipe: str, target: str | os.PathLike[str] | None = None) -> Pa
     source = find_recipe(recipe)
     target = Path(source.name if target is None else target)
     if target.suffix != SUFFIX:
-        raise ArgumentError(f"the copy is to be called {target}, expected a name that ends in {SUFFIX}")
+        raise ArgumentError(
+            f"the copy is to be called {target}, expected a name that ends in {SUFFIX}",
+            kind="file-suffix",
+            path=target,
+            expected=SUFFIX,
+        )
     if target.exists():
         raise OutputError(errno.EEXIST, "it exists already, choose another file", str(target))
     option = f"--recipe {shlex.quote(str(target))}"

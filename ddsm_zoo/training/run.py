@@ -100,7 +100,8 @@ def train(  # noqa: PLR0913 - each is a choice of its own
         recipe = Recipe.load(recipe, changes)
     elif changes:
         raise ArgumentError(
-            f"got a Recipe and changes of {', '.join(changes)}, expected its name or path beside changes"
+            f"got a Recipe and changes of {', '.join(changes)}, expected its name or path beside changes",
+            kind="options",
         )
     out_dir = Path(out_dir)
     labels = open_dataset(data, "train").labels
@@ -247,15 +248,31 @@ def _start(recipe: Recipe, backbone: str, pretrained: bool | None) -> str:
 
 def _check_model(model: Segmenter, pretrained: bool | None, labels: LabelSpace) -> None:
     if pretrained is not None:
-        raise ArgumentError(f"got a built model and pretrained={pretrained}, expected one source of weights; drop one")
+        raise ArgumentError(
+            f"got a built model and pretrained={pretrained}, expected one source of weights; drop one",
+            kind="options",
+            name="pretrained",
+            got=pretrained,
+        )
     if model.fused:
-        raise ArgumentError("the model was fused for inference and cannot be trained; train it before fuse()")
+        raise ArgumentError(
+            "the model was fused for inference and cannot be trained; train it before fuse()", kind="fused-model"
+        )
     if model.config.in_chans != 3:
-        raise ArgumentError(f"the model takes {model.config.in_chans} channels, images are read as RGB, 3 of them")
+        raise ArgumentError(
+            f"the model takes {model.config.in_chans} channels, expected 3: images are read as RGB",
+            kind="channels",
+            name="in_chans",
+            got=model.config.in_chans,
+            expected=3,
+        )
     if model.num_classes != len(labels):
         binary = "; in labels.json one name is one logit" if {model.num_classes, len(labels)} == {1, 2} else ""
         raise ArgumentError(
-            f"the model has {model.num_classes} classes, expected the {len(labels)} of the data{binary}"
+            f"the model has {model.num_classes} classes, expected the {len(labels)} of the data{binary}",
+            kind="classes-differ",
+            got=model.num_classes,
+            expected=len(labels),
         )
     named = model.provenance.labels
     if named is not None and named.names != labels.names:
@@ -282,14 +299,21 @@ def _check_frozen(recipe: Recipe, pretrained: bool | None) -> None:
     if pretrained is False and recipe.frozen_stages != 0:
         raise ConfigError(
             f"frozen_stages is {recipe.frozen_stages} and the backbone starts from random numbers, expected 0 without "
-            "pretrained weights"
+            "pretrained weights",
+            kind="frozen-layers",
+            name="frozen_stages",
+            got=recipe.frozen_stages,
+            expected=0,
         )
     needs = {"none": True, "backbone": pretrained is not False, "all": pretrained is True}
     if not needs[recipe.frozen_norms]:
         raise ConfigError(
             f"frozen_norms is {recipe.frozen_norms} and "
             f"{'all' if pretrained is False else 'those of the decoder'} start without statistics, expected "
-            f"{'none' if pretrained is False else 'backbone'}, or task weights by --pretrained"
+            f"{'none' if pretrained is False else 'backbone'}, or task weights by --pretrained",
+            kind="frozen-layers",
+            name="frozen_norms",
+            got=recipe.frozen_norms,
         )
 
 
@@ -367,7 +391,9 @@ def _check_overrides(overrides: Mapping[str, Any]) -> None:
         if name not in allowed:
             nearest = difflib.get_close_matches(name, allowed, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected some of {', '.join(allowed)}"
-            raise ConfigError(f"the recipe overrides {name!r}, which a recipe cannot; {hint}")
+            raise ConfigError(
+                f"the recipe overrides {name!r}, which a recipe cannot; {hint}", kind="unknown-field", name=name
+            )
 
 
 @torch.inference_mode()

@@ -212,7 +212,10 @@ def sync_batch_norm(model: nn.Module) -> None:
         if type(norm) is not nn.BatchNorm2d:
             raise ArgumentError(
                 f"{name} is a {type(norm).__name__}, expected torch's BatchNorm2d, the only one that torch can "
-                "synchronize; give the model a method sync_batch_norm() that replaces its batch norms"
+                "synchronize; give the model a method sync_batch_norm() that replaces its batch norms",
+                name=name,
+                got=type(norm).__name__,
+                expected="BatchNorm2d",
             )
     for name, norm in norms.items():
         model.set_submodule(name, cast(Any, nn.SyncBatchNorm).convert_sync_batchnorm(norm))
@@ -242,5 +245,7 @@ def _check_data_parallel() -> None:
         if os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true":
             raise ArgumentError(
                 f"accelerate is configured for {engine}, expected data parallelism: "
-                f"launch without --use_{engine.lower()} and without it in accelerate's config file"
+                f"launch without --use_{engine.lower()} and without it in accelerate's config file",
+                kind="processes",
+                got=engine,
             )

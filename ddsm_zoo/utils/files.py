@@ -22,8 +22,14 @@ from ddsm_zoo.errors import UserError
 _SETTLED = 3.0
 
 
-class OutputError(OSError):
+class OutputError(UserError, OSError):
     """Failed write of a file. The text is one line with the path and the reason, and ``errno`` is kept."""
+
+    kind = "cannot-write"
+
+    def __init__(self, errno: int | None, reason: str | None, path: str) -> None:
+        OSError.__init__(self, errno, reason, path)
+        self.path = path
 
     def __str__(self) -> str:
         return f"cannot write {self.filename}: {self.strerror}"

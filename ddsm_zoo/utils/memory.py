@@ -32,7 +32,7 @@ def enough_memory(work: str, advice: str) -> Iterator[None]:
         # torch has an out-of-memory class on GPUs only
         if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "DefaultCPUAllocator" not in str(error):
             raise
-        raise ArgumentError(f"{work} takes more memory than there is; {advice}") from error
+        raise ArgumentError(f"{work} takes more memory than there is; {advice}", kind="out-of-memory") from error
 
 
 class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch

@@ -29,10 +29,16 @@ class Registry(Mapping[str, ValueT]):
         """Add a name. Raises ValueError if it is taken or is not lower-case letters, digits and underscores."""
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise ArgumentError(
-                f"{name[:80]!r} is not a name for a {self.kind}, expected lower-case letters, digits and underscores"
+                f"{name[:80]!r} is not a name for a {self.kind}, expected lower-case letters, digits and underscores",
+                kind="bad-name",
+                name=name,
             )
         if name in self._known:
-            raise ArgumentError(f"a {self.kind} named {name!r} exists already; register yours under another name")
+            raise ArgumentError(
+                f"a {self.kind} named {name!r} exists already; register yours under another name",
+                kind="bad-name",
+                name=name,
+            )
         self._known[name] = value
 
     def __getitem__(self, name: str) -> ValueT:

@@ -114,7 +114,9 @@ def convert_weights(model: Segmenter, checkpoint: str | os.PathLike[str] | Mappi
     if kind.decoder not in (None, model.config.decoder):
         raise CheckpointError(
             f"{where} is a {kind.name}, expected weights for the decoder {model.config.decoder}; "
-            f"create the model with the decoder {kind.decoder}"
+            f"create the model with the decoder {kind.decoder}",
+            kind="weights-mismatch",
+            name=where,
         )
     expected = model.state_dict()
     mapped = _translate(kind, tensors, expected, where, model.config.backbone)
@@ -129,7 +131,9 @@ def convert_weights(model: Segmenter, checkpoint: str | os.PathLike[str] | Mappi
     if problems:
         raise CheckpointError(
             f"{where}, a {kind.name}, does not fit the model: {'; '.join(problems)}; "
-            "check the backbone, width, separable and num_classes it was created with"
+            "check the backbone, width, separable and num_classes it was created with",
+            kind="weights-mismatch",
+            name=where,
         )
     model.load_state_dict(given, strict=False)
     done = Conversion(
@@ -153,7 +157,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_tensors(path)
     if not path.is_file():
-        raise MissingFileError(f"{path} does not exist, expected a checkpoint")
+        raise MissingFileError(f"{path} does not exist, expected a checkpoint", path=path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
@@ -161,7 +165,9 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # damaged bytes can raise any exception
         raise CheckpointError(
             f"{path} is damaged or holds more than tensors, which is not opened ({type(error).__name__}); "
-            "save its state dict alone, best with safetensors.torch.save_file"
+            "save its state dict alone, best with safetensors.torch.save_file",
+            kind="unsafe-file",
+            path=path,
         ) from error
     while isinstance(content, Mapping):
         inner = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), None)
@@ -169,7 +175,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             break
         content = inner
     if not isinstance(content, Mapping) or not content or not all(map(_is_named_tensor, content.items())):
-        raise CheckpointError(f"{path} holds no state dict, expected tensors by name")
+        raise CheckpointError(f"{path} holds no state dict, expected tensors by name", path=path)
     return dict(content)
 
 
@@ -184,7 +190,9 @@ def _recognize(tensors: Mapping[str, Tensor], where: str) -> tuple[_Kind, str]:
             return kind, prefix
     known = ", ".join(kind.name for kind in _KINDS)
     raise CheckpointError(
-        f"{where} is none of {known}; its tensors begin with {abbreviate(list(tensors)) or 'nothing'}"
+        f"{where} is none of {known}; its tensors begin with {abbreviate(list(tensors)) or 'nothing'}",
+        kind="weights-mismatch",
+        name=where,
     )
 
 
@@ -208,7 +216,11 @@ def _translate(
     if kind.encoder:
         _check_encoder(kind, mapped, unknown, expected, where, backbone)
     if unknown:
-        raise CheckpointError(f"{where} has {len(unknown)} tensors that no {kind.name} has: {abbreviate(unknown)}")
+        raise CheckpointError(
+            f"{where} has {len(unknown)} tensors that no {kind.name} has: {abbreviate(unknown)}",
+            kind="weights-mismatch",
+            name=where,
+        )
     return mapped
 
 
@@ -230,7 +242,9 @@ def _check_encoder(
         first = f"it has {extra[0]}" if extra else f"it lacks {missing[0]}"
         raise CheckpointError(
             f"{where}, a {kind.name}, has another encoder than timm's {backbone}: {first}; pass the backbone of the "
-            "checkpoint. Of smp's encoders, ResNets and those of timm (tu-) can be taken over"
+            "checkpoint. Of smp's encoders, ResNets and those of timm (tu-) can be taken over",
+            kind="weights-mismatch",
+            name=where,
         )
 
 

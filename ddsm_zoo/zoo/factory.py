@@ -56,7 +56,7 @@ _ELSEWHERE = {
 class WeightsNotFoundError(UserError, LookupError):
     """Raised for task weights that are not published yet. Names the recipe that makes them and models with weights."""
 
-    kind = "no-weights"
+    kind = "no-task-weights"
 
 
 def create_model(  # noqa: PLR0913  # the names of timm and of the Hub's client
@@ -121,13 +121,15 @@ def create_model(  # noqa: PLR0913  # the names of timm and of the Hub's client
     """
     if pretrained and checkpoint_path is not None:
         raise ArgumentError(
-            "got both pretrained=True and checkpoint_path, expected one source of weights; drop one of them"
+            "got both pretrained=True and checkpoint_path, expected one source of weights; drop one of them",
+            kind="options",
         )
     fetch = _fetcher(cache_dir, token, local_files_only, force_download)
     if "classes" in config_overrides:  # smp's name for it
         if num_classes is not None:
             raise ArgumentTypeError(
-                f"got num_classes={num_classes} and classes={config_overrides['classes']}, expected one of them"
+                f"got num_classes={num_classes} and classes={config_overrides['classes']}, expected one of them",
+                kind="options",
             )
         num_classes = config_overrides.pop("classes")
     label_space = _as_labels(labels, num_classes)
@@ -198,7 +200,9 @@ def _require_weights(model_name: str, backbone: str | None = None) -> None:
     if _resolve(model_name, backbone, False, client.fetch)[0].weights is None:
         raise WeightsNotFoundError(
             f"{model_name} is an architecture without task weights and cannot predict; "
-            f"models whose weights exist: {_available()}"
+            f"use a model whose weights exist: {_available()}",
+            kind="no-task-weights",
+            name=model_name,
         )
 
 
@@ -237,7 +241,10 @@ def describe_weights(model: Segmenter, weights: WeightsSpec) -> None:
     """
     if len(weights.labels) != model.num_classes:
         raise ArgumentError(
-            f"got {len(weights.labels)} labels for a model of {model.num_classes} classes, expected one each"
+            f"got {len(weights.labels)} labels for a model of {model.num_classes} classes, expected one each",
+            kind="classes-differ",
+            got=len(weights.labels),
+            expected=model.num_classes,
         )
     model.provenance = Provenance(
         name=model.provenance.name, preprocess=weights.preprocess, labels=weights.labels, weights=weights
@@ -319,8 +326,9 @@ def _resolve(
     if not client.is_uri(name):
         if "/" in name or ":" in name:
             raise registry.UnknownModelError(
-                f"{client.public_uri(name)[:80]!r} names no model; a folder is local-dir:FOLDER, a repository "
-                "hf-hub:ORG/NAME, and a file of weights is the checkpoint_path of a model"
+                f"{client.public_uri(name)[:80]!r} names no model, expected a name of `ddsm-zoo list`, "
+                "local-dir:FOLDER or hf-hub:ORG/NAME; pass a file of weights as checkpoint_path",
+                name=client.public_uri(name),
             )
         return registry.find(name, backbone), None
     wanted = (client.CONFIG_FILE, client.WEIGHTS_FILE) if pretrained else (client.CONFIG_FILE,)
@@ -343,7 +351,11 @@ def _configure(
     module = overrides.get("ddsm", {})
     module = to_dict(module) if isinstance(module, DDSMConfig) else module
     if not isinstance(module, Mapping):
-        raise ArgumentTypeError(f"ddsm is {type(module).__name__}, expected a DDSMConfig or a dict of its fields")
+        raise ArgumentTypeError(
+            f"ddsm is {type(module).__name__}, expected a DDSMConfig or a dict of its fields",
+            name="ddsm",
+            got=type(module).__name__,
+        )
     _check_names(overrides, model_fields | ddsm_fields)
     _check_names(module, ddsm_fields)
     module = {**module, **{name: value for name, value in overrides.items() if name in ddsm_fields - model_fields}}
@@ -360,12 +372,22 @@ def _check_names(given: Mapping[str, Any], known: Collection[str]) -> None:
     unknown = [name for name in given if name not in known]
     if unknown:
         if unknown[0] in BACKBONE_ARGS:
-            raise ArgumentTypeError(f"create_model() takes {unknown[0]} as backbone_args={{{unknown[0]!r}: ...}}")
+            raise ArgumentTypeError(
+                f"create_model() takes {unknown[0]} as backbone_args={{{unknown[0]!r}: ...}}",
+                kind="unknown-option",
+                name=unknown[0],
+            )
         if unknown[0] in _ELSEWHERE:
-            raise ArgumentTypeError(f"create_model() has no option {unknown[0]!r}; {_ELSEWHERE[unknown[0]]}")
+            raise ArgumentTypeError(
+                f"create_model() has no option {unknown[0]!r}; {_ELSEWHERE[unknown[0]]}",
+                kind="unknown-option",
+                name=unknown[0],
+            )
         nearest = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected one of {', '.join(sorted(known))}"
-        raise ArgumentTypeError(f"create_model() got an unknown override {unknown[0]!r}; {hint}")
+        raise ArgumentTypeError(
+            f"create_model() got an unknown override {unknown[0]!r}; {hint}", kind="unknown-option", name=unknown[0]
+        )
 
 
 def _imagenet_weights(timm_name: str, fetch: _Fetch) -> Mapping[str, Tensor]:
@@ -388,7 +410,9 @@ def _fetch_task_weights(entry: registry.Entry, task: WeightsSpec, fetch: _Fetch)
             raise
         raise WeightsNotFoundError(
             f"the weights of {entry.name} are not published yet ({error}); train them with recipe {task.recipe}, "
-            f"or use a model whose weights exist: {_available()}"
+            f"or use a model whose weights exist: {_available()}",
+            kind="weights-not-published",
+            name=entry.name,
         ) from error
     return file, _as_published(task, saving.read_saved(config[0].path)) if config else task
 
@@ -398,7 +422,10 @@ def _as_published(task: WeightsSpec, manifest: Manifest) -> WeightsSpec:
     own = manifest.pretrained_cfg
     if len(own.labels) != len(task.labels):
         raise CheckpointError(
-            f"{task.uri} holds a model of {len(own.labels)} classes, expected the {len(task.labels)} of {task.dataset}"
+            f"{task.uri} holds a model of {len(own.labels)} classes, expected the {len(task.labels)} of {task.dataset}",
+            kind="classes-differ",
+            got=len(own.labels),
+            expected=len(task.labels),
         )
     return dataclasses.replace(
         own,
@@ -545,11 +572,16 @@ def _as_labels(labels: LabelSpace | Sequence[str] | None, num_classes: int | Non
         return None
     if not isinstance(labels, LabelSpace):
         if isinstance(labels, str) or not all(isinstance(name, str) for name in labels):
-            raise ArgumentTypeError(f"labels is {labels!r}, expected a LabelSpace or a list of class names")
+            raise ArgumentTypeError(
+                f"labels is {labels!r}, expected a LabelSpace or a list of class names", name="labels", got=labels
+            )
         labels = LabelSpace.from_names(labels, ignore_index=max(255, len(labels)))
     if num_classes not in (None, len(labels)):
         raise ArgumentError(
-            f"got {len(labels)} labels and num_classes={num_classes}, expected one label for each class"
+            f"got {len(labels)} labels and num_classes={num_classes}, expected one label for each class",
+            kind="classes-differ",
+            got=len(labels),
+            expected=num_classes,
         )
     return labels
 

@@ -154,6 +154,7 @@ def _ambiguous(name: str) -> ArgumentError:
         f"{name!r} names two things with what was registered, as fusions that end in a backbone's name do; "
         "register yours under another name",
         name=name,
+        kind="bad-name",
     )
 
 
@@ -371,13 +372,23 @@ def register_model(name: str, config: ModelConfig, weights: WeightsSpec | None =
         ValueError: The name is taken or malformed, or the weights have another number of classes than ``config``.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise ArgumentError(f"{name!r} is no model name, expected lower-case letters, digits and underscores")
+        raise ArgumentError(
+            f"{name!r} is no model name, expected lower-case letters, digits and underscores",
+            kind="bad-name",
+            name=name,
+        )
     if name in _table() or name in families():
-        raise ArgumentError(f"a model named {name!r} exists already; register yours under another name")
+        raise ArgumentError(
+            f"a model named {name!r} exists already; register yours under another name", kind="bad-name", name=name
+        )
     if weights is not None and len(weights.labels) != config.num_classes:
         raise ArgumentError(
             f"the config of {name!r} has {config.num_classes} classes and its weights {len(weights.labels)}, "
-            "expected the same number"
+            "expected the same number",
+            kind="classes-differ",
+            name=name,
+            got=len(weights.labels),
+            expected=config.num_classes,
         )
     preprocess = backbone_preprocess(config.backbone) if weights is None else weights.preprocess
     _TABLE[name] = Entry(name=name, config=config, weights=weights, preprocess=preprocess)
@@ -432,11 +443,13 @@ def find(name: str, backbone: str | None = None) -> Entry:
         if backbone is None:
             raise UnknownModelError(
                 f"{name!r} names no backbone; pass backbone='convnext_tiny.fb_in22k' or another timm name, "
-                f"or use {key}_{{{','.join(BACKBONES)}}}"
+                f"or use {key}_{{{','.join(BACKBONES)}}}",
+                kind="no-backbone",
+                name=name,
             )
         return Entry(name=key, config=architecture(*known[key], backbone), preprocess=_row(backbone).preprocess)
     if key not in table:
-        raise UnknownModelError(_unknown(name, key, table))
+        raise UnknownModelError(_unknown(name, key, table), name=name)
     entry = with_backbone(table[key], backbone)
     return dataclasses.replace(entry, weights=_at_organisation(entry.weights))
 

@@ -52,7 +52,7 @@ def test_errors_fail(run: Run) -> None:
     lines = [line.replace("│", " ").split() for line in result.stdout.splitlines()]
     assert [words[0] for words in lines if words and words[0] in ("error", "warning")] == ["error", "warning"]
     assert "ids that stand for no class in 1 of 3 masks" in result.stdout
-    assert result.stderr == "error: folder:data has 1 error and 1 warning\n"
+    assert result.stderr == "error: folder:data has 1 error and 1 warning [unusable-data]\n"
 
 
 def test_figures(run: Run) -> None:
@@ -96,8 +96,8 @@ def test_training_refuses_with_the_same_words(run: Run) -> None:
     write(Path("data/masks/val/d.png"), IDS + 40)
     Path("recipe.toml").write_text('model = "uper_ddsm_tiny"\nepochs = 1\nbatch_size = 1\nworkers = 0\n')
     problems = json.loads(run("folder:data", "--json", "-", fails=1).stdout)["problems"]
-    (text,) = (problem["text"] for problem in problems if problem["severity"] == "error")
+    ((kind, text),) = ((entry["kind"], entry["text"]) for entry in problems if entry["severity"] == "error")
     train = ["train", "-r", "recipe.toml", "-d", "folder:data", "-o", "run", "--no-pretrained"]
     result = run_command(*train, fails=1)
-    assert result.stderr == f"error: folder:data cannot be used: {text}\n"
+    assert result.stderr == f"error: folder:data cannot be used: {text} [{kind}]\n"
     assert not Path("run").exists()

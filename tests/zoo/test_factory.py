@@ -125,7 +125,7 @@ def test_unknown_names_are_refused() -> None:
     with pytest.raises(registry.UnknownModelError, match="did you mean uper_ddsm_tiny"):
         create_model("upper_ddsm_tiny")
     for name in ("runs/mine/best", "file:model.safetensors", "https://hf_secret@example.org/model", "someone/model"):
-        with pytest.raises(registry.UnknownModelError, match="a folder is local-dir:FOLDER") as error:
+        with pytest.raises(registry.UnknownModelError, match="local-dir:FOLDER") as error:
             create_model(name)
         assert "hf_secret" not in one_line(error)
 

@@ -146,7 +146,7 @@ def require_sound(spec: str, splits: Sequence[str], progress: Progress | None = 
     report = check_data(spec, splits, quick=True, progress=progress)
     if errors := report.errors:
         others = f" ({len(errors) - 1} more: ddsm-zoo check-data {spec})" if len(errors) > 1 else ""
-        raise DatasetError(f"{spec} cannot be used: {errors[0]}{others}")
+        raise DatasetError(f"{spec} cannot be used: {errors[0]}{others}", kind=errors[0].kind, name=spec)
     for problem in report.problems:
         _logger.warning("%s: %s", spec, problem)
     return report

@@ -177,7 +177,7 @@ def readable(file: Path, format: str) -> Iterator[None]:
         RecursionError,
     ) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise DatasetError(f"{file} cannot be read as {format} ({reason})") from error
+        raise DatasetError(f"{file} cannot be read as {format} ({reason})", kind="import", path=file) from error
 
 
 def read_json(file: Path) -> Any:

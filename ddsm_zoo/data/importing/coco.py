@@ -63,7 +63,9 @@ def _instance_files(source: Path, findings: Findings) -> list[tuple[Path, Mappin
             findings.left_out.add("JSON files beside those named instances_...", file.name)
     if not files:
         raise DatasetError(
-            f"{source} has no COCO annotations, expected a JSON file with images, annotations and categories"
+            f"{source} has no COCO annotations, expected a JSON file with images, annotations and categories",
+            kind="import",
+            path=source,
         )
     # the classes come in the order of the training split's file
     return sorted(instances or files, key=lambda item: (split_of_file(item[0], source) != "train", item[0]))

@@ -38,7 +38,11 @@ def read_cvat(source: Path, options: ImportOptions, findings: Findings) -> Annot
             findings.left_out.add("XML files that are not CVAT's", file.name)
             continue
         if root.find("track") is not None:
-            raise DatasetError(f'{file} is "CVAT for video", expected "CVAT for images": export the task as that')
+            raise DatasetError(
+                f'{file} is "CVAT for video", expected "CVAT for images": export the task as that',
+                kind="import",
+                path=file,
+            )
         with readable(file, "CVAT for images"):
             for label in root.iterfind("meta//labels/label"):
                 name = label.findtext("name", "").strip()
@@ -53,7 +57,9 @@ def read_cvat(source: Path, options: ImportOptions, findings: Findings) -> Annot
             ]
     if not images:
         raise DatasetError(
-            f"{source} has no annotations of CVAT, expected XML files with images, such as annotations.xml"
+            f"{source} has no annotations of CVAT, expected XML files with images, such as annotations.xml",
+            kind="import",
+            path=source,
         )
     for path in finder.unused():
         findings.left_out.add("image files that no annotation file lists", path.name)

@@ -43,7 +43,9 @@ def class_table(annotations: Annotations, options: ImportOptions, findings: Find
     background = options.background or annotations.background
     ignored = {*annotations.ignored, *options.ignore}
     if unknown := sorted(set(options.ignore) - set(annotations.names)):
-        raise DatasetError(f"--ignore names {', '.join(unknown)}, the classes are {', '.join(annotations.names)}")
+        raise DatasetError(
+            f"--ignore names {', '.join(unknown)}, the classes are {', '.join(annotations.names)}", kind="import"
+        )
     names = [name for name in annotations.names if name not in ignored]
     # the source's own word for everything else, such as labelme's _background_
     own = next((name for name in names if name.strip("_ ").lower() == "background"), None)
@@ -52,16 +54,18 @@ def class_table(annotations: Annotations, options: ImportOptions, findings: Find
     elif own is None and background not in names:
         names = [background, *names]
     if not all(annotations.names):
-        raise DatasetError("a class of the source has an empty name, expected a name for each")
+        raise DatasetError("a class of the source has an empty name, expected a name for each", kind="import")
     for name in names:
         if any(other != name and other.lower() == name.lower() for other in names):
             findings.notes.add("classes whose names differ in capitals alone", name)
     renamed = {} if own is None else {own: background}
     written = list(dict.fromkeys(renamed.get(name, name) for name in names))
     if not written:
-        raise DatasetError("no class is left: the annotations have none besides what is ignored")
+        raise DatasetError("no class is left: the annotations have none besides what is ignored", kind="import")
     if len(written) == 1 and background == IGNORE:
-        raise DatasetError(f"{written[0]} is the only class and everything else is ignored: give --background a name")
+        raise DatasetError(
+            f"{written[0]} is the only class and everything else is ignored: give --background a name", kind="import"
+        )
     ignore_index = 255 if len(written) <= 255 else 65535
     ids: dict[str | None, int] = {name: written.index(renamed.get(name, name)) for name in names}
     ids |= dict.fromkeys((*ignored, None, *([own] if own not in ids else [])), ignore_index)

@@ -22,9 +22,11 @@ def existing_source(source: Path) -> Path:
     """Return ``source`` with ~ expanded. Raises DatasetError if nothing is there, or a ZIP archive."""
     source = source.expanduser()
     if not source.exists():
-        raise DatasetError(f"{source} does not exist, expected the folder of an export")
+        raise DatasetError(f"{source} does not exist, expected the folder of an export", kind="import", path=source)
     if source.is_file() and source.suffix.lower() in (".zip", ".gz", ".tar", ".tgz", ".7z", ".rar"):
-        raise DatasetError(f"{source} is an archive, expected a folder: unpack it and name the folder")
+        raise DatasetError(
+            f"{source} is an archive, expected a folder: unpack it and name the folder", kind="import", path=source
+        )
     return source
 
 
@@ -68,7 +70,7 @@ class ImageFinder:
 
     def __init__(self, source: Path, images: Path | None) -> None:
         if images is not None and not images.is_dir():
-            raise DatasetError(f"the folder of the images {images} does not exist")
+            raise DatasetError(f"the folder of the images {images} does not exist", kind="import")
         self.root = source.parent if source.is_file() else source
         self.roots = [root for root in (images, self.root) if root is not None]
         self.by_name: dict[str, list[Path]] = defaultdict(list)

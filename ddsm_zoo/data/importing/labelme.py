@@ -49,7 +49,11 @@ def read_labelme(source: Path, options: ImportOptions, findings: Findings) -> An
         with readable(file, "labelme"):
             images.append(_image(file, content, finder, known, options, findings))
     if not images:
-        raise DatasetError(f"{source} has no annotations of labelme, expected JSON files with shapes and imagePath")
+        raise DatasetError(
+            f"{source} has no annotations of labelme, expected JSON files with shapes and imagePath",
+            kind="import",
+            path=source,
+        )
     for path in finder.unused():
         findings.left_out.add("images without a JSON file, as not annotated", path.name)
     found = sorted({str(region.label) for image in images for region in image.regions})

@@ -114,7 +114,7 @@ def import_data(
         OutputError: DEST exists or cannot be written.
     """
     if format not in READERS:
-        raise DatasetError(f"the format {format!r} is unknown, expected one of {', '.join(READERS)}")
+        raise DatasetError(f"the format {format!r} is unknown, expected one of {', '.join(READERS)}", kind="import")
     options = options or ImportOptions()
     source, dest = existing_source(Path(source)), Path(dest).expanduser()
     findings = Findings()
@@ -159,7 +159,7 @@ def _read(format: str, source: Path, options: ImportOptions, findings: Findings)
         found = detect(source)
         if found is None or found[0] == format:
             raise
-        raise DatasetError(f"{error}{import_hint(source)}") from error
+        raise DatasetError(f"{error}{import_hint(source)}", kind="import") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,7 +293,9 @@ def _require_areas(source: Path, format: str, annotations: Annotations, totals: 
     left_out = "; ".join(findings.left_out.lines()) or "it lists none"
     if not totals.splits:
         raise DatasetError(
-            f"{source} has no usable image for {format} among the {len(annotations.images)} it lists: {left_out}"
+            f"{source} has no usable image for {format} among the {len(annotations.images)} it lists: {left_out}",
+            kind="import",
+            path=source,
         )
     if sum(totals.empty.values()) == sum(totals.splits.values()):
-        raise DatasetError(f"{source} has no annotation with an area: {left_out}")
+        raise DatasetError(f"{source} has no annotation with an area: {left_out}", kind="import", path=source)

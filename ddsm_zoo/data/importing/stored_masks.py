@@ -46,7 +46,9 @@ def read_voc(source: Path, options: ImportOptions, findings: Findings) -> Annota
     """Read SegmentationClass/ with the lists in ImageSets/Segmentation/. Raises DatasetError if there is none."""
     if not any(found for depth in ("", "*/", "*/*/") for found in source.glob(f"{depth}SegmentationClass*")):
         boxes = "; Annotations/ has boxes alone" if any(source.glob("**/Annotations/*.xml")) else ""
-        raise DatasetError(f"{source} has no SegmentationClass, expected the folder that holds it{boxes}")
+        raise DatasetError(
+            f"{source} has no SegmentationClass, expected the folder that holds it{boxes}", kind="import", path=source
+        )
     root = _below(source, "SegmentationClass*")
     masks = _voc_masks(root)
     classes = _color_map(root, findings)
@@ -74,7 +76,9 @@ def _below(source: Path, *patterns: str) -> Path:
         for found in sorted(source.glob(f"{depth}{patterns[0]}")):
             if all(any(found.parent.glob(pattern)) for pattern in patterns):
                 return found.parent
-    raise DatasetError(f"{source} has no {' and '.join(patterns)}, expected the folder that holds them")
+    raise DatasetError(
+        f"{source} has no {' and '.join(patterns)}, expected the folder that holds them", kind="import", path=source
+    )
 
 
 def _voc_masks(root: Path) -> dict[str, Path]:
@@ -82,7 +86,7 @@ def _voc_masks(root: Path) -> dict[str, Path]:
         masks = {file.stem: file for file in walk(folder) if file.suffix.lower() in SUFFIXES}
         if masks:
             return masks
-    raise DatasetError(f"{root} has no masks in SegmentationClass, expected PNG images")
+    raise DatasetError(f"{root} has no masks in SegmentationClass, expected PNG images", kind="import")
 
 
 def _voc_splits(root: Path, masks: Mapping[str, Path]) -> dict[str, str | None]:
@@ -140,7 +144,11 @@ def _voc_mask(path: Path, classes: ColorMap) -> StoredMask:
 def _read_mask(path: Path) -> MaskFile:
     stored = read_stored(path)
     if stored.lossy:
-        raise DatasetError(f"mask {path} is compressed with losses, which changes ids: export the masks again as PNG")
+        raise DatasetError(
+            f"mask {path} is compressed with losses, which changes ids: export the masks again as PNG",
+            kind="import",
+            path=path,
+        )
     return stored
 
 
@@ -161,7 +169,9 @@ def read_roboflow(source: Path, options: ImportOptions, findings: Findings) -> A
     if not tables:
         raise DatasetError(
             f'{source} has no _classes.csv, expected train/ or others with one, as Roboflow exports "Semantic '
-            'Segmentation Masks"'
+            'Segmentation Masks"',
+            kind="import",
+            path=source,
         )
     tables.sort(key=lambda file: split_of_file(file, source) != "train")
     names: dict[str, None] = {}
@@ -203,7 +213,9 @@ def _ids(path: Path, classes: Mapping[int, str]) -> StoredMask:
     """Read a mask of ids, also one that stores them in three equal channels."""
     file = _read_mask(path)
     if file.values.ndim == 3 and not file.equal_channels:
-        raise DatasetError(f"mask {path} is an RGB image in colours, expected single-channel ids")
+        raise DatasetError(
+            f"mask {path} is an RGB image in colours, expected single-channel ids", kind="import", path=path
+        )
     stored = file.values[..., 0] if file.equal_channels else file.values
     return _lookup(stored, {value: index for index, value in enumerate(classes)}, list(classes.values()))
 

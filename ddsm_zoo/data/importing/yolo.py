@@ -30,7 +30,9 @@ def read_yolo(source: Path, options: ImportOptions, findings: Findings) -> Annot
     if file is None:
         return _plain(source, options, findings)
     if options.images is not None:
-        raise DatasetError(f"--images is of no use here: {file} names the folders of the images")
+        raise DatasetError(
+            f"--images is of no use here: {file} names the folders of the images", kind="import", path=file
+        )
     try:
         import yaml
     except ModuleNotFoundError as error:
@@ -61,14 +63,22 @@ def _yaml_file(source: Path) -> Path | None:
     files = sorted((*source.glob("*.yaml"), *source.glob("*.yml")))
     named = [file for file in files if file.stem == "data"]
     if not named and len(files) > 1:
-        raise DatasetError(f"{source} has {len(files)} YAML files, expected one: name the file instead of the folder")
+        raise DatasetError(
+            f"{source} has {len(files)} YAML files, expected one: name the file instead of the folder",
+            kind="import",
+            path=source,
+        )
     return next(iter(named or files), None)
 
 
 def _plain(source: Path, options: ImportOptions, findings: Findings) -> Annotations:
     listed = next((path for name in ("classes.txt", "obj.names") if (path := source / name).is_file()), None)
     if listed is None:
-        raise DatasetError(f"{source} has no data.yaml, nor classes.txt with images/ and labels/, as YOLO's format has")
+        raise DatasetError(
+            f"{source} has no data.yaml, nor classes.txt with images/ and labels/, as YOLO's format has",
+            kind="import",
+            path=source,
+        )
     lines = [line.strip() for line in read_text(listed).splitlines() if line.strip()]
     names = dict(enumerate(lines))
     folder = (options.images or source / "images").expanduser()
