@@ -355,8 +355,8 @@ def _backbone_args(given: Mapping[str, Any]) -> dict[str, Any]:
     return args
 
 
-def _check_range(name: str, value: float, low: int, high: int) -> None:
-    if not low <= value <= high:
+def _check_range(name: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= int(value) <= high:
         raise ConfigError.of(name, value, f"{low} to {high}")
 
 

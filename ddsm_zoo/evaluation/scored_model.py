@@ -20,7 +20,7 @@ from ddsm_zoo.inference.precision import Precision, settled_precision
 from ddsm_zoo.inference.predictor import choose_device, model_labels, model_threshold, prepare, recorded_labels
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.layers import resize
-from ddsm_zoo.models import Segmenter
+from ddsm_zoo.models import Segmenter, as_segmenter, unwrap
 from ddsm_zoo.zoo.factory import resolve_data_config
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,8 @@ def wrap_model(
 ) -> ScoredModel:
     """Wrap the pretrained model of a name, a model, or any module or function from images to scores of the ``labels``.
 
+    A model of this package inside DataParallel, DistributedDataParallel, torch.compile or an average counts as itself.
+
     ``preprocess`` defaults to that of the model's training or, if unknown, to ImageNet's. ``threshold`` defaults to
     that of the model's weights. The scores have the resolution of the images. Raises the errors of `create_model`, and
     ValueError for a model with other classes, an unknown precision or one for a function, which computes as it likes.
@@ -70,8 +72,9 @@ def wrap_model(
     uri: str | None = None
     sha256: str | None = None
     module: nn.Module | None = None
-    if isinstance(model, (str, Segmenter)):
-        module = segmenter = prepare(model, device)
+    own = model if isinstance(model, str) else as_segmenter(model)
+    if own is not None:
+        module = segmenter = prepare(own, device)
         _check_classes(segmenter, labels)
         threshold = model_threshold(segmenter, threshold)
         known = segmenter.provenance
@@ -80,7 +83,7 @@ def wrap_model(
             assert known.weights is not None  # `prepare` rejects a model without weights
             name, uri, sha256 = model, public_uri(known.weights.uri), known.weights.sha256
         else:
-            name, sha256 = known.name, _hash_of(model)
+            name, sha256 = known.name, _hash_of(unwrap(segmenter))
     elif isinstance(model, nn.Module):
         name, sha256 = type(model).__name__, _hash_of(model)
         module = model.to(choose_device(device))
@@ -94,6 +97,7 @@ def wrap_model(
             expected="fp32",
         )
     else:
+        assert not isinstance(model, str)
         name = getattr(model, "__name__", type(model).__name__)
         predict = _logits_expected(_on(choose_device(device), model))
     return ScoredModel(

@@ -28,7 +28,7 @@ from ddsm_zoo.inference.scores import predict_ids
 from ddsm_zoo.inference.tiling import MIN_SIDE, Tiling, largest_side, predict_bands
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.layers import resize
-from ddsm_zoo.models import Segmenter
+from ddsm_zoo.models import Segmenter, as_segmenter
 from ddsm_zoo.models.saving import numbered_labels
 from ddsm_zoo.utils import Progress
 from ddsm_zoo.utils.files import atomic_path
@@ -125,7 +125,7 @@ class Predictor:
     Args:
         model: Model, or a name that `create_model` takes, whose pretrained weights are loaded. The model is moved to
             ``device`` and converted to channels-last memory. It stays in evaluation mode: call ``model.train()`` before
-            you train it on.
+            you train it on. DataParallel, DistributedDataParallel and averages of weights are unwrapped.
         device: Torch device. Unless given, a GPU if there is one.
         precision: "fp32", or "bf16" to compute in 16 bits. "auto" takes bf16 if it is faster on this machine and finds
             the same classes in the middle of the first image, see `inference.precision.choose_precision`.
@@ -365,12 +365,17 @@ def choose_device(device: str | torch.device | None) -> torch.device:
 def prepare(model: str | Segmenter, device: str | torch.device | None) -> Segmenter:
     """Move a model to its device, ready to predict RGB images. A name loads the pretrained model.
 
-    Your own model keeps its layers. A model created here gets its batch norms folded, which is faster and changes the
-    logits only by rounding.
+    Your own model keeps its layers, and is unwrapped by `as_segmenter`. A model created here gets its batch norms
+    folded, which is faster and changes the logits only by rounding. Raises TypeError for a model of another library.
     """
     chosen = choose_device(device)
     if isinstance(model, str):
         model = create_trained(model).fuse()
+    else:
+        own = as_segmenter(model)
+        if own is None:
+            raise TypeError(f"got a {type(model).__name__}, expected a model of this package or a name")
+        model = own
     if model.config.in_chans != 3:
         raise ArgumentError(
             f"the model takes {model.config.in_chans} channels, expected 3: images are read as RGB",

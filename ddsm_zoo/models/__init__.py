@@ -3,12 +3,13 @@
 from ddsm_zoo.models.backbone import BackboneError, hub_uri, imagenet_preprocess, packaged_weights
 from ddsm_zoo.models.complexity import Complexity, complexity, count
 from ddsm_zoo.models.decoders import register_decoder
-from ddsm_zoo.models.segmenter import Segmenter, unwrap
+from ddsm_zoo.models.segmenter import Segmenter, as_segmenter, unwrap
 
 __all__ = [
     "BackboneError",
     "Complexity",
     "Segmenter",
+    "as_segmenter",
     "complexity",
     "count",
     "hub_uri",

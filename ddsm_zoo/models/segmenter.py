@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -364,6 +364,23 @@ def unwrap(model: nn.Module) -> Segmenter:
                 f"got a {type(model).__name__}, expected a model of this package; pass the Segmenter inside it, "
                 "or save another model's state dict with safetensors.torch.save_file"
             )
+    return inner
+
+
+def as_segmenter(model: object) -> Segmenter | None:
+    """Return the segmenter that computes what ``model`` does, inside wrappers of torch and timm. None without one.
+
+    A compiled one stays compiled: it has a segmenter's attributes. A module of a user around a segmenter may compute
+    something else.
+    """
+    inner = model
+    while not isinstance(inner, Segmenter):
+        if not isinstance(inner, nn.Module) or type(inner).__module__.partition(".")[0] not in ("torch", "timm"):
+            return None
+        compiled = inner._modules.get("_orig_mod")
+        if isinstance(compiled, Segmenter):
+            return cast(Segmenter, inner)
+        inner = compiled or inner._modules.get("module")
     return inner
 
 

@@ -28,7 +28,7 @@ from ddsm_zoo.hub.safetensors_io import read_tensors
 from ddsm_zoo.hub.state_dict import load_state_dict
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.layers.sampler import watch_taps
-from ddsm_zoo.models import Segmenter
+from ddsm_zoo.models import Segmenter, unwrap
 from ddsm_zoo.training.batch_size import find_batch_size
 from ddsm_zoo.training.checkpoint import check_parts, has_state, load_last_state
 from ddsm_zoo.training.loop import Hooks, ProgressEvent, fit
@@ -113,6 +113,7 @@ def train(  # noqa: PLR0913 - each is a choice of its own
         model = _initial_model(recipe, labels, pretrained, resumed)
         start = _start(recipe, model.config.backbone, pretrained)
     else:
+        model = unwrap(model)
         _check_model(model, pretrained, labels)
     report = _check(recipe, data, progress)
     preprocess = dataclasses.replace(resolve_data_config(model), size=None, min_size=recipe.min_size)

@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 import torch.nn.functional as F
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 import ddsm_zoo
@@ -162,3 +163,26 @@ def test_probabilities_of_a_single_class_are_not_taken_for_logits_in_silence(
     assert figures["recall"] == float(bias > 0)
     said = [record.message for record in caplog.records if "if they are probabilities" in record.message]
     assert len(said) == warnings
+
+
+class Doubled(nn.Module):
+    """A user's own module around a segmenter, which computes something else."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.module(2 * image)
+
+
+def test_a_wrapped_model_is_scored_as_the_model_inside() -> None:
+    model = ddsm_zoo.create_model("uper_tiny", num_classes=11)  # its input is not normalized as for ImageNet
+    plain = evaluate(model, "scenes:1", device="cpu")
+    average = torch.optim.swa_utils.AveragedModel(model)
+    for wrapped in (nn.DataParallel(average), ModelEmaV3(model), torch.compile(model, backend="eager")):
+        assert evaluate(wrapped, "scenes:1", device="cpu") == plain
+    few = ddsm_zoo.create_model("uper_tiny", num_classes=5)
+    with pytest.raises(ValueError, match="the model predicts 5 classes and the data has 11"):
+        evaluate(nn.DataParallel(few), "scenes:1", device="cpu")
+    assert evaluate(Doubled(model), "scenes:1", device="cpu")["model"] == "Doubled"

@@ -304,6 +304,13 @@ def test_bad_arrays(model: Segmenter, array: np.ndarray) -> None:
         Predictor(model)(array)
 
 
+def test_a_wrapped_model_is_unwrapped_and_others_are_refused(model: Segmenter, scene: Image.Image) -> None:
+    average = torch.optim.swa_utils.AveragedModel(torch.nn.DataParallel(model))
+    assert np.array_equal(Predictor(average)(scene).mask, Predictor(model)(scene).mask)
+    with pytest.raises(TypeError, match="got a Conv2d, expected a model of this package or a name"):
+        Predictor(torch.nn.Conv2d(3, 3, 1))  # type: ignore[arg-type]
+
+
 def test_unknown_name() -> None:
     with pytest.raises(UnknownModelError, match="uper_ddsm_tiny"):
         Predictor("uper_ddsm_tinny")

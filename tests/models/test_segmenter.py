@@ -248,6 +248,12 @@ def test_dropout_is_for_training() -> None:
     assert model.eval().forward_head(features, pre_logits=True).equal(features)
 
 
+@pytest.mark.parametrize("count", [0, -1, 2.5, "3", None, True])
+def test_a_classifier_for_no_number_of_classes_is_refused(count: object) -> None:
+    with pytest.raises(ValueError, match="num_classes is .*, expected 1 to 65536"):
+        Segmenter(tiny()).reset_classifier(count)  # type: ignore[arg-type]
+
+
 def test_reset_classifier() -> None:
     model = Segmenter(tiny(auxiliary=True)).double()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -92,7 +92,7 @@ def test_a_built_model_is_trained_from_the_weights_that_it_has(tmp_path: Path) -
     recipe = Recipe(
         model="uper_ddsm_tiny", epochs=1, batch_size=2, crop_size=(32, 32), workers=0, lr=1e-8, seed=3
     )  # fmt: skip
-    train(recipe, "scenes:2", tmp_path, model=model)
+    train(recipe, "scenes:2", tmp_path, model=torch.nn.DataParallel(model))  # type: ignore[arg-type]  # is unwrapped
     saved = ddsm_zoo.create_model(f"local-dir:{tmp_path}", pretrained=True)
     for name, tensor in saved.named_parameters():
         torch.testing.assert_close(tensor, before[name], rtol=1e-4, atol=1e-5)
