@@ -216,8 +216,12 @@ def unfamiliar_notes(results: Iterable[FileResult], predictor: Predictor) -> lis
     low = {source: f"{value:.2f}" for source, value in found.items() if value < predictor.familiar}
     if not low or predictor.domain is None:
         return []
-    text = f"{_some(low)}: looks unlike {predictor.domain}, where the mean confidence is above {predictor.familiar:.2f}"
-    return [f"{text}; the classes may mean nothing"]
+    limit = f"{predictor.familiar:.2f}"
+    if predictor.familiar_is_measured:
+        text = f"looks unlike {predictor.domain}, where the mean confidence is above {limit}"
+    else:
+        text = f"mean confidence below {limit}: looks unlike {predictor.domain}, or the model is unsure of those too"
+    return [f"{_some(low)}: {text}; the classes may mean nothing"]
 
 
 def _some(values: Mapping[str, object]) -> str:

@@ -141,10 +141,11 @@ def result_stems(inputs: Inputs, camera: int | None = None) -> dict[str, str]:
 def free_folder(folder: Path, stems: Iterable[str]) -> Path:
     """Return ``folder``, numbered if it has results of any of these names already: predictions, predictions-2, ..."""
     names = [f"{stem}_{kind}" for stem in stems for kind in KINDS]
+    whole = folder if folder.name not in ("", "..") else folder.resolve()  # "." has no name
     candidate, number = folder, 1
     while candidate.is_dir() and not {file.name for file in candidate.iterdir()}.isdisjoint(names):
         number += 1
-        candidate = folder.with_name(f"{folder.name}-{number}")
+        candidate = whole.with_name(f"{whole.name}-{number}")
     return candidate
 
 

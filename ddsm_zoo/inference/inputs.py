@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import http.client
 import os
-import shutil
 import tempfile
 import urllib.error
 import urllib.parse
@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ddsm_zoo.data.images import SUFFIXES, UNREAD_SUFFIXES, ImageError
 from ddsm_zoo.inference.video import VIDEO_SUFFIXES
@@ -22,10 +23,12 @@ Source = str | os.PathLike[str]
 
 # Kinds of files that are left out when folders and patterns are searched, as they are called in messages
 HIDDEN, RESULTS, VIDEOS, OTHERS = "hidden files", "results of earlier runs", "videos", "images of other formats"
+BROKEN = "broken links"
 
 _SCHEMES = ("http://", "https://")
 _RESULT_ENDS = ("_ids.png", "_color.png", "_colour.png", "_overlay.png")  # 0.1.0 wrote _colour
 _SECONDS = 30  # without an answer, after which a download fails
+_LARGEST = 4 * 2**30  # bytes of a download
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"  # the start of files ._NAME, in which macOS keeps metadata on other file systems
 
 
@@ -63,8 +66,8 @@ def find_inputs(sources: Source | Iterable[Source], out_dir: Source) -> Inputs:
     Args:
         sources: Each is a file, which is taken as it is; a folder, of which all images are taken, also those of its
             subfolders; a pattern such as ``photos/**/*.jpg``; a list of sources, one a line, in a file ``NAME.txt`` or
-            ``@NAME``, relative to the current folder or else to that of the list; or an http or https URL of an image
-            or video.
+            ``@NAME``, relative to the current folder or else to that of the list, with comments after ``#``; or an http
+            or https URL of an image or video.
         out_dir: Folder of the results. It is skipped when folders are searched, and so are results of earlier calls.
 
     Returns:
@@ -112,18 +115,31 @@ def local_file(source: Source) -> Iterator[Path]:
         try:
             # the scheme is http or https, see `is_url`
             request = urllib.request.Request(str(source), headers={"User-Agent": "ddsm-zoo"})  # noqa: S310
-            with urllib.request.urlopen(request, timeout=_SECONDS) as answer, path.open("wb") as file:  # noqa: S310
-                shutil.copyfileobj(answer, file)
+            with urllib.request.urlopen(request, timeout=_SECONDS) as answer:  # noqa: S310
+                _copy(answer, path)
         except urllib.error.HTTPError as error:
             error.close()
             raise ImageError(f"cannot download {source}: {error}", kind="download", name=str(source)) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise ImageError(f"cannot download {source}: {reason}", kind="download", name=str(source)) from error
         try:
             yield path
         except ImageError as error:
             raise ImageError(str(error).replace(str(path), str(source)), kind=error.kind, name=str(source)) from error
+
+
+def _copy(answer: Any, path: Path) -> None:
+    """Write an answer of HTTP to a file. Raises ValueError for one that is too large or ends early."""
+    copied = 0
+    with path.open("wb") as file:
+        while chunk := answer.read(2**20):
+            copied += len(chunk)
+            if copied + (answer.length or 0) > _LARGEST:
+                raise ValueError(f"it has more than {_LARGEST} bytes; download it yourself and name the file")
+            file.write(chunk)
+    if answer.length:
+        raise ValueError(f"the connection ended after {copied} bytes, expected {answer.length} more; try again")
 
 
 class _Search:
@@ -137,6 +153,10 @@ class _Search:
 
     def add(self, source: str, base: Path | None = None) -> None:
         """Add a source, the line of a list in the folder ``base`` or one that the user named."""
+        if not source.strip():
+            error = ImageError("got an empty name, expected a file, folder or URL; is a variable of the shell unset?")
+            self.failures.append((source, error))
+            return
         if is_url(source):
             self.found.append(source)
             return
@@ -179,7 +199,7 @@ class _Search:
                 (path, ImageError(f"the list {path} cannot be read: {error.strerror}", kind="list-file", path=path))
             )
             return
-        lines = [line for line in lines if line]
+        lines = [line for line in lines if line and (not line.startswith("#") or Path(line).exists())]
         if not lines:
             self.failures.append(
                 (
@@ -198,6 +218,9 @@ class _Search:
         for file in files:
             suffix = file.suffix.lower()
             known = suffix in SUFFIXES or suffix in VIDEO_SUFFIXES or suffix in UNREAD_SUFFIXES
+            if known and file.is_symlink() and not file.exists():
+                self._leave_out(BROKEN, file)
+                continue
             if not known or not file.is_file():
                 continue
             if file.name.startswith("."):

@@ -44,7 +44,7 @@ Ids = npt.NDArray[np.unsignedinteger[Any]]
 ImageInput = str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]
 
 MEMORY = 4 * 2**30
-UNFAMILIAR = 0.6  # mean confidence that trained models exceed on images of their own kind by far
+UNFAMILIAR = 0.6  # mean confidence that trained models usually exceed on images of their own kind
 BYTES_PER_PIXEL = 8  # of a picture: 4 in Pillow, 1 in its mask, and some to draw bands of it
 PROCESS = 960 * 2**20  # Python and torch with the libraries of its CUDA build, before the first tile
 
@@ -194,6 +194,12 @@ class Predictor:
         """Confidence below which an image looks unlike those of the `domain`: measured, or `UNFAMILIAR`."""
         weights = self.model.provenance.weights
         return (weights and weights.familiar) or UNFAMILIAR
+
+    @property
+    def familiar_is_measured(self) -> bool:
+        """True if the record of the weights has the confidence of `familiar`."""
+        weights = self.model.provenance.weights
+        return weights is not None and weights.familiar is not None
 
     def __call__(self, image: ImageInput, progress: Progress | None = None) -> Segmentation:
         """Label one image.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -17,9 +18,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import ddsm_zoo
-from ddsm_zoo.cli.predict import UNITS, parse_memory, parse_tile
+from ddsm_zoo import Predictor
+from ddsm_zoo.cli.predict import UNITS, parse_memory, parse_tile, unfamiliar_notes
+from ddsm_zoo.config import WeightsSpec
 from ddsm_zoo.data.scenes.render import render_scene
+from ddsm_zoo.inference.folder import FileResult
 from ddsm_zoo.labels import CAMVID
+from ddsm_zoo.zoo.factory import describe_weights
 from tests.support.command_line import run_command
 from tests.support.deep_images import write_png
 
@@ -184,6 +189,20 @@ def test_the_bundled_model_says_what_it_is_for_and_what_looks_unlike_it(run: Run
     (line,) = (line for line in done.stderr.splitlines() if "looks unlike street scenes" in line)
     assert line.startswith(f"noise.png ({noisy:.2f}): looks unlike street scenes, where the mean confidence is above")
     assert f"mean of 2 images, mean confidence {50 * (noisy + street):.2f} %" in done.stdout
+
+
+def test_a_limit_of_confidence_that_nobody_measured_is_no_claim() -> None:
+    model = ddsm_zoo.create_model("uper_tiny", labels=["soil", "weed"])
+    spec = WeightsSpec(uri="file:x", dataset="field", labels=model.provenance.labels)
+    describe_weights(model, spec)
+    results = [FileResult(source="a.png", confidence=0.5), FileResult(source="b.png", confidence=0.7)]
+    (note,) = unfamiliar_notes(results, Predictor(model))
+    assert note.startswith(
+        "a.png (0.50): mean confidence below 0.60: looks unlike images of field, or the model is unsure"
+    )
+    describe_weights(model, dataclasses.replace(spec, familiar=0.8))
+    (note,) = unfamiliar_notes(results, Predictor(model))
+    assert "b.png (0.70): looks unlike images of field, where the mean confidence is above 0.80" in note
 
 
 @pytest.mark.parametrize(

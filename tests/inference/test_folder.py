@@ -113,6 +113,15 @@ def test_a_folder_with_results_of_these_names_is_numbered(tmp_path: Path) -> Non
     assert free_folder(out, ["c"]) == out
 
 
+def test_the_current_folder_is_numbered_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "a_ids.png").touch()
+    monkeypatch.chdir(here)
+    assert free_folder(Path(), ["b"]) == Path()
+    assert free_folder(Path(), ["a"]) == tmp_path / "here-2"
+
+
 def test_progress_counts_the_images_and_the_tiles_of_each(tmp_path: Path) -> None:
     paths = [write_scene(tmp_path / "wide.png", 0, (16, 2 * MIN_SIDE)), write_scene(tmp_path / "small.png")]
     calls: list[tuple[str, int, int]] = []

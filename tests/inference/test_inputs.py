@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ddsm_zoo.data.images import ImageError, read_image
-from ddsm_zoo.inference.inputs import HIDDEN, OTHERS, RESULTS, VIDEOS, find_inputs, local_file, stem_of
+from ddsm_zoo.inference.inputs import BROKEN, HIDDEN, OTHERS, RESULTS, VIDEOS, find_inputs, local_file, stem_of
 
 
 @pytest.fixture
@@ -100,6 +100,23 @@ def test_lists_that_give_nothing(here: Path) -> None:
     assert "rtsp://camera/1 cannot be read, expected a file or a URL of http or https" in texts
 
 
+def test_comments_in_lists_and_names_that_are_empty(here: Path) -> None:
+    touch("a.png", "#b.png")
+    Path("all.txt").write_text("# my photos\na.png\n\n#b.png\n")
+    inputs = find_inputs(["all.txt", ""], "out")
+    assert names(inputs.images) == ["a.png", "#b.png"]
+    ((_, error),) = inputs.failures
+    assert "got an empty name" in str(error)
+
+
+def test_broken_links_are_counted(here: Path) -> None:
+    touch("in/a.png")
+    Path("in/gone.png").symlink_to("nowhere")
+    inputs = find_inputs("in", "out")
+    assert names(inputs.left_out[BROKEN]) == ["in/gone.png"]
+    assert inputs.notes() == ["left out 1 broken links (first in/gone.png)"]
+
+
 def test_metadata_of_macos_is_no_image_even_where_it_is_named(here: Path) -> None:
     Path("._x.JPG").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00")
     Image.new("RGB", (2, 2)).save("._y.jpg")
@@ -132,3 +149,32 @@ def test_urls_are_downloaded_and_named_in_errors(here: Path, server: str) -> Non
         read_image(path)
     with pytest.raises(ImageError, match=r"cannot download .*absent\.png: HTTP Error 404"):
         local_file(f"{server}/absent.png").__enter__()
+
+
+class EndsEarly(http.server.BaseHTTPRequestHandler):
+    """Claims ten bytes, or far too many, and sends three."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "10" if "cut" in self.path else str(2**40))
+        self.end_headers()
+        self.wfile.write(b"abc")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("cut.png", "the connection ended after 3 bytes, expected 7 more"),
+        ("vast.png", "it has more than 4294967296 bytes"),
+    ],
+)
+def test_downloads_that_end_early_or_are_too_large(name: str, reason: str) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), EndsEarly) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{running.server_port}/{name}"
+        with pytest.raises(ImageError, match=f"cannot download {url}: {reason}"):
+            local_file(url).__enter__()
+        running.shutdown()
