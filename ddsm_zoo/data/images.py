@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from ddsm_zoo.data.depth import DARK, Values, low_bytes, require_bits, scale_to_8_bit, stated_bits
 from ddsm_zoo.errors import MissingFileError, UserError, facts
@@ -76,7 +77,7 @@ def read_image(path: str | Path, max_pixels: int | None = None, bits: int | None
     """
     path = Path(path)
     require_bits(bits)
-    image = _upright(decode_image(path, max_pixels))
+    image = upright(decode_image(path, max_pixels))
     values = _deep_values(path, image, always=bits is not None)
     if values is not None:
         try:
@@ -136,6 +137,15 @@ def to_rgb(image: Image.Image, name: str = "the image") -> Image.Image:
         ) from error
 
 
+def upright(image: Image.Image) -> Image.Image:
+    """Rotate a decoded image upright by its EXIF orientation, in place."""
+    # Unreadable metadata cannot rotate. In place, since Pillow rotates the pixels before it rewrites the metadata,
+    # which fails for a text tag that holds a number. In place, it also does not copy an upright image.
+    with suppress(*DECODER_ERRORS, AttributeError), _quiet():
+        ImageOps.exif_transpose(image, in_place=True)
+    return image
+
+
 def picture_box(image: Image.Image) -> tuple[int, int, int, int] | None:
     """Return left, top, right and bottom of an RGB image without the rows and columns of black at its border.
 
@@ -153,6 +163,8 @@ def picture_box(image: Image.Image) -> tuple[int, int, int, int] | None:
 def decode_image(path: Path, max_pixels: int | None = None) -> Image.Image:
     """Decode the first frame of the image in ``path`` completely, in its stored mode. Raises as `read_image` does."""
     with open_header(path, max_pixels) as image:
+        if isinstance(image, TiffImageFile):
+            image.filename = ""  # else Pillow maps raw pixels at the upright size, which scrambles those on their side
         image.load()
         return image
 
@@ -274,14 +286,6 @@ def _looks_whole(path: Path) -> tuple[int, int] | None:
     return size if ends and not turned else None
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    # Unreadable metadata cannot rotate. In place, since Pillow rotates the pixels before it rewrites the metadata,
-    # which fails for a text tag that holds a number. In place, it also does not copy an upright image.
-    with suppress(*DECODER_ERRORS, AttributeError), _quiet():
-        ImageOps.exif_transpose(image, in_place=True)
-    return image
-
-
 def _as_16_bit(image: Image.Image, name: str) -> npt.NDArray[np.uint16]:
     """Convert a single-channel image with more than 8 bits (H, W). More than 16 bits is an error."""
     values = np.asarray(image)
@@ -309,7 +313,7 @@ def _deep_values(path: Path, image: Image.Image, *, always: bool = False) -> Val
         lower = low_bytes(opened)
     if lower is None:
         return None
-    high, low = (np.asarray(part)[..., :3].astype(np.uint16) for part in (image, _upright(lower)))
+    high, low = (np.asarray(part)[..., :3].astype(np.uint16) for part in (image, upright(lower)))
     values: Values = (high << 8 | low).astype(np.uint16)
     return values
 

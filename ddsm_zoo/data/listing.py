@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -58,6 +59,15 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in ("__MACOSX", "@eaDir")
 
 
+def is_unread_picture(file: Path) -> bool:
+    """Return True for a picture, array or video in a format that is not read."""
+    suffix = file.suffix.lower()
+    if suffix in SUFFIXES or not suffix:
+        return False
+    Image.init()
+    return suffix in _OTHER_PICTURES or suffix in Image.registered_extensions()
+
+
 def subfolders(folder: Path) -> list[str]:
     """Return the names of the folders in a folder that are not hidden."""
     if not folder.is_dir():
@@ -76,7 +86,7 @@ def images_in(folder: Path, suffix: str = "") -> Named:
         Files by their path below the folder, without ``suffix`` and format.
     """
     files = list(_walk(folder))
-    other = [file for file in files if _is_unread_picture(file)]
+    other = [file for file in files if is_unread_picture(file)]
     named = by_name((file for file in files if file.suffix.lower() in SUFFIXES), suffix, folder)
     return named._replace(left_out=tuple(sorted(other)))
 
@@ -100,7 +110,8 @@ def by_name(files: Iterable[Path], suffix: str = "", root: Path | None = None) -
 def pair_masks(images: Iterable[str], masks: Mapping[str, Path]) -> Pairing:
     """Find the mask of each image.
 
-    Equal names come first, then names without words such as ``_mask``, ``_L`` or ``img_``, then names without the
+    Equal names come first, then those that differ in case or in the bytes of their accents, as systems store these
+    differently, then names without words such as ``_mask``, ``_L`` or ``img_``, then names without the
     folders where one side has none. A later rule takes only what earlier ones left, and only where it leaves no
     choice.
 
@@ -111,7 +122,7 @@ def pair_masks(images: Iterable[str], masks: Mapping[str, Path]) -> Pairing:
     images = list(images)
     partners = {name: name for name in images if name in masks}
     rivals: dict[str, list[str]] = {}
-    for key in (_core, _stem, lambda name: _core(_stem(name))):
+    for key in (plain_name, _core, _stem, lambda name: _core(_stem(name))):
         taken = set(partners.values())
         lone = _grouped((name for name in images if name not in partners), key)
         free = _grouped((name for name in masks if name not in taken), key)
@@ -134,18 +145,23 @@ def pair_masks(images: Iterable[str], masks: Mapping[str, Path]) -> Pairing:
 
 def _folders_agree(first: str, second: str) -> bool:
     """Return True for names of one folder, and if one of them has none."""
-    folders = first.rpartition("/")[0], second.rpartition("/")[0]
+    folders = plain_name(first).rpartition("/")[0], plain_name(second).rpartition("/")[0]
     return folders[0] == folders[1] or "" in folders
+
+
+def plain_name(name: str) -> str:
+    """Return a name without differences of case, and of composed and decomposed accents."""
+    return unicodedata.normalize("NFC", name.casefold())
 
 
 def _core(name: str) -> str:
     """Return a name without the words at its ends that say what the file is."""
-    folder, _, stem = name.rpartition("/")
+    folder, _, stem = plain_name(name).rpartition("/")
     return f"{folder}/{_ROLES.sub('', stem) or stem}"
 
 
 def _stem(name: str) -> str:
-    return name.rpartition("/")[2]
+    return plain_name(name).rpartition("/")[2]
 
 
 def _grouped(names: Iterable[str], key: Callable[[str], str]) -> dict[str, list[str]]:
@@ -166,11 +182,3 @@ def _walk(folder: Path) -> Iterator[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         yield from (Path(parent, name) for name in files if not is_hidden(name))
-
-
-def _is_unread_picture(file: Path) -> bool:
-    suffix = file.suffix.lower()
-    if suffix in SUFFIXES or not suffix:
-        return False
-    Image.init()
-    return suffix in _OTHER_PICTURES or suffix in Image.registered_extensions()

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ddsm_zoo.data.images import ImageError, decode_image, is_lossy
+from ddsm_zoo.data.facts import image_facts
+from ddsm_zoo.data.images import ImageError, decode_image, is_lossy, upright
 from ddsm_zoo.labels import Color
 
 Stored = npt.NDArray[np.integer[Any]]
@@ -30,6 +31,8 @@ class MaskFile:
         palette: Colour of each index of a palette image, empty for any other image.
         lossy: True if the file is compressed with loss.
         see_through: True if the file has an alpha channel that varies.
+        rotated: True if the file has an EXIF orientation, by which ``values`` have been turned.
+        pages: Number of pages or frames, of which ``values`` are the first.
     """
 
     path: Path
@@ -37,6 +40,8 @@ class MaskFile:
     palette: tuple[Color, ...] = ()
     lossy: bool = False
     see_through: bool = False
+    rotated: bool = False
+    pages: int = 1
 
     @cached_property
     def equal_channels(self) -> bool:
@@ -64,7 +69,7 @@ class MaskFile:
 
 
 def read_stored(path: str | Path) -> MaskFile:
-    """Read a mask file. Only the first frame of an animation is read.
+    """Read a mask file, turned upright by its EXIF orientation as an image is. Of several pages, the first is read.
 
     Raises:
         FileNotFoundError: There is no file.
@@ -73,6 +78,8 @@ def read_stored(path: str | Path) -> MaskFile:
     path = Path(path)
     image = decode_image(path)
     lossy = image.format not in _LOSSLESS and is_lossy(path)
+    facts = image_facts(path, bits=16)
+    image = upright(image)
     pixels = np.asarray(image)
     mode, see_through = image.mode, False
     palette: tuple[Color, ...] = ()
@@ -101,6 +108,8 @@ def read_stored(path: str | Path) -> MaskFile:
         palette=palette,
         lossy=lossy,
         see_through=see_through,
+        rotated=facts.rotated,
+        pages=facts.pages,
     )
 
 

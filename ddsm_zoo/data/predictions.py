@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ddsm_zoo.data.check.palettes import PaletteCheck
 from ddsm_zoo.data.images import SUFFIXES
-from ddsm_zoo.data.listing import is_hidden
+from ddsm_zoo.data.listing import is_hidden, is_unread_picture, plain_name
 from ddsm_zoo.data.mask_files import read_stored
 from ddsm_zoo.data.masks import DatasetError, MaskDecoder
 from ddsm_zoo.errors import facts
@@ -34,16 +34,21 @@ def find_predictions(folder: str | Path, names: Sequence[str]) -> list[Path]:
             kind="predictions",
             path=folder,
         )
-    stems = Counter(PurePosixPath(name).name for name in names)
     known = {name: name for name in names}
-    of_stem = {PurePosixPath(name).name: name for name in names if stems[PurePosixPath(name).name] == 1}
+    of_stem = _unambiguous((PurePosixPath(name).name, name) for name in names)
+    plain = _unambiguous((plain_name(stem), name) for stem, name in of_stem.items())
     found: dict[str, Path] = {}
     extra: list[Path] = []
+    unread: list[Path] = []
     for file in sorted(folder.rglob("*")):
         below = file.relative_to(folder)
-        if file.suffix.lower() not in SUFFIXES or any(map(is_hidden, below.parts)) or _is_picture(file):
+        if any(map(is_hidden, below.parts)) or _is_picture(file):
+            continue
+        if file.suffix.lower() not in SUFFIXES:
+            unread += [file] if is_unread_picture(file) else []
             continue
         name = _known(below.with_suffix("").as_posix(), known) or _known(file.stem, of_stem)
+        name = name or _known(plain_name(file.stem), plain)
         if name is None:
             extra.append(file)
         elif name in found:
@@ -58,7 +63,7 @@ def find_predictions(folder: str | Path, names: Sequence[str]) -> list[Path]:
     missing = [name for name in names if name not in found]
     if missing or extra:
         raise DatasetError(
-            f"{folder} does not fit the data set: {_mismatch(missing, extra, len(names))}",
+            f"{folder} does not fit the data set: {_mismatch(missing, extra, unread, len(names))}",
             kind="predictions",
             path=folder,
         )
@@ -72,11 +77,17 @@ def read_prediction(
 
     ``palettes`` has the palettes of the predictions before it.
 
-    Raises ImageError for an unreadable file. Raises DatasetError for another size than the label's and, with the
-    ``hint``, for a file or values that are no classes, for indices that an earlier file shows in other colours, and for
-    ignored ids where the label has a class.
+    Raises ImageError for an unreadable file. Raises DatasetError for another size than the label's, for several pages
+    and, with the ``hint``, for a file or values that are no classes, for indices that an earlier file shows in other
+    colours, and for ignored ids where the label has a class.
     """
     stored = read_stored(path)
+    if stored.pages > 1:
+        raise DatasetError(
+            f"prediction {path} has {stored.pages} pages, expected one with the class ids",
+            kind="predictions",
+            path=path,
+        )
     if contradiction := palettes.add(path.name, stored, decode):
         raise DatasetError(
             f"the palettes of predictions contradict each other: {contradiction}; expected the class ids as indices, "
@@ -126,12 +137,21 @@ def _prefixes(stem: str) -> Iterable[str]:
     return ("_".join(parts[:count]) for count in range(len(parts), 0, -1))
 
 
-def _mismatch(missing: Sequence[str], extra: Sequence[Path], total: int) -> str:
+def _unambiguous(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Index names by keys, without the keys of several names."""
+    pairs = list(pairs)
+    counts = Counter(key for key, _ in pairs)
+    return {key: name for key, name in pairs if counts[key] == 1}
+
+
+def _mismatch(missing: Sequence[str], extra: Sequence[Path], unread: Sequence[Path], total: int) -> str:
     phrases = []
     if missing:
         phrases.append(f"no prediction for {len(missing)} of {total} images, first {missing[0]}")
     if extra:
         phrases.append(f"no image for {len(extra)} of its files, first {extra[0].name}")
+    if missing and unread:
+        phrases.append(f"{len(unread)} files are in a format that is not read, first {unread[0].name}, expected PNG")
     if missing and extra:
         near = difflib.get_close_matches(missing[0], [file.stem for file in extra], n=1)
         phrases.append(f"is {near[0]} misnamed?" if near else "expected NAME.png or NAME_ANYTHING.png")

@@ -40,21 +40,21 @@ def read(tmp_path: Path, **content: Any) -> Any:
     ],
 )
 def test_stored_values(tmp_path: Path, content: dict[str, Any], classes: dict[int, int]) -> None:
-    labels, decode, _ = read(tmp_path, **content)
+    labels, decode, *_ = read(tmp_path, **content)
     assert decode.ids == classes
     assert labels.ignore_index == I
     decode.require_classes(labels)
 
 
 def test_the_ignored_id_of_many_classes_is_free(tmp_path: Path) -> None:
-    labels, decode, _ = read(tmp_path, names=[f"c{index}" for index in range(300)])
+    labels, decode, *_ = read(tmp_path, names=[f"c{index}" for index in range(300)])
     assert labels.ignore_index == 65535
     assert decode(np.array([[0, 255, 299, 65535]], np.uint16), Path("m")).tolist() == [[0, 255, 299, 65535]]
 
 
 def test_colours_without_a_class(tmp_path: Path) -> None:
     palette = [[0, 0, 0], [255, 0, 0], [0, 255, 0]]
-    labels, decode, _ = read(tmp_path, palette=palette, ignore_colors=[[224, 224, 192], [1, 1, 1]])
+    labels, decode, *_ = read(tmp_path, palette=palette, ignore_colors=[[224, 224, 192], [1, 1, 1]])
     assert decode.colors == {
         (0, 0, 0): 0, (255, 0, 0): 1, (0, 255, 0): 2, (224, 224, 192): I, (1, 1, 1): I,
     }  # fmt: skip

@@ -76,3 +76,13 @@ def test_no_mask_is_taken_where_several_fit() -> None:
 def test_masks_of_other_folders_and_names_fit_no_image() -> None:
     masks = {"b/s0": Path("1"), "s1_overlay": Path("2")}
     assert pair_masks(["a/s0", "s1"], masks) == (masks, (), ())
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [("gr\u00fcn 1", "gru\u0308n 1"), ("IMG_7", "img_7"), ("S/a", "s/A"), ("gr\u00fcn", "gru\u0308n_mask")],
+)
+def test_names_that_differ_in_case_or_in_the_bytes_of_accents(image: str, mask: str) -> None:
+    assert pair_masks([image], {mask: Path("m")}) == ({image: Path("m")}, (image,), ())
+    both = {image: Path("1"), mask: Path("2")}
+    assert pair_masks([image, mask], both) == (both, (), ())

@@ -105,3 +105,15 @@ def test_files_compressed_with_loss(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_counts(dtype: type) -> None:
     assert count_ids(IDS.astype(dtype)) == {0: 2, 1: 1, 3: 1, 7: 1, 255: 1}
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_masks_are_turned_upright_as_images_are(tmp_path: Path, suffix: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"m.{suffix}"
+    Image.fromarray(IDS).save(path, exif=exif)
+    turned = [IDS, IDS[:, ::-1], IDS[::-1, ::-1], IDS[::-1], IDS.T, IDS.T[:, ::-1], IDS.T[::-1, ::-1], IDS.T[::-1]]
+    np.testing.assert_array_equal(read(path), turned[orientation - 1])
+    assert read_stored(path).rotated == (orientation > 1)

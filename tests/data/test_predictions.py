@@ -114,3 +114,25 @@ def test_a_file_that_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "p.png").write_text("no image")
     with pytest.raises(ImageError, match="p.png is no image"):
         read_prediction(tmp_path / "p.png", CAMVID_IDS, TARGET, 255, PaletteCheck())
+
+
+def test_names_in_another_case_or_with_other_bytes_for_accents(tmp_path: Path) -> None:
+    touch(tmp_path, "X1.PNG", "gru\u0308n_pred.png")
+    assert [file.name for file in find_predictions(tmp_path, ["x1", "gr\u00fcn"])] == ["X1.PNG", "gru\u0308n_pred.png"]
+    with pytest.raises(DatasetError, match="no prediction for 2 of 2 images"):
+        find_predictions(tmp_path, ["a/x1", "b/x1"])
+
+
+def test_arrays_in_place_of_images_are_named(tmp_path: Path) -> None:
+    touch(tmp_path, "a.npy", "b.npy")
+    with pytest.raises(
+        DatasetError, match="first a; 2 files are in a format that is not read, first a.npy, expected PNG"
+    ):
+        find_predictions(tmp_path, ["a", "b"])
+
+
+def test_a_prediction_of_several_pages(tmp_path: Path) -> None:
+    page = Image.fromarray(np.zeros((2, 3), np.uint8))
+    page.save(tmp_path / "p.tif", save_all=True, append_images=[page])
+    with pytest.raises(DatasetError, match="p.tif has 2 pages, expected one with the class ids"):
+        read_prediction(tmp_path / "p.tif", CAMVID_IDS, TARGET, 255, PaletteCheck())

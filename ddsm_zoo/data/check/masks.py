@@ -69,6 +69,8 @@ class MaskCheck:
         self._contradicting: list[str] = []
         self._see_through: list[str] = []
         self._alpha_alone = True
+        self._rotated: list[str] = []
+        self._pages: list[str] = []
         self._values: set[int] = set()  # of all masks with ids, except smeared ones
         self._both = False  # whether a mask holds both 1 and 255
         self._colors: Counter[Color] = Counter()  # of all RGB masks that cannot be decoded
@@ -92,6 +94,8 @@ class MaskCheck:
             counts = _count_colors(values)
             if not classes and len(self._colors) < MOST_COLORS:  # enough to tell that they are not from a palette
                 self._colors.update(counts)
+        self._rotated += [file] if stored.rotated else []
+        self._pages += [f"{file} ({stored.pages})"] if stored.pages > 1 else []
         if stored.see_through:
             self._see_through.append(file)
             self._alpha_alone &= len(counts) == 1
@@ -139,6 +143,7 @@ class MaskCheck:
     def problems(self) -> list[Problem]:
         """List the problems of the masks. Each mask counts once for its values."""
         problems = [self._rgb(), self._no_colors(), self._smeared(), self._palettes(), self._alpha()]
+        problems += [self._turned(), self._more_pages()]
         if self.decode.ids:
             problems += [self._read_as_binary(), self._binary(), self._unknown_ids(), self._train_ids()]
         if self.decode.colors:
@@ -174,6 +179,15 @@ class MaskCheck:
         what, advice = "an alpha channel, which is not read, in", "expected ids or colours without transparency"
         severity: Severity = "error" if self._alpha_alone else "warning"
         return self._problem("alpha-mask", what, self._see_through, advice, severity=severity)
+
+    def _turned(self) -> Problem:
+        what, advice = "an EXIF rotation in", "which are turned upright by it, as images are"
+        return self._problem("exif-rotated", what, self._rotated, advice, severity="warning")
+
+    def _more_pages(self) -> Problem:
+        what = "more than one page or frame in"
+        advice = "of which the first is read: store one mask for each image, with the id of each class"
+        return self._problem("more-pages", what, self._pages, advice, severity="warning")
 
     def _read_as_binary(self) -> Problem:
         """Say that 255 is read as the second class, which nobody said."""

@@ -377,3 +377,22 @@ def test_colours_in_other_layouts(tmp_path: Path, layout: str, words: str) -> No
     else:
         write_cityscapes(tmp_path, picture(5), "labelIds")
     assert words in text_of(check(tmp_path, layout), "rgb-mask")
+
+
+def test_masks_of_several_pages_and_masks_that_exif_turns_are_said(tmp_path: Path) -> None:
+    root = build(tmp_path, four())
+    page = Image.fromarray(IDS)
+    (root / "masks" / "train" / "a.png").unlink()
+    page.save(root / "masks" / "train" / "a.tif", save_all=True, append_images=[page])
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for folder in ("images", "masks"):
+        with Image.open(root / folder / "val" / "d.png") as opened:
+            opened.load()
+        opened.save(root / folder / "val" / "d.png", exif=exif)
+    report = check(root)
+    assert report.errors == []
+    assert text_of(report, "more-pages").startswith("train: more than one page or frame in 1 of 3 masks, of which")
+    assert "val: an EXIF rotation in 1 of 1 masks, which are turned upright by it, as images are" in {
+        str(problem).partition(":")[0] + ":" + str(problem).split(":")[1] for problem in report.problems
+    }
