@@ -1,6 +1,6 @@
 """Draw the picture of the README: a rendered street beside its predicted classes, ``docs/assets/street.png``.
 
-    python tools/street_picture.py
+python tools/street_picture.py
 """
 
 from __future__ import annotations
