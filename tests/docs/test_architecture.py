@@ -58,7 +58,7 @@ def test_there_are_three_journeys_of_a_screen_each() -> None:
         "An image becomes a mask",
         "A recipe becomes weights",
     ]
-    assert all(len(part.splitlines()) < 25 for part in journeys)
+    assert all(len(part.splitlines()) < 34 for part in journeys)
 
 
 def test_the_table_has_every_folder_and_no_other() -> None:
