@@ -130,16 +130,18 @@ def local_file(source: Source) -> Iterator[Path]:
 
 
 def _copy(answer: Any, path: Path) -> None:
-    """Write an answer of HTTP to a file. Raises ValueError for one that is too large or ends early."""
+    """Write an HTTP response to a file. Raises ImageError if it is too large or ends early."""
     copied = 0
     with path.open("wb") as file:
         while chunk := answer.read(2**20):
             copied += len(chunk)
             if copied + (answer.length or 0) > _LARGEST:
-                raise ValueError(f"it has more than {_LARGEST} bytes; download it yourself and name the file")
+                problem = f"it has more than {_LARGEST} bytes; download it yourself and name the file"
+                raise ImageError(problem, kind="download")
             file.write(chunk)
     if answer.length:
-        raise ValueError(f"the connection ended after {copied} bytes, expected {answer.length} more; try again")
+        problem = f"the connection ended after {copied} bytes, expected {answer.length} more; try again"
+        raise ImageError(problem, kind="download")
 
 
 class _Search:

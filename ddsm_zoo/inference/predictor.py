@@ -21,7 +21,7 @@ from ddsm_zoo.config import check_threshold
 from ddsm_zoo.data.depth import require_bits
 from ddsm_zoo.data.images import picture_box, read_image, to_rgb
 from ddsm_zoo.data.transforms import ImageTransform
-from ddsm_zoo.errors import ArgumentError
+from ddsm_zoo.errors import ArgumentError, ArgumentTypeError
 from ddsm_zoo.inference.modes import full_image
 from ddsm_zoo.inference.precision import Precision, choose_precision, middle
 from ddsm_zoo.inference.scores import predict_ids
@@ -380,7 +380,7 @@ def prepare(model: str | Segmenter, device: str | torch.device | None) -> Segmen
     else:
         own = as_segmenter(model)
         if own is None:
-            raise TypeError(f"got a {type(model).__name__}, expected a model of this package or a name")
+            raise ArgumentTypeError(f"got a {type(model).__name__}, expected a model of this package or a name")
         model = own
     if model.config.in_chans != 3:
         raise ArgumentError(
