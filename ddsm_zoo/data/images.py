@@ -180,9 +180,8 @@ def open_header(path: Path, max_pixels: int | None = None) -> Iterator[Image.Ima
             with image:
                 yield image
     except FileNotFoundError as error:
-        raise MissingFileError(
-            f"no image file at {path}, expected the path of an image", kind="missing-file", path=path
-        ) from error
+        problem = f"{path} is a link to a file that does not exist" if path.is_symlink() else f"no image file at {path}"
+        raise MissingFileError(f"{problem}, expected the path of an image", kind="missing-file", path=path) from error
     except IsADirectoryError as error:
         raise ImageError(f"{path} is a folder, expected an image file", kind="image-format", path=path) from error
     except PermissionError as error:

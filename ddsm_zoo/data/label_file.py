@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from ddsm_zoo.errors import ArgumentError, facts
 from ddsm_zoo.labels import Color, LabelSpace
 
 LABEL_FILE = "labels.json"
+_EXPECTED = 'expected an object like {"names": ["road", "car"]}'
 
 
 class LabelFile(NamedTuple):
@@ -60,19 +63,42 @@ def read_text(path: Path) -> str:
 def read_label_file(path: Path) -> LabelFile:
     """Read ``labels.json``. Raises DatasetError for a missing file and for content that does not fit together."""
     if not path.is_file():
-        hint = import_hint(path.parent)
+        hint = import_hint(path.parent) or _misnamed(path)
         raise DatasetError(
             f'{path} is missing, expected a file like {{"names": ["road", "car"]}}{hint}',
             kind="missing-labels",
             path=path,
         )
     try:
-        given = from_dict(_Fields, json.loads(read_text(path), object_pairs_hook=_unrepeated), "labels")
+        given = from_dict(_Fields, _parse(read_text(path)), "labels")
         labels = _label_space(given)
         require_bits(given.bits)
         return LabelFile(labels, _decoder(given, labels), given.mask_suffix, given.bits)
-    except (ValueError, RecursionError) as error:  # no text, no JSON, not these fields, or they contradict each other
+    except ValueError as error:  # no text, no JSON, not these fields, or they contradict each other
         raise DatasetError(f"{path} cannot be used: {error}", kind="label-file", path=path, **facts(error)) from error
+
+
+def _parse(text: str) -> Any:
+    """Parse the text of ``labels.json``. Raises ValueError for another text than a JSON object with names."""
+    try:
+        content = json.loads(text, object_pairs_hook=_unrepeated)
+    except json.JSONDecodeError as error:
+        found = f"no JSON at line {error.lineno}, column {error.colno}" if text.strip() else "empty"
+        raise ArgumentError(
+            f"it is {found}, {_EXPECTED}: double quotes, no comma after the last entry, no comments"
+        ) from error
+    except RecursionError as error:
+        raise ArgumentError(f"it is nested too deeply, {_EXPECTED}") from error
+    if not isinstance(content, dict):
+        raise ArgumentError(f"it holds {'a list' if isinstance(content, list) else 'a value'}, {_EXPECTED}")
+    return content
+
+
+def _misnamed(path: Path) -> str:
+    """Return a hint at a file in the folder that ``path`` may be meant by, such as ``labels.json.txt``."""
+    files = {file.name.casefold(): file.name for file in sorted(path.parent.glob("*.*")) if file.is_file()}
+    near = difflib.get_close_matches(path.name, [name for name in files if ".json" in name], n=1, cutoff=0.8)
+    return f"; is {files[near[0]]} meant? Call it {path.name}" if near else ""
 
 
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -86,6 +112,8 @@ def _label_space(given: _Fields) -> LabelSpace:
     for index, name in enumerate(given.names):
         if not name.strip():
             raise ArgumentError(f"names[{index}] is empty, expected the name of class {index}")
+        if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
+            raise ArgumentError(f"names[{index}] is {name[:60]!a}, expected a name without control characters")
     if len(given.names) > LARGEST_ID:
         raise ArgumentError(f"it has {len(given.names)} names, expected at most {LARGEST_ID}: masks have 16 bits")
     # An id that no class has. Most are 255, as everywhere.
@@ -135,6 +163,8 @@ def _stored_ids(given: _Fields, labels: LabelSpace) -> dict[int, int]:
 
 def _explicit_ids(ids: Mapping[str, Any], names: tuple[str, ...], ignore_index: int) -> dict[int, int]:
     classes: dict[int, int] = {}
+    if not ids:
+        raise ArgumentError('"ids" is empty, expected the class of each stored value')
     for key, target in ids.items():
         value = int(key) if key.isascii() and key.isdigit() else -1
         if not 0 <= value <= LARGEST_ID:

@@ -90,6 +90,10 @@ class Layout:
             return files
         present = self.splits()
         instead = f"it has the splits {', '.join(present)}" if present else f"expected {self.shape}"
+        instead += split_hint(split, present)
+        if self.outside:
+            first, count = self.below_root(self.outside[0])[0], len(self.outside)
+            instead += f"; {count} of its images lie in no split, first {first}: move them to images/{split}"
         raise DatasetError(
             f"{self.root} has no images for the split {split!r}, {instead}",
             kind="missing-split",
@@ -211,12 +215,20 @@ class Layout:
         )
 
 
+def split_hint(split: str, present: Iterable[str]) -> str:
+    """Return a hint at the folder that probably is the missing ``split``, such as ``valid``; empty without one."""
+    meant = {"val": ("val", "valid", "validation", "dev"), "train": ("train", "training")}.get(split, (split,))
+    near = [name for name in present if name != split and name.casefold() in meant]
+    return f"; is {near[0]} meant? Call its folders {split}" if near else ""
+
+
 def existing_folder(root: str | Path) -> Path:
     """Return the root of a data set, with ~ expanded. Raises DatasetError if the folder does not exist."""
     folder = Path(root).expanduser()
     if not folder.is_dir():
+        problem = "is no folder" if folder.exists() else "does not exist"
         raise DatasetError(
-            f"data set folder {folder} does not exist, expected the root of the data set",
+            f"data set folder {folder} {problem}, expected the root of the data set",
             kind="missing-folder",
             path=folder,
         )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from ddsm_zoo.data.datasets import SegmentationDataset, Transform, open_dataset
 from ddsm_zoo.data.kinds import open_source
-from ddsm_zoo.data.layouts import LABELED_SPLITS
+from ddsm_zoo.data.layouts import LABELED_SPLITS, split_hint
 from ddsm_zoo.data.masks import DatasetError
 
 logger = logging.getLogger(__name__)
@@ -52,11 +52,12 @@ def open_training_sets(
     rest = sorted(set(range(count)) - set(out))
     logger.warning(
         "%s has no split val: %d of the %d images in train are held out to validate (%s%s); for a choice of your own, "
-        "with all frames of a video on one side, move images and masks to val",
+        "with all frames of a video on one side, move images and masks to val%s",
         spec,
         len(out),
         count,
         ", ".join(names[index] for index in out[:3]),
         ", ..." if len(out) > 3 else "",
+        split_hint("val", open_source(spec).splits()),
     )
     return train_set.subset(rest, train_transform, seed), train_set.subset(out, val_transform), rest

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ddsm_zoo.data.label_file import read_label_file
+from ddsm_zoo.data.masks import DatasetError
 from tests.support.data_sets import expect_one_line
 
 I = 255  # noqa: E741 - the ignored class id, short to fit the tables
@@ -108,3 +109,35 @@ def test_contradictions(tmp_path: Path, content: dict[str, Any], parts: list[str
 def test_a_key_that_is_said_twice(tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text('{"names": ["a", "b"], "ids": {"0": "a", "0": "b"}}')
     expect_one_line(lambda: read_label_file(tmp_path / "labels.json"), "'0' twice")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '{"names": ["a", "b",]}',
+            "it is no JSON at line 1, column 2[01], expected an object .*no comma after the last",
+        ),
+        ("{'names': ['a', 'b']}", "it is no JSON at line 1, column 2, expected an object .*: double quotes"),
+        (" \n", "it is empty, expected an object like"),
+        ('["a", "b"]', r"it holds a list, expected an object like"),
+        ("null", "it holds a value, expected an object like"),
+        ("[" * 100_000, "it is nested too deeply, expected an object like"),
+        ('{"names": ["a\\u0000", "b"]}', r"names\[0\] is 'a\\x00', expected a name without control characters"),
+        ('{"names": ["a", "b\\ud800"]}', r"names\[1\] is 'b\\ud800', expected a name without control characters"),
+        ('{"names": ["a", "b"], "ids": {}}', '"ids" is empty, expected the class of each stored value'),
+    ],
+)
+def test_what_is_no_label_file(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "labels.json"
+    path.write_text(text)
+    with pytest.raises(DatasetError, match=rf"labels\.json cannot be used: {message}") as caught:
+        read_label_file(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["Labels.json", "label.json", "labels.json.txt"])
+def test_a_label_file_under_another_name_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(DatasetError, match=rf"labels\.json is missing, .*; is {name} meant\? Call it labels\.json$"):
+        read_label_file(tmp_path / "labels.json")

@@ -22,7 +22,7 @@ from ddsm_zoo.labels import CITYSCAPES, Color
 # This many values outside the classes, on less than half of the pixels, come from compression or interpolation. A
 # wrong numbering has fewer. Another kind of image has them everywhere.
 SMEARED = 16
-# With more classes than this, nobody wants to read the stored value of each in a message
+# With more classes than this, nobody wants to read about each in a message
 MAPPED = 24
 # Label ids that streets rarely show (rail track, guard rail, bridge, tunnel). As train ids: sky, truck, bus, train.
 _RARE_LABEL_IDS = frozenset({10, 14, 15, 16})
@@ -280,7 +280,7 @@ class MaskCheck:
             advice="which cannot be learnt from it, nor scored on it",
             count=len(names) if any(occurs) else 0,
             total=len(self.names),
-            examples=tuple(names),
+            examples=tuple(names[:MAPPED]),
         )
 
     def _expects_train_ids(self) -> bool:

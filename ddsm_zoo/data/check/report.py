@@ -19,7 +19,7 @@ from ddsm_zoo.data.check.masks import Counts, MaskCheck
 from ddsm_zoo.data.check.palettes import PaletteCheck
 from ddsm_zoo.data.images import ImageError, image_size, read_image
 from ddsm_zoo.data.kinds import open_layout, open_source
-from ddsm_zoo.data.layouts import LABELED_SPLITS, Layout, SplitFiles
+from ddsm_zoo.data.layouts import LABELED_SPLITS, Layout, SplitFiles, split_hint
 from ddsm_zoo.data.mask_files import read_stored
 from ddsm_zoo.data.masks import DatasetError
 from ddsm_zoo.data.problems import SEVERITIES, SHOWN, Problem
@@ -295,7 +295,8 @@ def _missing_splits(present: Iterable[str]) -> list[Problem]:
             severity="warning",
             split=split,
             what="no images",
-            advice=f"{instead.get(split, 'which training needs')}; this has {', '.join(names)}",
+            advice=f"{instead.get(split, 'which training needs')}; this has {', '.join(names)}"
+            + split_hint(split, names),
         )
         for split in LABELED_SPLITS
         if split not in names

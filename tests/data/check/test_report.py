@@ -14,6 +14,7 @@ from PIL import Image
 
 from ddsm_zoo.data.check.report import check_data, require_sound
 from ddsm_zoo.data.datasets import open_dataset
+from ddsm_zoo.data.masks import DatasetError
 from tests.support.data_sets import expect_one_line, write
 from tests.support.label_doctor import IDS, NAMES, SIZE, build, check, found, four, picture, text_of
 
@@ -247,3 +248,34 @@ def test_what_cannot_be_checked(spec: str, part: str) -> None:
 def test_a_data_set_without_images(tmp_path: Path) -> None:
     (tmp_path / "labels.json").write_text(json.dumps({"names": NAMES}))
     expect_one_line(lambda: check_data(f"folder:{tmp_path}"), "no images", "images/SPLIT/ and masks/SPLIT/")
+
+
+def test_a_split_under_another_name_is_named(tmp_path: Path) -> None:
+    root = build(tmp_path, {"train/a": IDS, "Validation/b": IDS})
+    assert text_of(check(root), "missing-split").endswith("; is Validation meant? Call its folders val")
+    with pytest.raises(
+        DatasetError, match=r"the splits train, Validation; is Validation meant\? Call its folders val$"
+    ):
+        require_sound(f"folder:{root}", ["val"])
+
+
+def test_images_outside_of_splits_are_named_where_no_split_has_any(tmp_path: Path) -> None:
+    root = build(tmp_path, {"a": IDS, "b": IDS})
+    with pytest.raises(
+        DatasetError, match=r"; 2 of its images lie in no split, first images/a\.png: move them to images/"
+    ):
+        check(root)
+
+
+def test_a_link_that_leads_nowhere_is_damage(tmp_path: Path) -> None:
+    root = build(tmp_path, four())
+    (root / "masks" / "val" / "d.png").unlink()
+    (root / "masks" / "val" / "d.png").symlink_to(root / "gone.png")
+    assert "masks/val/d.png (is a link to a file that does not exist" in text_of(check(root), "damaged-mask")
+
+
+def test_of_many_classes_that_never_occur_the_first_are_named(tmp_path: Path) -> None:
+    root = build(tmp_path, four(), names=[f"c{index}" for index in range(100)])
+    text = text_of(check(root), "empty-class")
+    assert "no pixel of 97 of 100 classes" in text
+    assert text.endswith("c25, c26 and 73 more")
