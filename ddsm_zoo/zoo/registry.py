@@ -482,7 +482,8 @@ def _unknown(name: str, key: str, table: Mapping[str, Entry]) -> str:
         candidates = [known, *(other for other in table if other.startswith(f"{known}_"))]
         nearest = difflib.get_close_matches(key, candidates, n=3, cutoff=0.0)
     else:
-        nearest = difflib.get_close_matches(key[:80], [*table, *families()], n=3)
+        spelled = key[:80].lower().replace("-", "_")  # names have neither capitals nor dashes
+        nearest = difflib.get_close_matches(spelled, [*table, *families()], n=3)
     hint = f"did you mean {', '.join(nearest)}?" if nearest else "list_models() has all names"
     parts = next((key.removesuffix(f"_{row}") for row in BACKBONES if key.endswith(f"_{row}")), None)
     if parts is not None and parts not in families():

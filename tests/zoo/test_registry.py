@@ -124,6 +124,7 @@ def test_one_wrong_letter_brings_the_right_name(name: str, data: st.DataObject) 
         ("uper_ddsm_r101.cityscape", "has no weights for 'cityscape'; did you mean uper_ddsm_r101_cityscapes"),
         ("uper_ddsm_lite0_ade20k", "has no weights for 'ade20k'; did you mean uper_ddsm_lite0_camvid, uper_ddsm_lite0"),
         ("upper_ddsm_lite0", "did you mean uper_ddsm_lite0"),
+        ("UPER-DDSM-R50", "did you mean uper_ddsm_r50"),
         ("resnet", "list_models"),
     ],
 )
