@@ -26,6 +26,7 @@ from ddsm_zoo.data.importing.annotations import (
 from ddsm_zoo.data.importing.files import ImageFinder, split_of, split_of_file, walk
 from ddsm_zoo.data.mask_files import MaskFile, read_stored
 from ddsm_zoo.data.masks import DatasetError
+from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.labels import Color, voc_color
 
 VOC_NAMES = (
@@ -187,7 +188,10 @@ def read_roboflow(source: Path, options: ImportOptions, findings: Findings) -> A
 def _pixel_values(file: Path) -> dict[int, str]:
     rows = list(csv.reader(read_text(file).splitlines(), skipinitialspace=True))
     with readable(file, "_classes.csv, with a pixel value and a class in each line"):
-        return {int(row[0]): row[1].strip() for row in rows[1:] if row}
+        classes = {int(row[0]): row[1].strip() for row in rows[1:] if row}
+        if not classes:
+            raise ArgumentError("it has no class")
+        return classes
 
 
 def _beside(

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ddsm_zoo.data.importing.annotations import ImportOptions
 from ddsm_zoo.data.importing.run import import_data
+from ddsm_zoo.data.masks import DatasetError
 from ddsm_zoo.labels import voc_color
 from tests.support.data_sets import expect_one_line, write
 from tests.support.exports import (
@@ -159,6 +160,16 @@ def test_roboflow_leaves_out_images_without_a_mask(tmp_path: Path) -> None:
     report = import_data("roboflow", source, tmp_path / "new")
     assert left_out(report) == {"images without a mask": 1, "images that are missing": 1}
     assert report.splits == {"train": 1, "val": 1}
+
+
+@pytest.mark.parametrize("text", ["", "Pixel Value, Class\n"])
+def test_roboflow_without_any_class_is_refused(tmp_path: Path, text: str) -> None:
+    source = write_roboflow(tmp_path / "export")
+    for table in source.rglob("_classes.csv"):
+        table.write_text(text)
+    with pytest.raises(DatasetError, match=r"_classes\.csv cannot be read as .*it has no class"):
+        import_data("roboflow", source, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_roboflow_masks_in_three_equal_channels(tmp_path: Path) -> None:
