@@ -151,7 +151,7 @@ def test_data_with_errors_is_refused_before_anything_is_written(tmp_path: Path) 
     with pytest.raises(DatasetError) as error:
         train(recipe, data, tmp_path / "out", pretrained=False, progress=events.append)
     assert str(check_data(data).errors[0]) in str(error.value)
-    assert "a.png (9 on 100.0% of it)" in str(error.value)
+    assert "a.png (9 on 100.0% of it, 64 pixels)" in str(error.value)
     assert [(event.phase, event.done, event.total) for event in events] == [("check", 1, 2), ("check", 2, 2)]
     assert not (tmp_path / "out").exists()
 
