@@ -79,8 +79,8 @@ def _soil(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
     pen = ImageDraw.Draw(soil)
     for _ in range(rng.integers(10, 60)):
         x, y, radius = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(3, 16)
-        grey = rng.uniform(90, 190)
-        pen.polygon(_ring(rng, (x, y), radius), fill=(int(grey), int(grey * 0.96), int(grey * 0.9)))
+        gray = rng.uniform(90, 190)
+        pen.polygon(_ring(rng, (x, y), radius), fill=(int(gray), int(gray * 0.96), int(gray * 0.9)))
     for _ in range(rng.integers(0, 12)):
         x, y = rng.uniform(0, width), rng.uniform(0, height)
         pen.polygon(_leaf((x, y), rng.uniform(0, 2 * math.pi), rng.uniform(20, 60), 0.2), fill=(158, 132, 88))

@@ -120,7 +120,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "size-mismatch": "A mask or prediction has another size than its image, after the image is turned upright by "
         "its EXIF data.",
         "unknown-id": "A mask holds an id without a class. Add it to `names`, `ids` or `ignore` in `labels.json`.",
-        "unknown-colour": "A mask holds a color without a class. Add it to `palette` or `ignore_colors` in "
+        "unknown-color": "A mask holds a color without a class. Add it to `palette` or `ignore_colors` in "
         "`labels.json`.",
         "label-ids": "The masks hold the label ids of Cityscapes. Read the data as `cityscapes:ROOT`, or convert them.",
         "train-ids": "The masks hold the train ids of Cityscapes. Name the files `labelTrainIds`.",

@@ -1,4 +1,4 @@
-"""Meaning of class ids: names, colours and the ignored id."""
+"""Meaning of class ids: names, colors and the ignored id."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ Color = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class LabelSpace:
-    """Classes of a task. Class id ``i`` has the name ``names[i]`` and the colour ``palette[i]``.
+    """Classes of a task. Class id ``i`` has the name ``names[i]`` and the color ``palette[i]``.
 
     A single name is a binary task: models give one logit per pixel, and masks hold 0 for the background and 1 for the
     class, see `in_masks`.
 
     Attributes:
         names: Name of each class, all different.
-        palette: RGB colour of each class, 0 to 255.
+        palette: RGB color of each class, 0 to 255.
         ignore_index: Id of pixels without a class. Losses and metrics leave them out.
 
     Raises:
-        ValueError: The numbers of names and colours differ, a name occurs twice, a colour is out of range, or
+        ValueError: The numbers of names and colors differ, a name occurs twice, a color is out of range, or
             ``ignore_index`` is also a class id.
     """
 
@@ -37,7 +37,7 @@ class LabelSpace:
             raise ArgumentError("a label space needs at least one class name, got none", name="names", got=())
         if len(self.palette) != len(self.names):
             raise ArgumentError(
-                f"got {len(self.palette)} colours for {len(self.names)} class names, expected one each",
+                f"got {len(self.palette)} colors for {len(self.names)} class names, expected one each",
                 name="palette",
                 got=len(self.palette),
                 expected=len(self.names),
@@ -73,7 +73,7 @@ class LabelSpace:
 
     @classmethod
     def from_names(cls, names: Sequence[str], ignore_index: int = 255) -> LabelSpace:
-        """Build a label space in the PASCAL VOC colours, for tasks without colours of their own.
+        """Build a label space in the PASCAL VOC colors, for tasks without colors of their own.
 
         Args:
             names: Name of each class, all different.
@@ -92,7 +92,7 @@ def _background(name: str) -> str:
 
 
 def voc_color(index: int) -> Color:
-    """Return entry ``index`` of the PASCAL VOC colour map: the bits of the index spread over R, G and B."""
+    """Return entry ``index`` of the PASCAL VOC color map: the bits of the index spread over R, G and B."""
     channels = [0, 0, 0]
     for bit in range(8):
         for channel in range(3):

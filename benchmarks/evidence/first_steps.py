@@ -51,7 +51,7 @@ def unscaled(model: Segmenter) -> None:
 
 
 def normalized(model: Segmenter) -> None:
-    """Batch normalisation after S and K."""
+    """Batch normalization after S and K."""
     for module in model.modules():
         if isinstance(module, (ChannelAffinity, SpatialAffinity)):
             norm = BatchNorm2d(module.out.out_channels)
@@ -62,7 +62,7 @@ VARIANTS: dict[str, tuple[str, Callable[[Segmenter], None]]] = {
     "the zoo's": ("uper_ddsm_lite0", as_it_is),
     "classifier at 0.01": ("uper_ddsm_lite0", small_logits),
     "Eq. 3 unscaled": ("uper_ddsm_lite0", unscaled),
-    "batch normalisation after S and K": ("uper_ddsm_lite0", normalized),
+    "batch normalization after S and K": ("uper_ddsm_lite0", normalized),
     "plain `uper_lite0`": ("uper_lite0", as_it_is),
     "plain, classifier at 0.01": ("uper_lite0", small_logits),
 }
@@ -71,7 +71,7 @@ VARIANTS: dict[str, tuple[str, Callable[[Segmenter], None]]] = {
 def starts(data: str) -> list[tuple[str, float, float]]:
     """Of a fresh model's logits over the taps: their standard deviation, and the largest affinity, on average."""
     torch.manual_seed(0)
-    model = ddsm_zoo.create_model("uper_ddsm_lite0", pretrained_backbone=True).train()  # normalised by the batch
+    model = ddsm_zoo.create_model("uper_ddsm_lite0", pretrained_backbone=True).train()  # normalized by the batch
     samples = open_dataset(data, "train", EvalTransform(ddsm_zoo.resolve_data_config(model)))
     (pool,) = {module.pool for module in model.modules() if isinstance(module, ChannelAffinity)}
     (grid,) = {module.grid for module in model.modules() if isinstance(module, ChannelAffinity)}

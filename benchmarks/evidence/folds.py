@@ -31,7 +31,7 @@ _RECORD = "fold.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """All labelled images of a data set by name, and where its layout has images and masks of a split."""
+    """All labeled images of a data set by name, and where its layout has images and masks of a split."""
 
     kind: str  # camvid or folder
     root: Path
@@ -184,7 +184,7 @@ def _sequence(name: str) -> str:
 
 
 def _blocks(names: Sequence[str], plan: FoldPlan) -> Iterator[tuple[str, list[str]]]:
-    """Runs of neighbours whose lengths differ by one at most."""
+    """Runs of neighbors whose lengths differ by one at most."""
     for number, fold in enumerate(plan.folds):
         start, end = (len(names) * edge // plan.count for edge in (number, number + 1))
         yield fold, list(names[start:end])

@@ -39,7 +39,7 @@ class FoldPlan:
     Raises ConfigError for a plan without folds.
     """
 
-    by: Literal["sequence", "block"]  # file name before the first underscore, or neighbours by name
+    by: Literal["sequence", "block"]  # file name before the first underscore, or neighbors by name
     names: tuple[str, ...] = ()  # the sequences to hold out, one fold each
     count: int = 0  # the number of blocks
     ids: Mapping[str, int] = field(default_factory=dict)  # stored mask value -> class id, where masks hold others

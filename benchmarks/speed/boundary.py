@@ -45,7 +45,7 @@ def straightforward(
 
 
 def outline(mask: Mask) -> Mask:
-    """Pixels that differ from their right, lower or lower right neighbour, where there is one."""
+    """Pixels that differ from their right, lower or lower right neighbor, where there is one."""
     edge = np.zeros_like(mask)
     edge[:, :-1] |= mask[:, :-1] != mask[:, 1:]
     edge[:-1] |= mask[:-1] != mask[1:]

@@ -1,4 +1,4 @@
-"""The memory and the time in which a large picture is labelled by tiles.
+"""The memory and the time in which a large picture is labeled by tiles.
 
     python benchmarks/speed/large_image.py FOLDER [--size 20000 10000] [--memory 4GiB]
 

@@ -27,7 +27,7 @@ def candidates() -> dict[str, nn.Module]:
 
 
 def build(name: str) -> nn.Module:
-    """A peer, or a model of ours as `Predictor` runs it, with normalisation folded; in evaluation mode."""
+    """A peer, or a model of ours as `Predictor` runs it, with normalization folded; in evaluation mode."""
     if name in BASELINES:
         return BASELINES[name](CLASSES).eval()
     return create_model(name, num_classes=CLASSES).fuse()

@@ -51,7 +51,7 @@ def check_data(
 
 
 def print_histogram(found: Report) -> None:
-    """Print the share of each class in the labelled pixels of each split, and the number of images it occurs in."""
+    """Print the share of each class in the labeled pixels of each split, and the number of images it occurs in."""
     parts = [
         [(percent(share), str(images)) for share, images in zip(part.shares(), part.occurs, strict=True)]
         for part in found.splits.values()

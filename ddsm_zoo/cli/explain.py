@@ -65,7 +65,7 @@ def explain(
         wrong = comparison.wrong()
         figures.save_figure(figures.draw_comparison(comparison), out)
         report({"image": str(image), "mask": str(mask), "wrong": wrong}, json)
-        lines = [f"{name}: {share:.2%} of the labelled pixels wrong" for name, share in wrong.items()]
+        lines = [f"{name}: {share:.2%} of the labeled pixels wrong" for name, share in wrong.items()]
     else:
         assert pixel is not None
         found = explanation.explain(Predictor(model, device), image, pixel)

@@ -30,7 +30,7 @@ CATEGORIES = {
     "vehicle": (13, 14, 15, 16, 17, 18),
 }
 
-# Mean size in pixels of an object, for each class with labelled objects, as the benchmark fixed it
+# Mean size in pixels of an object, for each class with labeled objects, as the benchmark fixed it
 MEAN_OBJECT_SIZES = {
     11: 3462.4756337644,
     12: 3930.4788056518,

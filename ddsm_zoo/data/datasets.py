@@ -55,9 +55,9 @@ def camvid(root: str | Path, split: str, transform: Transform | None = None, see
 
     1. ``SPLIT`` with ``SPLITannot``: class ids, 11 is ignored.
 
-    2. ``SPLIT`` with ``SPLIT_labels``: the original's 32 colours, files ``NAME_L.png``.
+    2. ``SPLIT`` with ``SPLIT_labels``: the original's 32 colors, files ``NAME_L.png``.
 
-    3. ``701_StillsRaw_full`` or ``images`` with ``LabeledApproved_full`` or ``labels``: the same colours. ``SPLIT.txt``
+    3. ``701_StillsRaw_full`` or ``images`` with ``LabeledApproved_full`` or ``labels``: the same colors. ``SPLIT.txt``
     has the names of a split.
     """
     return camvid_layout(root).open(split, transform, seed)
@@ -66,7 +66,7 @@ def camvid(root: str | Path, split: str, transform: Transform | None = None, see
 def folder(root: str | Path, split: str, transform: Transform | None = None, seed: int = 0) -> SegmentationDataset:
     """Open any task: ``images/SPLIT``, ``masks/SPLIT`` with the same file names, and ``labels.json``.
 
-    ``labels.json`` holds ``names`` and, optionally, what stored values and colours stand for (docs/data.md). Masks may
+    ``labels.json`` holds ``names`` and, optionally, what stored values and colors stand for (docs/data.md). Masks may
     also be called ``NAME_mask.png`` and the like.
     """
     return folder_layout(root).open(split, transform, seed)

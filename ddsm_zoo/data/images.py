@@ -67,7 +67,7 @@ class ImageError(UserError, ValueError):
 def read_image(path: str | Path, max_pixels: int | None = None, bits: int | None = None) -> Image.Image:
     """Read the image in ``path`` as 8-bit RGB, rotated upright by its EXIF orientation.
 
-    Grey, palette, CMYK and 16-bit images are converted. Transparency is dropped. An animation or a TIFF of several
+    Gray, palette, CMYK and 16-bit images are converted. Transparency is dropped. An animation or a TIFF of several
     pages gives its first one. Values of more than 8 bits are scaled by the ``bits`` in use. Unless given, these are the
     bits that the file states (PNG's sBIT, TIFF's BitsPerSample and MaxSampleValue), and 16 if it states none.
 

@@ -54,7 +54,7 @@ class ExtraScores(Protocol):
         Args:
             index: Index of the image in the data set.
             ids: Predicted class ids (H, W).
-            target: Labelled class ids (H, W).
+            target: Labeled class ids (H, W).
         """
 
     def compute(self, confusion: Tensor) -> dict[str, Any]:

@@ -41,11 +41,11 @@ class LabelFile(NamedTuple):
 @dataclass(frozen=True, kw_only=True)
 class _Fields:
     names: tuple[str, ...]  # of the classes, the first is class 0
-    palette: tuple[Color, ...] | None = None  # RGB colour of each class
+    palette: tuple[Color, ...] | None = None  # RGB color of each class
     ignore_index: int | None = None  # stored value without a class, and the class id it gets
     ids: Mapping[str, Any] | None = None  # stored value -> name or number of a class, or "ignore"
     ignore: Any = None  # stored value, or list of them, without a class
-    ignore_colors: tuple[Color, ...] = ()  # RGB colours without a class
+    ignore_colors: tuple[Color, ...] = ()  # RGB colors without a class
     zero: Literal["ignore", "class"] = "class"  # "ignore": 0 has no class, and the first class is stored as 1
     mask_suffix: str | None = None  # "_mask" for NAME_mask.png
     bits: int | None = None  # bits in use of images of 16 bits
@@ -202,19 +202,19 @@ def _ignored_values(given: _Fields, labels: LabelSpace) -> set[int]:
 def _stored_colors(given: _Fields, labels: LabelSpace) -> dict[Color, int]:
     if given.palette is None:
         if given.ignore_colors:
-            raise ArgumentError('"ignore_colors" is for masks in colours, expected "palette", the colour of each name')
+            raise ArgumentError('"ignore_colors" is for masks in colors, expected "palette", the color of each name')
         return {}
     spaces = labels.in_masks
     colors = {color: index for index, color in enumerate(spaces.palette)}
     if len(colors) < len(spaces):
         repeated = next(color for color, count in Counter(spaces.palette).items() if count > 1)
         sharing = [name for name, color in zip(spaces.names, spaces.palette, strict=True) if color == repeated]
-        raise ArgumentError(f"it gives two classes the same colour, {list(repeated)} to {', '.join(sharing[:3])}")
+        raise ArgumentError(f"it gives two classes the same color, {list(repeated)} to {', '.join(sharing[:3])}")
     for color in given.ignore_colors:
         if any(not 0 <= channel <= 255 for channel in color):
             raise ArgumentError(f"ignore_colors has {list(color)}, expected values from 0 to 255")
         if color in colors:
             raise ArgumentError(
-                f"the ignored colour {list(color)} is also that of class {spaces.names[colors[color]]!r}"
+                f"the ignored color {list(color)} is also that of class {spaces.names[colors[color]]!r}"
             )
     return colors | dict.fromkeys(given.ignore_colors, labels.ignore_index)

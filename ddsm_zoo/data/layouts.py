@@ -63,7 +63,7 @@ class Layout:
         find: Function ``find(split)`` that returns the files of a split, and None or no images for a missing split.
         shape: Expected places of the files, for errors: ``images/SPLIT/ and masks/SPLIT/``.
         candidates: Names that may be splits, besides train and val.
-        colored: For errors, the place of masks with RGB colours, or the setting that makes them readable.
+        colored: For errors, the place of masks with RGB colors, or the setting that makes them readable.
         outside: Images that lie in no split.
         bits: Bits in use of images of 16 bits. None takes those that a file states, or 16.
     """
@@ -282,7 +282,7 @@ def camvid_layout(root: str | Path) -> Layout:
         find=find,
         candidates=[*subfolders(root), *(file.stem for file in root.glob("*.txt"))],
         shape="SPLIT/ with SPLITannot/ or SPLIT_labels/, or images/ and labels/ with SPLIT.txt",
-        colored="CamVid's colours belong in SPLIT_labels/NAME_L.png",
+        colored="CamVid's colors belong in SPLIT_labels/NAME_L.png",
     )
 
 
@@ -312,7 +312,7 @@ def folder_layout(root: str | Path) -> Layout:
         find=find,
         candidates=candidates,
         shape="images/SPLIT/ and masks/SPLIT/",
-        colored='labels.json reads colours once it has a "palette", the colour of each name',
+        colored='labels.json reads colors once it has a "palette", the color of each name',
         outside=_images_directly_in(root / "images"),
         bits=bits,
     )

@@ -27,8 +27,8 @@ class MaskFile:
 
     Attributes:
         path: File of the mask.
-        values: Stored ids or indices of a palette (H, W), unsigned, or colours (H, W, 3), uint8.
-        palette: Colour of each index of a palette image, empty for any other image.
+        values: Stored ids or indices of a palette (H, W), unsigned, or colors (H, W, 3), uint8.
+        palette: Color of each index of a palette image, empty for any other image.
         lossy: True if the file is compressed with loss.
         see_through: True if the file has an alpha channel that varies.
         rotated: True if the file has an EXIF orientation, by which ``values`` have been turned.
@@ -45,24 +45,24 @@ class MaskFile:
 
     @cached_property
     def equal_channels(self) -> bool:
-        """True for colours whose three channels are equal everywhere: ids that are stored three times."""
+        """True for colors whose three channels are equal everywhere: ids that are stored three times."""
         first, others = self.values[..., :1], self.values[..., 1:]
         return self.values.ndim == 3 and bool((first == others).all())
 
     @property
     def numbered(self) -> bool:
-        """True unless the file shows its indices in colours. A grey ramp shows them as the numbers they are."""
+        """True unless the file shows its indices in colors. A gray ramp shows them as the numbers they are."""
         return all(color == (index,) * 3 for index, color in enumerate(self.palette)) and len(self.palette) != 1
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Grey level of each index of a palette of greys in another order than that of the ramp, else empty."""
-        grey = all(red == green == blue for red, green, blue in self.palette)
-        return tuple(red for red, _, _ in self.palette) if grey and not self.numbered else ()
+        """Gray level of each index of a palette of grays in another order than that of the ramp, else empty."""
+        gray = all(red == green == blue for red, green, blue in self.palette)
+        return tuple(red for red, _, _ in self.palette) if gray and not self.numbered else ()
 
     @cached_property
     def shown(self) -> dict[int, Color]:
-        """Colour of each index that occurs in a palette image. An index beyond the palette has none."""
+        """Color of each index that occurs in a palette image. An index beyond the palette has none."""
         if not self.palette:
             return {}
         return {index: self.palette[index] for index in count_ids(self.values) if index < len(self.palette)}
@@ -73,7 +73,7 @@ def read_stored(path: str | Path) -> MaskFile:
 
     Raises:
         FileNotFoundError: There is no file.
-        ImageError: The file is damaged, no image, or has pixels that are neither ids nor RGB colours.
+        ImageError: The file is damaged, no image, or has pixels that are neither ids nor RGB colors.
     """
     path = Path(path)
     image = decode_image(path)
@@ -97,7 +97,7 @@ def read_stored(path: str | Path) -> MaskFile:
         pixels = pixels.astype(np.uint8)
     elif mode not in ("L", "RGB"):
         raise ImageError(
-            f"mask {path} has pixels of mode {mode}, expected single-channel ids or RGB colours",
+            f"mask {path} has pixels of mode {mode}, expected single-channel ids or RGB colors",
             kind="image-format",
             path=path,
             got=mode,

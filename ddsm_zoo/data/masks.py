@@ -30,7 +30,7 @@ class DatasetError(UserError, ValueError):
 
 
 class Interpretation(NamedTuple):
-    """Values of a mask that stand for classes: ids (H, W) or colours (H, W, 3), and the class id of each."""
+    """Values of a mask that stand for classes: ids (H, W) or colors (H, W, 3), and the class id of each."""
 
     values: Stored
     classes: Mapping[Any, int]
@@ -42,7 +42,7 @@ class MaskDecoder:
 
     Attributes:
         ids: Class id of each stored id, for single-channel masks.
-        colors: Class id of each RGB colour, for RGB masks and palette images.
+        colors: Class id of each RGB color, for RGB masks and palette images.
         open_255: True if nobody said what 255 stands for in masks of two classes. `settle` decides it from the files.
         by_number: True if somebody said what the stored ids stand for, whatever palettes show.
         plain: For a decoder that `settle` made, the one it was made from.
@@ -85,15 +85,15 @@ class MaskDecoder:
             Class ids (H, W).
 
         Raises:
-            DatasetError: An id or colour has no class. The message has the first one.
+            DatasetError: An id or color has no class. The message has the first one.
         """
         return self._decode(*self.interpret(MaskFile(path=path, values=stored)), path)
 
     def interpret(self, stored: MaskFile) -> Interpretation:
-        """Choose how to read a mask: by its colours where they are known, else by its ids.
+        """Choose how to read a mask: by its colors where they are known, else by its ids.
 
-        Three equal channels are ids where their greys are not among the known colours. A palette image is read by
-        colours if those of all its indices stand for classes. In a palette of greys, the levels are the ids if all of
+        Three equal channels are ids where their grays are not among the known colors. A palette image is read by
+        colors if those of all its indices stand for classes. In a palette of grays, the levels are the ids if all of
         them are known, and black and white are the two classes where there are two. Otherwise the indices are ids.
         """
         values = stored.values
@@ -117,10 +117,10 @@ class MaskDecoder:
         classes = set(self.ids.values())
         return {0, 1} <= classes and 2 not in classes
 
-    def _are_ids(self, greys: Stored) -> bool:
-        """Return True for greys that are ids and no colours of classes. Black and white alone can be either."""
-        used = count_ids(greys).keys()
-        return used <= self.ids.keys() and any((grey,) * 3 not in self.colors for grey in used - {0, 255})
+    def _are_ids(self, grays: Stored) -> bool:
+        """Return True for grays that are ids and no colors of classes. Black and white alone can be either."""
+        used = count_ids(grays).keys()
+        return used <= self.ids.keys() and any((gray,) * 3 not in self.colors for gray in used - {0, 255})
 
     def require_classes(self, labels: LabelSpace) -> None:
         """Raise DatasetError unless all decoded ids are class ids of ``labels`` or their ``ignore_index``."""
@@ -149,12 +149,12 @@ class MaskDecoder:
             parts.append(f"{ranges(ignored)} = ignored")
         if self.colors:
             hidden = [str(color) for color, index in self.colors.items() if index == labels.ignore_index]
-            parts.append(f"{len(self.colors) - len(hidden)} colours of classes")
-            parts += [f"colours {', '.join(hidden)} = ignored"] if hidden else []
+            parts.append(f"{len(self.colors) - len(hidden)} colors of classes")
+            parts += [f"colors {', '.join(hidden)} = ignored"] if hidden else []
         return "; ".join(parts)
 
     def nearest(self, color: Color) -> Color:
-        """Return the known colour that is nearest to ``color``."""
+        """Return the known color that is nearest to ``color``."""
         known = np.array(list(self.colors))
         best = known[((known - np.array(color)) ** 2).sum(1).argmin()].tolist()
         return best[0], best[1], best[2]
@@ -163,7 +163,7 @@ class MaskDecoder:
         if values.ndim == 2:
             if not known:
                 raise DatasetError(
-                    f"mask {path} holds single-channel ids, expected RGB colours", kind="id-mask", path=path
+                    f"mask {path} holds single-channel ids, expected RGB colors", kind="id-mask", path=path
                 )
             table = self._class_of_id if known is self.ids else _table(known)
             classes: npt.NDArray[np.int64] = table[values]
@@ -183,7 +183,7 @@ class MaskDecoder:
             what = self._describe(values[row, column])
             raise DatasetError(
                 f"mask {path} holds {what} at row {row}, column {column}",
-                kind="unknown-id" if values.ndim == 2 else "unknown-colour",
+                kind="unknown-id" if values.ndim == 2 else "unknown-color",
                 path=path,
                 got=what,
             )
@@ -195,7 +195,7 @@ class MaskDecoder:
 
     @cached_property
     def _codes(self) -> npt.NDArray[np.int64]:
-        """Packed colours in order, and one more than any colour so that a search always ends on an entry."""
+        """Packed colors in order, and one more than any color so that a search always ends on an entry."""
         return np.append(np.sort(_pack(np.array(list(self.colors)))), 1 << 24)
 
     @cached_property
@@ -207,14 +207,14 @@ class MaskDecoder:
         if stored.ndim == 0:
             return f"id {stored}, expected {ranges(self.ids)}"
         color = stored[0].item(), stored[1].item(), stored[2].item()
-        expected = f"expected one of the {len(self.colors)} colours of the classes"
-        return f"colour {color}, {expected}, of which {self.nearest(color)} is nearest"
+        expected = f"expected one of the {len(self.colors)} colors of the classes"
+        return f"color {color}, {expected}, of which {self.nearest(color)} is nearest"
 
 
 def settle(decode: MaskDecoder, files: Iterable[Path]) -> MaskDecoder:
     """Decide what 255 stands for in masks of two classes, if nobody said it.
 
-    Where the files together hold 0 and 255 and nothing else, 255 is the second class, as labelling tools store it.
+    Where the files together hold 0 and 255 and nothing else, 255 is the second class, as labeling tools store it.
     Where any file holds a 1, that is the second class and 255 is ignored.
     """
     decode = decode.plain or decode
@@ -245,7 +245,7 @@ def _values_of(path: Path, *_identity: int) -> frozenset[int]:
     stored = read_stored(path)
     values = stored.values[..., 0] if stored.equal_channels else stored.values
     if values.ndim == 3 or (not stored.numbered and set(stored.shown.values()) <= {BLACK, WHITE}):
-        return frozenset()  # read by colours
+        return frozenset()  # read by colors
     return frozenset(count_ids(values))
 
 
@@ -278,7 +278,7 @@ def identity(labels: LabelSpace) -> dict[int, int]:
     return {value: value for value in ids if 0 <= value <= LARGEST_ID}
 
 
-# name, colour and class of CamVid's 32 annotated objects; the grouping into 11 classes is SegNet's
+# name, color and class of CamVid's 32 annotated objects; the grouping into 11 classes is SegNet's
 CAMVID_OBJECTS: tuple[tuple[str, Color, str | None], ...] = (
     ("Animal", (64, 128, 64), "Pedestrian"),
     ("Archway", (192, 0, 128), "Building"),

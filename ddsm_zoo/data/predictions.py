@@ -18,7 +18,7 @@ from ddsm_zoo.data.masks import DatasetError, MaskDecoder
 from ddsm_zoo.errors import facts
 
 # Files that `ddsm-zoo predict` writes, and the images that it adds
-_IDS, _PICTURES = "_ids.png", ("_color.png", "_colour.png", "_overlay.png")  # 0.1.0 wrote _colour
+_IDS, _PICTURES = "_ids.png", ("_color.png", "_color.png", "_overlay.png")  # 0.1.0 wrote _color
 
 
 def find_predictions(folder: str | Path, names: Sequence[str]) -> list[Path]:
@@ -79,7 +79,7 @@ def read_prediction(
 
     Raises ImageError for an unreadable file. Raises DatasetError for another size than the label's, for several pages
     and, with the ``hint``, for a file or values that are no classes, for indices that an earlier file shows in other
-    colours, and for ignored ids where the label has a class.
+    colors, and for ignored ids where the label has a class.
     """
     stored = read_stored(path)
     if stored.pages > 1:
@@ -112,7 +112,7 @@ def read_prediction(
     if silent.any():
         row, column = silent.nonzero()[0].tolist()
         raise DatasetError(
-            f"prediction {path} is void at row {row}, column {column}, expected a class where labelled{hint}",
+            f"prediction {path} is void at row {row}, column {column}, expected a class where labeled{hint}",
             kind="predictions",
             path=path,
             got=ignore_index,
@@ -126,7 +126,7 @@ def _known(name: str, names: Mapping[str, str]) -> str | None:
 
 
 def _is_picture(file: Path) -> bool:
-    """Return True if the file is a visualization of class ids next to it. A prediction for x_colour is not one."""
+    """Return True if the file is a visualization of class ids next to it. A prediction for x_color is not one."""
     bases = [file.name.removesuffix(end) for end in _PICTURES if file.name.endswith(end)]
     return any(file.with_name(f"{base}{_IDS}").is_file() for base in bases)
 

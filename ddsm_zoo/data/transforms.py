@@ -25,13 +25,13 @@ class TrainTransform:
 
     Args:
         preprocess: Preprocessing of the model.
-        crop_size: Size (H, W) of the crop in pixels. Beyond the image, the crop has the mean colour.
+        crop_size: Size (H, W) of the crop in pixels. Beyond the image, the crop has the mean color.
         ignore_index: Id in the mask beyond the image.
         scale: Smallest and largest resize factor, relative to the image as ``preprocess.min_size`` enlarges it for
             evaluation.
         flip: Probability of a flip, 0 to 1.
         jitter: Strength from 0 to 1 of a change of brightness, contrast and saturation. The hue changes by a quarter of
-            it: more would give sky and trees each other's colours.
+            it: more would give sky and trees each other's colors.
         blur: Probability of a Gaussian blur of 0.15 to 1.15 pixels, 0 to 1.
         class_crops: Share of the crops, 0 to 1, that show a pixel of a random class. The class is drawn from those in
             the image, all alike, so that small objects are seen as often as roads.
@@ -61,7 +61,7 @@ class TrainTransform:
         fill = {tv_tensors.Image: [round(255 * m) for m in preprocess.mean], tv_tensors.Mask: ignore_index}
         window = RandomResizedWindow(crop_size, scale, preprocess, class_crops, ignore_index)
         steps: list[v2.Transform] = [v2.RandomHorizontalFlip(flip), window]
-        if jitter > 0.0:  # before the padding, whose colour must stay the mean
+        if jitter > 0.0:  # before the padding, whose color must stay the mean
             steps.append(v2.ColorJitter(jitter, jitter, jitter, jitter / 4))
         if blur > 0.0:
             steps.append(v2.RandomApply([v2.GaussianBlur(5, (0.15, 1.15))], p=blur))
@@ -94,7 +94,7 @@ class ImageTransform:
     """Transform of an image without a mask to a normalized float tensor (C, H', W').
 
     It is called with a PIL image or a uint8 array (H, W, C), with the C channels of ``preprocess.mean``. H' and W' are
-    H and W, or larger if ``preprocess.min_size`` says so. Grey arrays (H, W) are repeated to three channels. Raises
+    H and W, or larger if ``preprocess.min_size`` says so. Gray arrays (H, W) are repeated to three channels. Raises
     ValueError for another shape or dtype.
     """
 
@@ -138,7 +138,7 @@ def create_transform(
         ignore_index: Id in the mask beyond the image.
         scale: Smallest and largest resize factor.
         flip: Probability of a flip, 0 to 1.
-        jitter: Strength of the colour jitter, 0 to 1.
+        jitter: Strength of the color jitter, 0 to 1.
 
     Raises:
         ValueError: Training has no crop size.
@@ -253,7 +253,7 @@ def _resize_bilinear(image: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def _resize_nearest(mask: Tensor, size: Sequence[int]) -> Tensor:
-    """Select the id under each output pixel's centre.
+    """Select the id under each output pixel's center.
 
     torchvision's own resize of a mask takes the pixel under the corner, half a pixel off the image's bilinear grid.
     """

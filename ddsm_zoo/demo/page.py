@@ -54,7 +54,7 @@ class View:
         name: File name of the picture.
         size: Size (W, H) of the file in pixels.
         result: Prediction for the picture, which may have been reduced.
-        at: Clicked pixel (x, y) of the labelled picture, None before a click.
+        at: Clicked pixel (x, y) of the labeled picture, None before a click.
         explanation: Explanation of the pixel, None if there is none.
         note: Reason why there is no explanation.
     """
@@ -68,7 +68,7 @@ class View:
 
     @property
     def factor(self) -> int:
-        """Number of displayed pixels per labelled pixel and side."""
+        """Number of displayed pixels per labeled pixel and side."""
         return -(-SHOWN // max(self.result.image.size))
 
     def picture(self) -> Image.Image:
@@ -84,10 +84,10 @@ class View:
         """Return one line of HTML."""
         sizes = [self.size, self.result.image.size]
         texts = [f"{width} x {height} pixels" for width, height in dict.fromkeys(sizes)]
-        return f"<p>{escape(self.name)}: {', labelled at '.join(texts)}</p>"
+        return f"<p>{escape(self.name)}: {', labeled at '.join(texts)}</p>"
 
     def classes(self) -> str:
-        """Return the legend as HTML: colour, name and share of each class present, the largest first."""
+        """Return the legend as HTML: color, name and share of each class present, the largest first."""
         colors = dict(zip(self.result.labels.names, self.result.overlay_labels.palette, strict=True))
         shares = sorted(self.result.shares().items(), key=lambda item: -item[1])
         largest = shares[0][1]
@@ -137,7 +137,7 @@ def draw_samples(image: Image.Image, level: Level) -> Image.Image:
     """Draw the taps of a module around the pixel's cell: a cross in a disc whose area is the tap's affinity.
 
     The largest affinities are written next to their taps. The picture has the size `PANEL` and shows all positions. The
-    area beyond the image is grey.
+    area beyond the image is gray.
     """
     width, height = PANEL
     center = np.asarray(level.center)
@@ -258,7 +258,7 @@ def build_page(names: Sequence[str], chosen: str, load: Callable[[str], Predicto
                 picture = gr.Image(
                     format="png",
                     show_label=False,
-                    alt_text="The picture under the colours of its classes",
+                    alt_text="The picture under the colors of its classes",
                     interactive=False,
                     buttons=["download", "fullscreen"],
                     elem_id="picture",

@@ -1,4 +1,4 @@
-"""Scores on a labelled set, computed from per-image counts."""
+"""Scores on a labeled set, computed from per-image counts."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class PerImageCounts:
     def image_scores(self) -> Tensor:
         """Return the mIoU of each image (n,) over the classes that occur in it.
 
-        It is nan for an image without labelled pixels.
+        It is nan for an image without labeled pixels.
         """
         return without_background(iou_of(self.counts["pixels"]), self.num_classes).nanmean(-1)
 
@@ -230,7 +230,7 @@ def predict_set(
         samples = [(index, *dataset[index]) for index in indices[start : start + batch_size]]
         for group in _of_one_size(samples):
             height, width = group[0][1].shape[-2:]
-            work = f"labelling {len(group)} images of {width} x {height} pixels at once"
+            work = f"labeling {len(group)} images of {width} x {height} pixels at once"
             with enough_memory(work, "choose a smaller batch size or smaller images"):
                 scores = predict(torch.stack([image for _, image, _ in group]))
             _check_scores(scores, num_classes, [index for index, _, _ in group])

@@ -204,7 +204,7 @@ class Evaluation:
     def worst(self, count: int) -> list[dict[str, Any]]:
         """Return the images of lowest mIoU, the worst first, with ``name``, ``index`` and ``miou``.
 
-        Images without labelled pixels are left out.
+        Images without labeled pixels are left out.
 
         Args:
             count: Maximum number of images.
@@ -415,7 +415,7 @@ def score_predictions(
     decode = settle(plain if class_ids else dataset.decode, files)
     if decode.plain:
         logger.warning("the predictions in %s hold 0 and 255, which are read as 0 and 1", folder)
-    # The hint is for data whose masks do not hold class ids, such as Cityscapes' label ids and coloured masks
+    # The hint is for data whose masks do not hold class ids, such as Cityscapes' label ids and colored masks
     stored = (decode.plain or decode).ids
     hint = "" if plain.ids.items() <= stored.items() else "; are these class ids? --class-ids reads them"
 

@@ -34,12 +34,12 @@ Floats = npt.NDArray[np.float32]
 class Level:
     """Sampled attention of one DDSM module at the explained pixel.
 
-    Places are (x, y) in pixels of the image. Pixel centres are whole numbers.
+    Places are (x, y) in pixels of the image. Pixel centers are whole numbers.
 
     Attributes:
         stage: Stage of the x~ that the module forms.
         pitch: Side of a feature cell in pixels.
-        center: Centre of the cell that contains the pixel.
+        center: Center of the cell that contains the pixel.
         positions: Tap locations (K, 2).
         affinities: Attention weights (K,) of the taps. They add up to one.
         modulations: Modulations (K,) of the taps.
@@ -90,7 +90,7 @@ class Explanation:
         levels = [
             {
                 "stage": level.stage,
-                "centre": list(level.center),
+                "center": list(level.center),
                 "positions": level.positions.tolist(),
                 "affinities": level.affinities.tolist(),
                 "modulations": level.modulations.tolist(),
@@ -102,12 +102,12 @@ class Explanation:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Predictions of two models for one labelled image.
+    """Predictions of two models for one labeled image.
 
     Attributes:
         results: Predictions by model name.
         target: Class ids (H, W) of the labels.
-        labels: Names and colours of the class ids.
+        labels: Names and colors of the class ids.
     """
 
     results: dict[str, Segmentation]
@@ -115,7 +115,7 @@ class Comparison:
     labels: LabelSpace
 
     def wrong(self) -> dict[str, float]:
-        """Return the fraction of labelled pixels that each model gets wrong, 0 to 1."""
+        """Return the fraction of labeled pixels that each model gets wrong, 0 to 1."""
         known = (self.target >= 0) & (self.target < len(self.labels))
         wrong = {name: (result.mask != self.target)[known] for name, result in self.results.items()}
         return {name: float(errors.mean()) if errors.size else 0.0 for name, errors in wrong.items()}
@@ -171,7 +171,7 @@ def explain(model: str | Segmenter | Predictor, image: ImageInput, at: tuple[int
 
 
 def compare(models: Mapping[str, str | Segmenter | Predictor], image: ImageInput, target: Mask) -> Comparison:
-    """Run two models with the same classes on one labelled image.
+    """Run two models with the same classes on one labeled image.
 
     Args:
         models: The models under names of your choice.
@@ -198,7 +198,7 @@ def compare(models: Mapping[str, str | Segmenter | Predictor], image: ImageInput
 
 
 def read_target(path: str | os.PathLike[str], labels: LabelSpace) -> Mask:
-    """Read the class ids in a mask file that holds ids or the colours of the classes.
+    """Read the class ids in a mask file that holds ids or the colors of the classes.
 
     In a file of ids, the id after the last class is void too. Raises FileNotFoundError, ImageError, and DatasetError
     for a value that is no class.
@@ -283,7 +283,7 @@ def _level(record: _Record, size: tuple[float, float], rows: int, pixel: tuple[i
     offset, modulation = record.sampled
     row, column = cell.tolist()
     taps = probe(query, key, offset, modulation, (row, column), kernel_size=record.module.sampler.kernel_size)
-    places = (torch.cat((cell[None], taps.places.cpu())) + 0.5) * pitch - 0.5  # the centre, then the taps
+    places = (torch.cat((cell[None], taps.places.cpu())) + 0.5) * pitch - 0.5  # the center, then the taps
     center, *_ = places.flip(1).tolist()
     return Level(
         stage=round(math.log2(rows / low.shape[-2])),

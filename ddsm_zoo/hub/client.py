@@ -78,7 +78,7 @@ def fetch(
     """Download the files ``names`` at ``uri`` and return them as local files, with the hashes that were verified.
 
     All files of a Hub repository come from one commit. ``bundled:``, ``file:`` and ``https:`` are single files and
-    ignore ``names``. HF_ENDPOINT, HF_HUB_OFFLINE and the client's token are honoured.
+    ignore ``names``. HF_ENDPOINT, HF_HUB_OFFLINE and the client's token are honored.
 
     Args:
         uri: Location of the files.
@@ -132,7 +132,7 @@ def push(
 ) -> str:
     """Commit the files to ``org/name`` on the Hub and return the ``hf-hub:`` URI of that commit.
 
-    HF_ENDPOINT and, unless ``token`` is given, the client's token are honoured.
+    HF_ENDPOINT and, unless ``token`` is given, the client's token are honored.
 
     Args:
         repository: ``org/name``, created if needed.
@@ -357,7 +357,7 @@ def _parse_repository(rest: str) -> tuple[str, str]:
     revision = revision or "main"
     if not _REPOSITORY.fullmatch(repository) or ".." in repository or "--" in repository:
         raise ArgumentError(
-            f"hf-hub:{rest[:120]!r} names no repository, expected hf-hub:organisation/name[@revision]",
+            f"hf-hub:{rest[:120]!r} names no repository, expected hf-hub:organization/name[@revision]",
             kind="address",
             name=f"hf-hub:{rest}",
         )

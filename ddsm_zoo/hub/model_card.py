@@ -16,7 +16,7 @@ _TASK = "image-segmentation"
 
 
 def render_card(manifest: Manifest, uri: str) -> str:
-    """Render Markdown with the YAML front matter that the Hub reads: licence, task, results, recipe and usage.
+    """Render Markdown with the YAML front matter that the Hub reads: license, task, results, recipe and usage.
 
     ``uri`` is the model name that loads these weights.
     """
@@ -88,7 +88,7 @@ def _body(manifest: Manifest) -> Iterator[str]:
     if weights.start:
         changes = ", ".join(f"`{name} = {json.dumps(value)}`" for name, value in weights.changes.items())
         yield f"\nStart: {weights.start}. Changes to the recipe: {changes or 'none'}."
-    yield f"\nRecipe: {f'`{weights.recipe}`' if weights.recipe else 'not recorded'}. Licence: {weights.license}."
+    yield f"\nRecipe: {f'`{weights.recipe}`' if weights.recipe else 'not recorded'}. License: {weights.license}."
 
 
 def _architecture(config: ModelConfig) -> str:

@@ -109,7 +109,7 @@ def predict_folder(
 
     Returns:
         One result for each input. Sources without images come first, then images, then videos, each in the order of the
-            sources. An input that cannot be read, labelled or written has its ``error`` there and does not stop the
+            sources. An input that cannot be read, labeled or written has its ``error`` there and does not stop the
             others.
 
     Raises:

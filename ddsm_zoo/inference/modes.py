@@ -72,7 +72,7 @@ def sliding_window(predict: Predict, crop: tuple[int, int], stride: tuple[int, i
     """Run ``predict`` on overlapping windows and average the scores.
 
     The last window of each row and column ends at the border of the image. An image smaller than ``crop`` is one
-    window. Overlapping scores are averaged with weights that fall off towards a window's edges. The network sees least
+    window. Overlapping scores are averaged with weights that fall off toward a window's edges. The network sees least
     context there, so no seams appear. Windows run one after another, so memory grows with the image only by the result.
 
     Args:

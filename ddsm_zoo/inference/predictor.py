@@ -56,7 +56,7 @@ class Segmentation:
     Attributes:
         mask: Class ids (H, W), uint8, and uint16 for more than 256 classes. A model of a single class gives 0 for the
             background and 1 for the class.
-        labels: Names and colours of the class ids.
+        labels: Names and colors of the class ids.
         image: RGB image of the same size.
         confidence: Mean over the pixels of the probability that the model gives to its class, 0 to 1. None if unknown.
         palette: Colors of the overlay.
@@ -74,14 +74,14 @@ class Segmentation:
         return contrast(self.labels) if self.palette == "contrast" else self.labels
 
     def color(self) -> Image.Image:
-        """Return the mask in the colours of the classes."""
+        """Return the mask in the colors of the classes."""
         return colorize(self.mask, self.labels)
 
     def overlay(self, alpha: float = 0.5, legend: bool = True) -> Image.Image:
-        """Return the image under the coloured mask.
+        """Return the image under the colored mask.
 
         Args:
-            alpha: Weight of the colours, 0 to 1.
+            alpha: Weight of the colors, 0 to 1.
             legend: Add a legend of the classes.
         """
         return overlay(self.image, self.mask, self.overlay_labels, alpha=alpha, legend=legend)
@@ -129,7 +129,7 @@ class Predictor:
         device: Torch device. Unless given, a GPU if there is one.
         precision: "fp32", or "bf16" to compute in 16 bits. "auto" takes bf16 if it is faster on this machine and finds
             the same classes in the middle of the first image, see `inference.precision.choose_precision`.
-        tile: Side of the tiles in pixels. Larger images are cut into tiles, and each tile is labelled as if the model
+        tile: Side of the tiles in pixels. Larger images are cut into tiles, and each tile is labeled as if the model
             saw the whole image. "auto" takes the largest side with which the process stays within ``memory``. None runs
             the model on the whole image.
         memory: Memory limit in bytes for ``tile="auto"``: at most half for the model's work and half for the picture.
@@ -205,7 +205,7 @@ class Predictor:
         """Label one image.
 
         Args:
-            image: Path, PIL image, or uint8 array (H, W, 3) RGB or (H, W) grey.
+            image: Path, PIL image, or uint8 array (H, W, 3) RGB or (H, W) gray.
             progress: Called as ``progress(done, total)`` after each tile, if there are tiles.
 
         Returns:
@@ -231,7 +231,7 @@ class Predictor:
     def _label(self, image: Image.Image | npt.NDArray[np.uint8], progress: Progress | None) -> Segmentation:
         height, width = _size(image)
         advice = "cut it by tile='auto' (--tile auto), with less memory (--memory) than is free"
-        with enough_memory(f"labelling a picture of {width} x {height} pixels", advice):
+        with enough_memory(f"labeling a picture of {width} x {height} pixels", advice):
             # allocated at once: parts allocated between tiles would keep the freed memory from being returned
             mask: Ids = np.empty((height, width), np.uint8 if len(self.labels) <= 256 else np.uint16)
             top, certain = 0, 0.0

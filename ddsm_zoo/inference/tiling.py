@@ -1,4 +1,4 @@
-"""Tiled inference in bounded memory. Each tile is labelled as if the network saw the whole picture."""
+"""Tiled inference in bounded memory. Each tile is labeled as if the network saw the whole picture."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Tiling:
         size: Size (H, W) of the picture in pixels.
         side: Maximum side of a tile in pixels, margins included.
         margin: Context on every side in pixels.
-        blend: Width in pixels over which neighbouring tiles are blended.
+        blend: Width in pixels over which neighboring tiles are blended.
         multiple: The network extends the sides of its input to a multiple of this.
 
     Raises:
@@ -83,7 +83,7 @@ def predict_bands(
 ) -> Iterator[Tensor]:
     """Predict a picture tile by tile and yield its scores from top to bottom.
 
-    First, ``passes`` over all tiles gather averages over the whole picture. Neighbouring tiles are blended: the weight
+    First, ``passes`` over all tiles gather averages over the whole picture. Neighboring tiles are blended: the weight
     of one falls as that of the other rises.
 
     Args:
@@ -170,7 +170,7 @@ def tiled_memory(side: int, width: int, per_pixel: float, num_classes: int) -> f
 
 
 def _reach(span: Span, half: int, length: int) -> slice:
-    """Return the span that a tile contributes to: its own part plus half of each overlap with its neighbours."""
+    """Return the span that a tile contributes to: its own part plus half of each overlap with its neighbors."""
     return slice(max(0, span.first - half), min(length, span.last + half))
 
 

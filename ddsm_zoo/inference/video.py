@@ -82,7 +82,7 @@ class VideoSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """Summary of a labelled video.
+    """Summary of a labeled video.
 
     Attributes:
         frames: Number of frames.
@@ -117,7 +117,7 @@ def label_video(
 ) -> Clip:
     """Label a video and write it as an H.264 clip with the overlay, without sound.
 
-    Frames are decoded, labelled and encoded in parallel. Frames that are not square in their pixels are widened or
+    Frames are decoded, labeled and encoded in parallel. Frames that are not square in their pixels are widened or
     heightened until they are. A damaged stretch is skipped, and the clip has the frames before and after it.
 
     Args:
@@ -199,7 +199,7 @@ class _Reader:
             if not container.streams.video:
                 raise VideoError(f"{source.name} has no pictures, expected a video", path=source.name)
             size = (container.streams.video[0].width, container.streams.video[0].height)
-            if 1 in size:  # the clip's colour planes could not halve it
+            if 1 in size:  # the clip's color planes could not halve it
                 raise VideoError(
                     f"{source.name} has frames of {size[0]} x {size[1]} pixels, expected at least 2 x 2",
                     path=source.name,
@@ -324,7 +324,7 @@ class _Writer:
     def write(self, labeled: tuple[Fraction | None, Segmentation]) -> Segmentation:
         when, result = labeled
         picture = np.asarray(result.overlay(legend=False))
-        # the colour planes have half the resolution, so an odd last row or column is dropped
+        # the color planes have half the resolution, so an odd last row or column is dropped
         picture = picture[: len(picture) // 2 * 2, : picture.shape[1] // 2 * 2]
         if self.stream is None:
             self.stream = self.container.add_stream("libx264", rate=self.rate, options={"preset": "veryfast"})

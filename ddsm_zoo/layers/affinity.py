@@ -37,7 +37,7 @@ class PositionalEmbedding(nn.Module):
 
 
 class SpatialAffinity(nn.Module):
-    """Spatial-wise dynamic affinity modelling (Eq. 2): each low position gathers N sampled high positions.
+    """Spatial-wise dynamic affinity modeling (Eq. 2): each low position gathers N sampled high positions.
 
     Args:
         channels: Channels of low and high.
@@ -86,7 +86,7 @@ class SpatialAffinity(nn.Module):
 
 
 class ChannelAffinity(nn.Module):
-    """Channel-wise dynamic affinity modelling (Eq. 3): each low channel gathers N_c sampled high channels.
+    """Channel-wise dynamic affinity modeling (Eq. 3): each low channel gathers N_c sampled high channels.
 
     The ``width`` = c channels form a sqrt(c) x sqrt(c) image, whose pixels the dynamic sampler picks. A channel's query
     and key are its ``pool`` x ``pool`` pooled responses. Its value is its map, downsampled to 16 x 16. The sampler

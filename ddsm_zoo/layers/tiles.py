@@ -1,6 +1,6 @@
 """Run a network on one tile of an image with the same result as on the whole image.
 
-Convolutions and bilinear resizing look at a neighbourhood, which the margin of a tile provides. Two kinds of operation
+Convolutions and bilinear resizing look at a neighborhood, which the margin of a tile provides. Two kinds of operation
 need the whole image: averages over it, and maps that stretch over it. Layers do both through `common`, and `common`
 asks this module for the current tile.
 """

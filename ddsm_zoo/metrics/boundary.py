@@ -26,7 +26,7 @@ _BITS = 31  # classes in the bits of an int32, without its sign bit
 class BoundaryFScore:
     """F-score of the outline pixels of each class and image, matched within a disk of each radius.
 
-    The outline of a class consists of the pixels whose right, lower or lower right neighbour is on the other side of
+    The outline of a class consists of the pixels whose right, lower or lower right neighbor is on the other side of
     it. Ignored pixels are on the other side, in prediction and target alike. Precision is the share of predicted
     outline pixels with a target outline pixel of the class within the radius. Recall is the reverse. A class without an
     outline in both scores 1, one with an outline in only one of them scores 0.
@@ -70,7 +70,7 @@ class BoundaryFScore:
 
         Args:
             pred: Predicted class ids, integers (N, H, W), or (H, W) for one image.
-            target: Labelled class ids, in the same shape.
+            target: Labeled class ids, in the same shape.
 
         Raises:
             ValueError: As `ConfusionMatrix.update`, or another number of dimensions.
@@ -155,7 +155,7 @@ class BoundaryIoU:
 
         Args:
             pred: Predicted class ids, integers (N, H, W), or (H, W) for one image.
-            target: Labelled class ids, in the same shape.
+            target: Labeled class ids, in the same shape.
 
         Raises:
             ValueError: As `BoundaryFScore.update`.
@@ -239,7 +239,7 @@ class _Canvas:
         self.margin = max(self.radii)
         self.pitch = width + 2 * self.margin
         self.size = (height + 2 * self.margin) * self.pitch
-        # For each half width of a disk's rows: the disk's index, and the row's distance from the centre
+        # For each half width of a disk's rows: the disk's index, and the row's distance from the center
         self.rows: dict[int, list[tuple[int, int]]] = {}
         for index, radius in enumerate(self.radii):
             for y in range(-radius, radius + 1):
@@ -290,7 +290,7 @@ def _union(sets: Tensor) -> Tensor:
 def _mixed_blocks(ids: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Find the rows and columns of the outline pixels, and the ids (4, P) in the blocks that start there.
 
-    Every class in a mixed block has its outline there. Beyond the border, a pixel is its own neighbour.
+    Every class in a mixed block has its outline there. Beyond the border, a pixel is its own neighbor.
     """
     padded = torch.cat([ids, ids[-1:]])
     padded = torch.cat([padded, padded[:, -1:]], 1)

@@ -36,7 +36,7 @@ class ConfusionMatrix:
 
     @property
     def counts(self) -> Tensor:
-        """Pixels of each class (3, num_classes): correct ones, labelled ones, predicted ones."""
+        """Pixels of each class (3, num_classes): correct ones, labeled ones, predicted ones."""
         return torch.stack([self.matrix.diagonal(), self.matrix.sum(1), self.matrix.sum(0)])
 
     def update(self, pred: Tensor, target: Tensor) -> None:
@@ -45,7 +45,7 @@ class ConfusionMatrix:
         Args:
             pred: Predicted class ids, integers (N, H, W) or any other shape. Not checked where the target is
                 ``ignore_index``.
-            target: Labelled class ids, in the same shape.
+            target: Labeled class ids, in the same shape.
 
         Raises:
             ValueError: The shapes differ, a tensor is not integer, or an id that counts is no class.
@@ -93,6 +93,6 @@ class ConfusionMatrix:
 
 
 def iou_of(counts: Tensor) -> Tensor:
-    """Compute IoU (..., K) from the correct, labelled and predicted pixels of each class (..., 3, K), nan for none."""
+    """Compute IoU (..., K) from the correct, labeled and predicted pixels of each class (..., 3, K), nan for none."""
     right, target, predicted = counts.double().unbind(-2)
     return right / (target + predicted - right)  # 0 / 0 is nan: an absent class

@@ -12,11 +12,11 @@ from ddsm_zoo.errors import ArgumentError
 
 
 class InstanceIoU:
-    """Instance-level IoU (iIoU) of groups of classes whose objects are labelled individually.
+    """Instance-level IoU (iIoU) of groups of classes whose objects are labeled individually.
 
     A group is a single class or a category. An object's pixels count as hit if they are predicted as any class of the
     group. Hits and misses of an object are weighted by the mean size of its class's objects divided by its own size.
-    False positives are the pixels of a `ConfusionMatrix` that are predicted as the group and labelled otherwise.
+    False positives are the pixels of a `ConfusionMatrix` that are predicted as the group and labeled otherwise.
 
     ``counts`` (2, groups) is float64 on the CPU: the weighted hits, and the weighted pixels of all objects.
 
@@ -35,7 +35,7 @@ class InstanceIoU:
 
         Args:
             pred: Predicted class ids (H, W).
-            target: Labelled class ids (H, W).
+            target: Labeled class ids (H, W).
             instances: Object ids (H, W), 0 for no object.
         """
         pred, target, instances = (ids.detach().long().cpu().flatten() for ids in (pred, target, instances))

@@ -38,7 +38,7 @@ def sampled_attention(
         out[p] = sum_n softmax_n(query[p] . m_n[p] key(p + p_n + d_n)) * m_n[p] value(p + p_n + d_n)
 
     p_n runs over the k x k grid around p row by row, d_n[p] is the offset and m_n[p] the modulation of tap n. Sampling
-    is bilinear between pixel centres and zero outside the map, as in ``torchvision.ops.deform_conv2d``. Of the four
+    is bilinear between pixel centers and zero outside the map, as in ``torchvision.ops.deform_conv2d``. Of the four
     pixels around a sample, those inside the map take part even with a weight of 0, so infinity and NaN propagate.
 
     Args:

@@ -155,7 +155,7 @@ class _Chunks:
 
 @dataclass(frozen=True)
 class _Chunk:
-    """Corners around the K taps of m neighbouring positions.
+    """Corners around the K taps of m neighboring positions.
 
     ``index`` and ``weight`` are (m, 4, K), so that a position's corners are one bag. ``index`` holds row numbers of the
     whole batch.

@@ -1,4 +1,4 @@
-"""Sampling positions of the taps and their four bilinear neighbours."""
+"""Sampling positions of the taps and their four bilinear neighbors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def sampling_positions(offset: Tensor, kernel_size: int) -> tuple[Tensor, Tensor
 
 
 def tap_grid(kernel_size: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return the row and column of each tap p_n of the k x k grid around its centre, each (K,), row by row."""
+    """Return the row and column of each tap p_n of the k x k grid around its center, each (K,), row by row."""
     tap = torch.arange(kernel_size**2, device=device)
     radius = kernel_size // 2
     return (tap // kernel_size - radius).to(dtype), (tap % kernel_size - radius).to(dtype)
@@ -31,7 +31,7 @@ def tap_grid(kernel_size: int, device: torch.device, dtype: torch.dtype) -> tupl
 def bounded(coordinate: Tensor, side: int) -> Tensor:
     """Clamp coordinates to at most two pixels outside the map. NaN goes before its start.
 
-    A position two pixels outside has four neighbours outside, so this changes no sample. It keeps the following
+    A position two pixels outside has four neighbors outside, so this changes no sample. It keeps the following
     conversion to integers defined for huge and infinite offsets.
     """
     return torch.nan_to_num(coordinate, nan=-2.0).clamp(-2.0, side + 1.0)

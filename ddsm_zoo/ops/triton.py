@@ -1,7 +1,7 @@
 """Sampled attention on a GPU: one fused Triton kernel for the forward pass, one for the backward pass.
 
-A program works on a block of positions. Forward, it reads the four neighbours of the key for each tap in turn, forms
-the logit, and adds the four neighbours of the value under an online softmax. Nothing of size K leaves the chip.
+A program works on a block of positions. Forward, it reads the four neighbors of the key for each tap in turn, forms
+the logit, and adds the four neighbors of the value under an online softmax. Nothing of size K leaves the chip.
 Backward, it repeats this with the known logarithm of the softmax's denominator, and adds to the gradients of key and
 value atomically. All arithmetic is in float32 for any type of the tensors.
 """

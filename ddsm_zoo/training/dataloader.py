@@ -47,7 +47,7 @@ class Samples(Protocol):
 
 
 def mix_seeds(*numbers: int) -> int:
-    """Combine several numbers into one seed. Neighbouring numbers give unrelated seeds."""
+    """Combine several numbers into one seed. Neighboring numbers give unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
@@ -207,7 +207,7 @@ def _collate(items: Any) -> Any:
 
 
 def stack_equal(samples: Iterable[tuple[Tensor, Tensor]], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Stack neighbours of equal size into batches of at most ``batch_size``."""
+    """Stack neighbors of equal size into batches of at most ``batch_size``."""
     for _, group in itertools.groupby(samples, key=lambda sample: sample[0].shape):
         while batch := list(itertools.islice(group, batch_size)):
             yield torch.stack([image for image, _ in batch]), torch.stack([mask for _, mask in batch])

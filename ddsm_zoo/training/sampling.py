@@ -51,7 +51,7 @@ def rarity(counts: Tensor) -> Tensor:
 def median_frequency(counts: Tensor) -> Tensor:
     """Class weights (K,) by median frequency balancing (Eigen and Fergus, ICCV 2015). A class that never occurs gets 1.
 
-    The frequency of a class is its share of the labelled pixels in the images that show it. Its weight is the median of
+    The frequency of a class is its share of the labeled pixels in the images that show it. Its weight is the median of
     all frequencies divided by its own.
     """
     pixels = counts.double()

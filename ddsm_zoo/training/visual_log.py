@@ -153,7 +153,7 @@ def draw_curve(epochs: list[dict[str, Any]]) -> Image.Image:
     figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
     loss = figure.subplots()
     loss.plot([entry["epoch"] for entry in epochs], [_number(entry["loss"]) for entry in epochs], color="tab:gray")
-    loss.set(xlabel="epoch", ylabel="training loss (grey)")
+    loss.set(xlabel="epoch", ylabel="training loss (gray)")
     loss.xaxis.set_major_locator(MaxNLocator(integer=True))
     scored = [entry for entry in epochs if "miou" in entry]
     score = loss.twinx()
@@ -176,6 +176,6 @@ def _number(value: float | None) -> float:
 
 
 def _fitted(picture: Image.Image, *, smooth: bool) -> Image.Image:
-    """Resize the picture to the width of a panel. Colours of ids are not mixed, since there are no ids in between."""
+    """Resize the picture to the width of a panel. Colors of ids are not mixed, since there are no ids in between."""
     size = (_PANEL, max(1, round(picture.height * _PANEL / picture.width)))
     return picture.resize(size, Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST)

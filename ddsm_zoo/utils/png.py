@@ -19,7 +19,7 @@ _LEVEL = 2  # of compression: a third of the time of the usual 6, for photos a t
 
 
 def write_png(path: Path, bands: Iterable[Rows]) -> None:
-    """Write an image from bands of its rows, all (h, W) for grey or all (h, W, 3) for RGB; at least one.
+    """Write an image from bands of its rows, all (h, W) for gray or all (h, W, 3) for RGB; at least one.
 
     Bands of uint16 make an image of 16 bits a channel.
     """
@@ -44,7 +44,7 @@ def write_png(path: Path, bands: Iterable[Rows]) -> None:
 
 
 def _header(width: int, height: int, dimensions: int, bits: int = 8) -> bytes:
-    color = {2: 0, 3: 2}[dimensions]  # grey, RGB
+    color = {2: 0, 3: 2}[dimensions]  # gray, RGB
     return _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, color, 0, 0, 0))
 
 

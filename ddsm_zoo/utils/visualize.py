@@ -1,4 +1,4 @@
-"""Visualization of masks: colours, overlays with a legend, error maps, confusion matrices."""
+"""Visualization of masks: colors, overlays with a legend, error maps, confusion matrices."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BAND = 2**22  # pixels that are drawn at a time: an image may be hundreds of tim
 
 
 def colorize(mask: Mask, labels: LabelSpace) -> Image.Image:
-    """Draw the mask (H, W) of class ids in the colours of ``labels``, ignored pixels black.
+    """Draw the mask (H, W) of class ids in the colors of ``labels``, ignored pixels black.
 
     Raises ValueError for another shape, a dtype that is not integer and an id that ``labels`` does not know.
     """
@@ -55,7 +55,7 @@ def contrast(labels: LabelSpace) -> LabelSpace:
 
 
 def shares(mask: Mask, labels: LabelSpace) -> dict[str, float]:
-    """Compute the fraction of the labelled pixels that each class takes, by name in the order of ``labels``.
+    """Compute the fraction of the labeled pixels that each class takes, by name in the order of ``labels``.
 
     All are 0 if every pixel is ignored. Raises ValueError as `colorize` does.
     """
@@ -73,7 +73,7 @@ def overlay(
     alpha: float = 0.5,
     legend: bool = True,
 ) -> Image.Image:
-    """Blend the image with its coloured mask. ``alpha`` is the weight of the colours.
+    """Blend the image with its colored mask. ``alpha`` is the weight of the colors.
 
     Pixels that are ignored or of a black class, such as the background of a single class, stay unchanged.
 
@@ -94,7 +94,7 @@ def overlay_bands(
 ) -> Iterator[npt.NDArray[np.uint8]]:
     """Draw an `overlay` as bands (h, W, 3) from top to bottom."""
     if not 0 <= alpha <= 1:
-        raise ArgumentError.of("alpha", alpha, "0 (the image alone) to 1 (the colours alone)")
+        raise ArgumentError.of("alpha", alpha, "0 (the image alone) to 1 (the colors alone)")
     parts = bands(mask)
     base = _rgb(image)
     height, width = mask.shape
@@ -130,7 +130,7 @@ def bands(mask: Mask) -> list[slice]:
 def error_map(prediction: Mask, target: Mask, labels: LabelSpace) -> Image.Image:
     """Draw the errors of a prediction, as in Fig. 1 e and f of the paper.
 
-    A wrong pixel has a light tone of its true class's colour. A correct one has that colour at a quarter of its
+    A wrong pixel has a light tone of its true class's color. A correct one has that color at a quarter of its
     strength. A pixel that ``target`` ignores is black. Raises ValueError as `colorize` does, for either mask, and for
     masks of different sizes.
     """
@@ -195,7 +195,7 @@ def add_legend(picture: Image.Image, masks: Sequence[Mask], labels: LabelSpace) 
 def draw_confusion(matrix: npt.NDArray[np.integer], labels: LabelSpace) -> Image.Image:
     """Draw a confusion matrix (K, K), rows the true classes. Each cell has its percentage of the row, darker for more.
 
-    The row of a class without labelled pixels stays empty. Raises ValueError for another shape.
+    The row of a class without labeled pixels stays empty. Raises ValueError for another shape.
     """
     if matrix.shape != (len(labels), len(labels)):
         raise ArgumentError(
@@ -204,7 +204,7 @@ def draw_confusion(matrix: npt.NDArray[np.integer], labels: LabelSpace) -> Image
     cell, size = 44, 14  # the side of a cell and the size of the text, in pixels
     font = ImageFont.load_default(size)
     margin = size + max(int(font.getlength(name)) for name in labels.names)
-    title, text = 2 * size, "labelled (rows) as predicted (columns), % of row"
+    title, text = 2 * size, "labeled (rows) as predicted (columns), % of row"
     side = margin + cell * len(labels)
     width = max(side, int(font.getlength(text)) + size)
     picture = Image.new("RGB", (width + size, title + side + size), WHITE)

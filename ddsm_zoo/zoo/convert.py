@@ -57,7 +57,7 @@ class Conversion:
     def __str__(self) -> str:
         fresh, left_out = (", ".join(_modules(names)) or "nothing" for names in (self.fresh, self.left_out))
         return (
-            f"{self.source}: {len(self.mapped)} tensors taken over; freshly initialised: {fresh}; left out: {left_out}"
+            f"{self.source}: {len(self.mapped)} tensors taken over; freshly initialized: {fresh}; left out: {left_out}"
         )
 
 

@@ -391,7 +391,7 @@ def _check_names(given: Mapping[str, Any], known: Collection[str]) -> None:
 
 
 def _imagenet_weights(timm_name: str, fetch: _Fetch) -> Mapping[str, Tensor]:
-    logger.info("ImageNet weights for %s; decoder and classifier are freshly initialised", timm_name)
+    logger.info("ImageNet weights for %s; decoder and classifier are freshly initialized", timm_name)
     packaged = packaged_weights(timm_name)
     if packaged is not None:
         return packaged
@@ -551,7 +551,7 @@ def _load_classes(
         other = known is not None and len(known) != model.num_classes
         fresh = load_state_dict(model, tensors, where, CLASSIFIER if other else (), in_chans, strict)
         if fresh:
-            logger.info("freshly initialised: %s", ", ".join(fresh))
+            logger.info("freshly initialized: %s", ", ".join(fresh))
         return _Loaded(tuple(fresh))
     old_names = labels.names if known is None else known.names
     rows = match_classes(labels.names, old_names)
@@ -560,7 +560,7 @@ def _load_classes(
     reused = {labels.names[new]: old_names[old] for new, old in rows.items()}
     rest = tuple(name for name in labels.names if name not in reused)
     logger.info(
-        "classes that keep their weights: %s; freshly initialised: %s",
+        "classes that keep their weights: %s; freshly initialized: %s",
         ", ".join(new if new == old else f"{new} from {old}" for new, old in reused.items()) or "none",
         ", ".join(rest) or "none",
     )

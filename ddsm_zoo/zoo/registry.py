@@ -19,7 +19,7 @@ from ddsm_zoo.errors import ArgumentError, UserError
 from ddsm_zoo.labels import CAMVID, CITYSCAPES, LabelSpace
 from ddsm_zoo.utils.registry import DECODERS, FUSIONS, Registry
 
-ORGANISATION = "ddsm-zoo"
+ORGANIZATION = "ddsm-zoo"
 
 
 class UnknownModelError(UserError, LookupError):
@@ -279,7 +279,7 @@ def _build_table(publications: Mapping[str, Publication] = _PUBLICATIONS) -> dic
         suffix = task.suffix or task.dataset
         for name, figure in figures.items():
             weights = WeightsSpec(
-                uri=f"hf-hub:{ORGANISATION}/{name}_{suffix}",
+                uri=f"hf-hub:{ORGANIZATION}/{name}_{suffix}",
                 dataset=task.dataset,
                 labels=DATASETS[task.dataset],
                 domain=DOMAINS[task.dataset],
@@ -453,7 +453,7 @@ def find(name: str, backbone: str | None = None) -> Entry:
     if key not in table:
         raise UnknownModelError(_unknown(name, key, table), name=name)
     entry = with_backbone(table[key], backbone)
-    return dataclasses.replace(entry, weights=_at_organisation(entry.weights))
+    return dataclasses.replace(entry, weights=_at_organization(entry.weights))
 
 
 def with_backbone(entry: Entry, backbone: str | None) -> Entry:
@@ -466,14 +466,14 @@ def with_backbone(entry: Entry, backbone: str | None) -> Entry:
     return dataclasses.replace(entry, config=config, preprocess=preprocess)
 
 
-def _at_organisation(weights: WeightsSpec | None) -> WeightsSpec | None:
-    organisation = os.environ.get("DDSM_ZOO_ORG")
-    ours = f"hf-hub:{ORGANISATION}/"
-    if weights is None or not organisation or not weights.uri.startswith(ours):
+def _at_organization(weights: WeightsSpec | None) -> WeightsSpec | None:
+    organization = os.environ.get("DDSM_ZOO_ORG")
+    ours = f"hf-hub:{ORGANIZATION}/"
+    if weights is None or not organization or not weights.uri.startswith(ours):
         return weights
     # A pin is a commit of our repository, with its hash and scores: what another one holds, its own config says
     name = weights.uri.removeprefix(ours).partition("@")[0]
-    return dataclasses.replace(weights, uri=f"hf-hub:{organisation}/{name}", sha256=None, metrics={})
+    return dataclasses.replace(weights, uri=f"hf-hub:{organization}/{name}", sha256=None, metrics={})
 
 
 def _unknown(name: str, key: str, table: Mapping[str, Entry]) -> str:

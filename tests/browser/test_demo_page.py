@@ -76,13 +76,13 @@ def screen(page: Page, path: Path) -> np.ndarray:
 
 
 def around(pixels: np.ndarray, x: float, y: float, reach: int = 3) -> np.ndarray:
-    """The mean colour of a small square."""
+    """The mean color of a small square."""
     row, column = round(y), round(x)
     return pixels[row - reach : row + reach + 1, column - reach : column + reach + 1].mean((0, 1))
 
 
 def inside(mask: np.ndarray, name: str) -> tuple[int, int]:
-    """A pixel (x, y) in whose neighbourhood of 31 x 31 everything is of that class."""
+    """A pixel (x, y) in whose neighborhood of 31 x 31 everything is of that class."""
     of_class = mask == CAMVID.names.index(name)
     for y in range(15, mask.shape[0] - 15, 5):
         for x in range(15, mask.shape[1] - 15, 5):
@@ -93,7 +93,7 @@ def inside(mask: np.ndarray, name: str) -> tuple[int, int]:
 
 def test_a_street_from_the_picture_to_what_is_sampled(page: Page, plain: str, screenshots: Path) -> None:
     upload(page, STREET)
-    pixels = screen(page, screenshots / "labelled.png")
+    pixels = screen(page, screenshots / "labeled.png")
     image = np.asarray(Image.open(STREET).convert("RGB")).astype(float)
     mask = np.asarray(Image.open(SAMPLE / "street_mask.png"))
     for name in ("Road", "Sky"):

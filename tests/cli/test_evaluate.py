@@ -224,7 +224,7 @@ def test_two_processes_report_as_one(run: Run, tmp_path: Path) -> None:
 
 
 def test_class_ids_where_masks_hold_something_else(run: Run, tmp_path: Path) -> None:
-    """Train ids, as other tools and `ddsm-zoo predict` write them, for Cityscapes' label ids and CamVid's colours."""
+    """Train ids, as other tools and `ddsm-zoo predict` write them, for Cityscapes' label ids and CamVid's colors."""
     (tmp_path / "mine").mkdir()
     known = {label.id: label.trainId for label in official.labels if label.trainId in range(19)}
     for file in write_root(tmp_path / "city", CITIES):
@@ -235,7 +235,7 @@ def test_class_ids_where_masks_hold_something_else(run: Run, tmp_path: Path) -> 
     assert figures["miou"] == 1.0
     assert figures["predictions"] == {"folder": "mine", "class_ids": True}
     assert (
-        "expected a class where labelled; are these class ids? --class-ids reads them" in run(*options, fails=1).stderr
+        "expected a class where labeled; are these class ids? --class-ids reads them" in run(*options, fails=1).stderr
     )
 
     predict_perfectly(tmp_path / "yours")
@@ -247,7 +247,7 @@ def test_class_ids_where_masks_hold_something_else(run: Run, tmp_path: Path) -> 
     shutil.rmtree("data/valannot")
     options = ["--predictions", "yours", "--data", "camvid:data"]
     assert json.loads(run(*options, "--class-ids", "--json", "-").stdout)["miou"] == 1.0
-    assert "single-channel ids, expected RGB colours; are these class ids?" in run(*options, fails=1).stderr
+    assert "single-channel ids, expected RGB colors; are these class ids?" in run(*options, fails=1).stderr
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,6 @@ def test_a_model_that_samples_nothing_and_files_that_are_not_there(run: Run, mod
     compare = ["--compare", *models.values(), "--mask"]
     assert "nowhere.png" in run("explain", "street.png", *compare, "nowhere.png", fails=1).stderr
     assert (
-        "expected one of the 12 colours of the classes"
+        "expected one of the 12 colors of the classes"
         in run("explain", "street.png", *compare, "street.png", fails=1).stderr
     )

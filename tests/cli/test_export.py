@@ -91,7 +91,7 @@ def test_the_example_in_the_docs_serves_the_file_without_this_package(
     found = np.asarray(Image.open("classes.png"))
     expected = np.asarray(ddsm_zoo.Predictor(tiny)("street.png").color())
     assert found.shape == expected.shape
-    # where the picture is enlarged, its classes are brought back by nearest neighbours, and ours by their scores
+    # where the picture is enlarged, its classes are brought back by nearest neighbors, and ours by their scores
     assert (found == expected).all(axis=2).mean() >= (0.97 if size == (90, 121) else 0.999)
     assert {path.name for path in empty.iterdir()} == {"street.onnx", "street.png", "classes.png"}
 

@@ -85,7 +85,7 @@ def test_import_tells_what_became_of_each_tensor(run: Run, tmp_path: Path) -> No
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["mapped"]["bn1.weight"] == "backbone.body.bn1.weight"
     assert report["left_out"] == ["fc.weight", "fc.bias"]
-    assert "freshly initialised: decoder." in result.stdout
+    assert "freshly initialized: decoder." in result.stdout
     model = ddsm_zoo.create_model("local-dir:ours", pretrained=True)
     assert torch.equal(model.state_dict()["backbone.body.bn1.weight"], state["bn1.weight"])
     (tmp_path / "other.pth").write_bytes(b"nothing")

@@ -90,9 +90,9 @@ READABLE = {
     "0 and 255, 9 is ignored": Readable(save=made.relabeled(BINARY), classes=2, labels={"ignore_index": 9}, said=NOTED),
     "0 and 255, said": Readable(save=made.relabeled(BINARY), classes=2, labels={"ids": {"0": "bg", "255": "square"}}),
     "one bit": Readable(save=bits, classes=2),
-    "D3 colours in palettes of any order": Readable(save=made.shuffled, labels=PALETTE),
-    "D3 colours, quantized": Readable(save=quantized, labels=PALETTE),
-    "colours": Readable(save=made.colored, labels=PALETTE),
+    "D3 colors in palettes of any order": Readable(save=made.shuffled, labels=PALETTE),
+    "D3 colors, quantized": Readable(save=quantized, labels=PALETTE),
+    "colors": Readable(save=made.colored, labels=PALETTE),
     "D5 0 is unlabeled": Readable(labels={"names": made.NAMES[1:], "zero": "ignore"}, without=0),
     "D5 0 is ignored": Readable(labels={"names": made.NAMES[1:], "ignore": [0, 255]}, without=0),
     "D5 ids are mapped": Readable(
@@ -109,7 +109,7 @@ READABLE = {
     "D6 three equal channels, and a palette": Readable(save=made.equal_channels(), labels=PALETTE),
     "D6 three equal channels and alpha": Readable(save=made.equal_channels(channels=4)),
     "D7 subfolders": Readable(change=one_folder_deeper),
-    "D8 a border colour": Readable(
+    "D8 a border color": Readable(
         save=bordered, labels={**PALETTE, "ignore_colors": [[224, 224, 192]]}, without=2, said=EMPTY
     ),
     "D9 byte order mark": Readable(change=encoded("utf-8-sig")),
@@ -186,11 +186,11 @@ REFUSED = {
     "D5 classes start at 1": Refused(
         save=made.store, labels={"names": made.NAMES[1:]}, says=("stand for no class", '"zero": "ignore"')
     ),
-    "D8 a colour without class": Refused(save=bordered, labels=PALETTE, says=("(224, 224, 192)", '"ignore_colors"')),
-    "a colour a little off": Refused(
+    "D8 a color without class": Refused(save=bordered, labels=PALETTE, says=("(224, 224, 192)", '"ignore_colors"')),
+    "a color a little off": Refused(
         save=wrong_color, labels=PALETTE, says=("(250, 3, 0) nearest square (255, 0, 0)", "5 pixels")
     ),
-    "colours without palette": Refused(save=made.colored, says=("RGB colours", '"palette"')),
+    "colors without palette": Refused(save=made.colored, says=("RGB colors", '"palette"')),
     "JPEG": Refused(save=made.jpeg, says=("smeared values", "PNG")),
     "JPEG of 0 and 255": Refused(
         save=lambda ids, path: made.jpeg(ids * np.uint8(2), path), classes=2, says=("smeared values", "PNG")

@@ -42,7 +42,7 @@ GROUPED = np.array([255 if group is None else CAMVID.names.index(group) for *_, 
 COLORED = painted(OBJECT_IDS, [color for _, color, _ in CAMVID_OBJECTS])
 
 
-def test_camvid_with_colours_in_split_folders(tmp_path: Path) -> None:
+def test_camvid_with_colors_in_split_folders(tmp_path: Path) -> None:
     write(tmp_path / "val/x.png", IMAGE)
     write(tmp_path / "val_labels/x_L.png", COLORED)
     dataset = camvid(tmp_path, "val")
@@ -51,7 +51,7 @@ def test_camvid_with_colours_in_split_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("stills", "labeled"), [("701_StillsRaw_full", "LabeledApproved_full"), ("images", "labels")])
-def test_camvid_with_colours_and_lists(tmp_path: Path, stills: str, labeled: str) -> None:
+def test_camvid_with_colors_and_lists(tmp_path: Path, stills: str, labeled: str) -> None:
     for name in ("x", "y", "z"):
         write(tmp_path / stills / f"{name}.png", IMAGE)
         write(tmp_path / labeled / f"{name}_L.png", COLORED)
@@ -85,29 +85,29 @@ def test_cityscapes(tmp_path: Path, kind: str) -> None:
     expect_one_line(lambda: cityscapes(tmp_path, "train"), "'train'", "splits val")
 
 
-def test_folder_with_ids_palette_images_and_colours(custom: Path) -> None:
+def test_folder_with_ids_palette_images_and_colors(custom: Path) -> None:
     palette = [(9, 8, 7), (250, 0, 3), (1, 2, 3)]
     write_labels(custom, palette=palette, ignore_index=200)
     ids = IDS % 3
     ids[0, 0] = 200
     indexed = Image.fromarray(ids)
     indexed.putpalette([7, 7, 7] * 256)
-    for name in ("indexed", "grey", "colour"):
+    for name in ("indexed", "gray", "color"):
         write(custom / f"images/val/{name}.jpg", IMAGE)
     (custom / "masks/val").mkdir()
     indexed.save(custom / "masks/val/indexed.png")
-    write(custom / "masks/val/grey.png", ids)
-    write(custom / "masks/val/colour.png", painted(IDS % 3, palette))
+    write(custom / "masks/val/gray.png", ids)
+    write(custom / "masks/val/color.png", painted(IDS % 3, palette))
     dataset = open_dataset(f"folder:{custom}", "val")
     assert dataset.labels.names == ("road", "car", "sky")
     assert dataset.labels.palette == tuple(palette)
     assert dataset.labels.ignore_index == 200
-    expected = {"indexed": ids, "grey": ids, "colour": IDS % 3}
+    expected = {"indexed": ids, "gray": ids, "color": IDS % 3}
     for index, pair in enumerate(dataset.pairs):
         np.testing.assert_array_equal(dataset[index][1].numpy(), expected[pair.name])
 
 
-def test_folder_without_palette_has_distinct_colours(custom: Path) -> None:
+def test_folder_without_palette_has_distinct_colors(custom: Path) -> None:
     (custom / "images/train/.hidden.png").write_bytes(b"")
     (custom / "images/train/notes.txt").write_text("not an image")
     dataset = folder(custom, "train")
@@ -141,11 +141,11 @@ def test_folder_with_more_classes_than_a_byte_holds(custom: Path) -> None:
         ("{}", ["names"]),
         ('{"names": []}', ["at least one class"]),
         ('{"names": ["a", "a"]}', ["a more than once"]),
-        ('{"names": ["a"], "colours": []}', ["'colours'", "palette"]),
+        ('{"names": ["a"], "colors": []}', ["'colors'", "palette"]),
         ('{"names": ["a"], "palette": [[1, 2]]}', ["palette[0]"]),
         ('{"names": ["a"], "palette": [[1, 2, 300]]}', ["0..255"]),
-        ('{"names": ["a", "b"], "palette": [[1, 2, 3]]}', ["1 colours for 2"]),
-        ('{"names": ["a", "b"], "palette": [[1, 2, 3], [1, 2, 3]]}', ["same colour"]),
+        ('{"names": ["a", "b"], "palette": [[1, 2, 3]]}', ["1 colors for 2"]),
+        ('{"names": ["a", "b"], "palette": [[1, 2, 3], [1, 2, 3]]}', ["same color"]),
         ('{"names": ["a", "b"], "ignore_index": 1}', ["ignore_index 1"]),
         ('{"names": "ab"}', ["names"]),
     ],
@@ -234,12 +234,12 @@ def test_mask_of_another_size(segnet: Path) -> None:
     expect_one_line(lambda: camvid(segnet, "train")[0], "trainannot/a.png", "5 x 6", "8 x 6")
 
 
-def test_colours_where_ids_are_expected_and_the_reverse(segnet: Path) -> None:
+def test_colors_where_ids_are_expected_and_the_reverse(segnet: Path) -> None:
     write(segnet / "trainannot/a.png", IMAGE)
     expect_one_line(lambda: camvid(segnet, "train")[0], "trainannot/a.png", "RGB", "expected single-channel ids")
     write(segnet / "other/x.png", IMAGE)
     write(segnet / "other_labels/x_L.png", IDS)
-    expect_one_line(lambda: camvid(segnet, "other")[0], "x_L.png", "expected RGB colours")
+    expect_one_line(lambda: camvid(segnet, "other")[0], "x_L.png", "expected RGB colors")
 
 
 def test_values_outside_the_classes(custom: Path) -> None:
@@ -247,7 +247,7 @@ def test_values_outside_the_classes(custom: Path) -> None:
     expect_one_line(lambda: folder(custom, "train")[0], "masks/train/a.png", "id 3", "0 to 2, 255", "row 0, column 3")
     write_labels(custom, palette=[(0, 0, 0), (1, 1, 1), (2, 2, 2)])
     write(custom / "masks/train/a.png", np.stack([IDS] * 3, axis=-1))
-    expect_one_line(lambda: folder(custom, "train")[0], "colour (3, 3, 3)", "3 colours")
+    expect_one_line(lambda: folder(custom, "train")[0], "color (3, 3, 3)", "3 colors")
 
 
 def test_damaged_files_are_named(segnet: Path) -> None:

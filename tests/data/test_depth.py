@@ -28,7 +28,7 @@ def upper(bits: int) -> np.ndarray:
 
 
 WRITERS: dict[str, Callable[[Path, np.ndarray], Path]] = {
-    "grey.png": lambda path, values: write_png(path, values[..., 0]),
+    "gray.png": lambda path, values: write_png(path, values[..., 0]),
     "rgb.png": write_png,
     "rgb.tif": write_tiff,
     "motorola.tif": lambda path, values: write_tiff(path, values, order=">"),
@@ -36,7 +36,7 @@ WRITERS: dict[str, Callable[[Path, np.ndarray], Path]] = {
 
 
 def expected(name: str) -> np.ndarray:
-    return EIGHT[..., :1].repeat(3, 2) if name.startswith("grey") else EIGHT
+    return EIGHT[..., :1].repeat(3, 2) if name.startswith("gray") else EIGHT
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -52,20 +52,20 @@ def test_without_a_word_on_them_the_largest_value_is_known_and_the_image_dark(
     tmp_path: Path, name: str, bits: int
 ) -> None:
     path = WRITERS[name](tmp_path / name, lower(bits))
-    assert largest_of_16_bits(path) == lower(bits)[..., 0 if name.startswith("grey") else slice(None)].max()
+    assert largest_of_16_bits(path) == lower(bits)[..., 0 if name.startswith("gray") else slice(None)].max()
     assert likely_bits(2**bits - 1) == bits
     dark = np.asarray(read_image(path)).astype(int)
     assert np.abs(dark - expected(name) / 2 ** (16 - bits)).max() <= 1
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12])
-@pytest.mark.parametrize("grey", [True, False])
-def test_png_says_which_bits_are_in_use_wherever_they_are(tmp_path: Path, bits: int, grey: bool) -> None:
+@pytest.mark.parametrize("gray", [True, False])
+def test_png_says_which_bits_are_in_use_wherever_they_are(tmp_path: Path, bits: int, gray: bool) -> None:
     for values in (lower(bits), upper(bits)):
-        path = write_png(tmp_path / "x.png", values[..., 0] if grey else values, significant=bits)
+        path = write_png(tmp_path / "x.png", values[..., 0] if gray else values, significant=bits)
         assert largest_of_16_bits(path) is None or values is not lower
         pixels = np.asarray(read_image(path)).astype(int)
-        assert np.abs(pixels - expected("grey" if grey else "rgb")).max() <= (2 if values.max() > 2**bits else 0)
+        assert np.abs(pixels - expected("gray" if gray else "rgb")).max() <= (2 if values.max() > 2**bits else 0)
 
 
 @pytest.mark.parametrize("order", "<>")

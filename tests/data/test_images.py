@@ -17,7 +17,7 @@ from PIL import Image
 from ddsm_zoo.data.images import ImageError, image_size, is_lossy, picture_box, read_image
 from ddsm_zoo.data.mask_files import read_stored
 
-# corners in four colours, wider than high: every orientation looks different
+# corners in four colors, wider than high: every orientation looks different
 CORNERS = np.zeros((16, 32, 3), dtype=np.uint8)
 CORNERS[:8, :16], CORNERS[:8, 16:], CORNERS[8:, :16] = (250, 20, 20), (20, 250, 20), (20, 20, 250)
 
@@ -49,7 +49,7 @@ UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_honoured(tmp_path: Path, suffix: str, orientation: int) -> None:
+def test_exif_orientation_is_honored(tmp_path: Path, suffix: str, orientation: int) -> None:
     path = tmp_path / f"photo.{suffix}"
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -62,7 +62,7 @@ def test_exif_orientation_is_honoured(tmp_path: Path, suffix: str, orientation: 
     np.testing.assert_array_equal(actual, expected)
 
 
-def test_eight_bit_colour_comes_back_exactly(tmp_path: Path) -> None:
+def test_eight_bit_color_comes_back_exactly(tmp_path: Path) -> None:
     for suffix in ("png", "bmp", "tif", "ppm"):
         image = read_image(save(tmp_path / f"image.{suffix}", CORNERS))
         assert image.mode == "RGB"
@@ -80,10 +80,10 @@ def test_a_damaged_tag_beside_the_orientation_does_not_hide_it(tmp_path: Path) -
     assert read_image(save(tmp_path / "photo.jpg", CORNERS, exif=exif)).size == (16, 32)
 
 
-def test_grey_is_repeated(tmp_path: Path) -> None:
+def test_gray_is_repeated(tmp_path: Path) -> None:
     gray = np.arange(0, 250, dtype=np.uint8).reshape(10, 25)
     np.testing.assert_array_equal(
-        np.asarray(read_image(save(tmp_path / "grey.png", gray))), np.stack([gray] * 3, axis=-1)
+        np.asarray(read_image(save(tmp_path / "gray.png", gray))), np.stack([gray] * 3, axis=-1)
     )
 
 
@@ -103,7 +103,7 @@ def test_sixteen_bits_scale_to_eight(tmp_path: Path, suffix: str) -> None:
     assert (pixels == pixels[..., :1]).all()
 
 
-def test_palette_with_transparency_reads_its_colours(tmp_path: Path) -> None:
+def test_palette_with_transparency_reads_its_colors(tmp_path: Path) -> None:
     image = Image.fromarray(np.array([[0, 1], [2, 1]], dtype=np.uint8), mode=None).convert("P")
     image.putdata([0, 1, 2, 1])
     image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])

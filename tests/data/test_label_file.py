@@ -53,14 +53,14 @@ def test_the_ignored_id_of_many_classes_is_free(tmp_path: Path) -> None:
     assert decode(np.array([[0, 255, 299, 65535]], np.uint16), Path("m")).tolist() == [[0, 255, 299, 65535]]
 
 
-def test_colours_without_a_class(tmp_path: Path) -> None:
+def test_colors_without_a_class(tmp_path: Path) -> None:
     palette = [[0, 0, 0], [255, 0, 0], [0, 255, 0]]
     labels, decode, *_ = read(tmp_path, palette=palette, ignore_colors=[[224, 224, 192], [1, 1, 1]])
     assert decode.colors == {
         (0, 0, 0): 0, (255, 0, 0): 1, (0, 255, 0): 2, (224, 224, 192): I, (1, 1, 1): I,
     }  # fmt: skip
     assert decode.describe(labels) == (
-        "0 = a, 1 = b, 2 = c; 255 = ignored; 3 colours of classes; colours (224, 224, 192), (1, 1, 1) = ignored"
+        "0 = a, 1 = b, 2 = c; 255 = ignored; 3 colors of classes; colors (224, 224, 192), (1, 1, 1) = ignored"
     )
 
 
@@ -97,7 +97,7 @@ def test_other_encodings_are_no_riddle(tmp_path: Path) -> None:
         ({"ignore_colors": [[1, 2, 3]]}, ['expected "palette"']),
         ({"palette": [[0, 0, 0], [1, 1, 1], [2, 2, 2]], "ignore_colors": [[1, 1, 1]]}, ["[1, 1, 1]", "class 'b'"]),
         ({"palette": [[0, 0, 0], [1, 1, 1], [2, 2, 2]], "ignore_colors": [[1, 1, 300]]}, ["[1, 1, 300]"]),
-        ({"palette": [[0, 0, 0], [1, 1, 1], [0, 0, 0]]}, ["same colour, [0, 0, 0] to a, c"]),
+        ({"palette": [[0, 0, 0], [1, 1, 1], [0, 0, 0]]}, ["same color, [0, 0, 0] to a, c"]),
         ({"names": ["a", " "]}, ["names[1] is empty"]),
         ({"mask_suffix": 3}, ["labels.mask_suffix"]),
     ],

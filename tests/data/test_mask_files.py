@@ -1,4 +1,4 @@
-"""What mask files store: ids in any depth, indices with their palette, colours; and files that hold no ids."""
+"""What mask files store: ids in any depth, indices with their palette, colors; and files that hold no ids."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def test_wide_and_floating_point_ids(tmp_path: Path, dtype: type) -> None:
     np.testing.assert_array_equal(read(tmp_path / "m.tif"), wide)
 
 
-def test_palettes_of_greys_have_levels(tmp_path: Path) -> None:
-    """GIFs know palettes alone, and number the greys that occur."""
+def test_palettes_of_grays_have_levels(tmp_path: Path) -> None:
+    """GIFs know palettes alone, and number the grays that occur."""
     Image.fromarray(IDS).save(tmp_path / "m.gif")
     stored = read_stored(tmp_path / "m.gif")
     np.testing.assert_array_equal(np.array(stored.levels)[stored.values], IDS)
@@ -69,7 +69,7 @@ def test_other_kinds_of_pixels_are_refused(tmp_path: Path) -> None:
     expect_one_line(lambda: read(tmp_path / "m.tif"), "m.tif", "CMYK", kind=ImageError)
 
 
-def test_palettes_and_the_colours_that_occur(tmp_path: Path) -> None:
+def test_palettes_and_the_colors_that_occur(tmp_path: Path) -> None:
     image = Image.fromarray(np.array([[0, 2, 2]], np.uint8))
     image.save(tmp_path / "plain.png")
     image.putpalette([9, 8, 7, 1, 1, 1, 3, 2, 1])
@@ -85,12 +85,12 @@ def test_palettes_and_the_colours_that_occur(tmp_path: Path) -> None:
 
 
 def test_channels(tmp_path: Path) -> None:
-    grey = np.repeat(IDS[..., None], 3, 2)
-    assert read_stored(write(tmp_path / "grey.png", grey)).equal_channels
-    assert not read_stored(write(tmp_path / "colour.png", IMAGE)).equal_channels
+    gray = np.repeat(IDS[..., None], 3, 2)
+    assert read_stored(write(tmp_path / "gray.png", gray)).equal_channels
+    assert not read_stored(write(tmp_path / "color.png", IMAGE)).equal_channels
     for alpha in (np.full_like(IDS, 255), IDS):
-        stored = read_stored(write(tmp_path / "rgba.png", np.dstack([grey, alpha])))
-        np.testing.assert_array_equal(stored.values, grey)
+        stored = read_stored(write(tmp_path / "rgba.png", np.dstack([gray, alpha])))
+        np.testing.assert_array_equal(stored.values, gray)
         assert stored.see_through == (alpha is IDS)
         Image.fromarray(np.dstack([IDS, alpha]), "LA").save(tmp_path / "la.png")
         np.testing.assert_array_equal(read(tmp_path / "la.png"), IDS)

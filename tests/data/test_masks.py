@@ -34,7 +34,7 @@ colors = st.tuples(*[st.integers(0, 255)] * 3)
 
 
 @given(st.dictionaries(colors, st.integers(0, 300), min_size=1, max_size=12), st.data())
-def test_colours_decode_as_a_dictionary_would(table: dict[tuple[int, int, int], int], data: st.DataObject) -> None:
+def test_colors_decode_as_a_dictionary_would(table: dict[tuple[int, int, int], int], data: st.DataObject) -> None:
     pixels = data.draw(st.lists(st.sampled_from(sorted(table)) | colors, min_size=1, max_size=12))
     stored = np.array([pixels], dtype=np.uint8)
     decode = MaskDecoder(colors=table)
@@ -42,7 +42,7 @@ def test_colours_decode_as_a_dictionary_would(table: dict[tuple[int, int, int], 
     if not unknown:
         assert decode(stored, Path("m.png")).tolist() == [[table[color] for color in pixels]]
     else:
-        expect_one_line(lambda: decode(stored, Path("m.png")), "m.png", f"colour {unknown[0]}, expected")
+        expect_one_line(lambda: decode(stored, Path("m.png")), "m.png", f"color {unknown[0]}, expected")
 
 
 def test_camvid_objects_are_grouped_as_published() -> None:
@@ -57,7 +57,7 @@ def test_camvid_objects_are_grouped_as_published() -> None:
     assert grouped["SignSymbol"] == {"SignSymbol", "Misc_Text", "TrafficLight"}
     assert grouped[None] == {"Void"}
     assert len({color for _, color, _ in CAMVID_OBJECTS}) == len(CAMVID_OBJECTS) == 32
-    # the object that a class is named for has the class's colour, where there is one of that name
+    # the object that a class is named for has the class's color, where there is one of that name
     by_name = {name: color for name, color, _ in CAMVID_OBJECTS}
     for name, color in zip(CAMVID.names, CAMVID.palette, strict=True):
         assert by_name.get(name, color) == color
@@ -73,7 +73,7 @@ def test_camvid_ids_know_void_and_nothing_above() -> None:
 
 
 def test_cityscapes_label_ids() -> None:
-    # the label ids of road, pole, sky, person, bicycle; and of unlabelled, parking, caravan
+    # the label ids of road, pole, sky, person, bicycle; and of unlabeled, parking, caravan
     stored = np.array([[7, 17, 23, 24, 33, 0, 9, 29]], dtype=np.uint8)
     names = ["road", "pole", "sky", "person", "bicycle"]
     assert CITYSCAPES_LABEL_IDS(stored, Path("m.png")).tolist() == [

@@ -29,17 +29,17 @@ def touch(folder: Path, *files: str) -> Path:
 
 def test_suffixes_folders_and_other_files(tmp_path: Path) -> None:
     touch(tmp_path, "seq_1_ids.png", "seq_1_left.png", "deep/seq_2_pred_labelIds.PNG", "notes.txt", ".seq_2.png")
-    touch(tmp_path, "seq_1_colour.png", "seq_1_overlay.png")
+    touch(tmp_path, "seq_1_color.png", "seq_1_overlay.png")
     found = find_predictions(tmp_path, NAMES)
     assert [file.name for file in found] == ["seq_1_ids.png", "seq_1_left.png", "seq_2_pred_labelIds.PNG"]
 
 
 def test_images_whose_names_end_like_the_pictures_of_others(tmp_path: Path) -> None:
-    """What `ddsm-zoo predict` writes for x and for x_colour, and what another tool writes for x_overlay."""
-    touch(tmp_path, *(f"{name}_{kind}.png" for name in ("x", "x_colour") for kind in ("ids", "colour", "overlay")))
+    """What `ddsm-zoo predict` writes for x and for x_color, and what another tool writes for x_overlay."""
+    touch(tmp_path, *(f"{name}_{kind}.png" for name in ("x", "x_color") for kind in ("ids", "color", "overlay")))
     touch(tmp_path, "other/y_overlay.png")
-    found = find_predictions(tmp_path, ["x", "x_colour", "y_overlay"])
-    assert [file.name for file in found] == ["x_ids.png", "x_colour_ids.png", "y_overlay.png"]
+    found = find_predictions(tmp_path, ["x", "x_color", "y_overlay"])
+    assert [file.name for file in found] == ["x_ids.png", "x_color_ids.png", "y_overlay.png"]
 
 
 PARTS = st.lists(st.text("ab1", min_size=1, max_size=2), min_size=1, max_size=4)

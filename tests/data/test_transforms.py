@@ -47,12 +47,12 @@ def test_image_and_mask_stay_aligned(
     assert new_mask.dtype == torch.int64
     inside = new_mask != IGNORE
     assert set(new_mask[inside].tolist()) <= set(mask.flatten().tolist())
-    # padding is the mean colour, here black; and only beyond the image
+    # padding is the mean color, here black; and only beyond the image
     assert (new_image[:, ~inside] == 0).all()
     row, column = (new_mask[inside] - 1000) // width, (new_mask[inside] - 1000) % width
     shown = new_image[:, inside] * 255
     assert shown[2] == pytest.approx(200, abs=0.01)
-    # the id under a pixel's centre is within half a source pixel of it; the rest is rounding, and the
+    # the id under a pixel's center is within half a source pixel of it; the rest is rounding, and the
     # one-sided averages of the antialiasing filter along the border of the window
     tolerance = 1.0 + 0.5 / factor
     assert (shown[0] - row).abs().max() <= tolerance
@@ -85,7 +85,7 @@ def test_window_equals_crop_of_the_resized_image() -> None:
 
 
 @pytest.mark.parametrize(("old", "new"), [(7, 7), (7, 14), (30, 17), (17, 30), (64, 3), (1, 5)])
-def test_mask_takes_the_id_under_the_pixel_centre(old: int, new: int) -> None:
+def test_mask_takes_the_id_under_the_pixel_center(old: int, new: int) -> None:
     mask = torch.arange(old)[None].repeat(old, 1)
     image = torch.zeros(3, old, old, dtype=torch.uint8)
     factor = new / old
@@ -120,7 +120,7 @@ def test_scale_covers_its_whole_range() -> None:
     assert 185 < max(lengths) <= 200
 
 
-def test_padding_normalises_to_zero_and_uses_the_ignore_index() -> None:
+def test_padding_normalizes_to_zero_and_uses_the_ignore_index() -> None:
     image, mask = random_item(20, 20)
     new_image, new_mask = TrainTransform(Preprocess(), (64, 64), ignore_index=-7, jitter=1.0)(image, mask)
     outside = new_mask == -7
@@ -128,7 +128,7 @@ def test_padding_normalises_to_zero_and_uses_the_ignore_index() -> None:
     assert new_image[:, outside].abs().max() < 0.5 / 255 / min(IMAGENET_STD) + 1e-6
 
 
-def test_jitter_changes_colours_and_no_labels() -> None:
+def test_jitter_changes_colors_and_no_labels() -> None:
     image, mask = random_item(24, 24)
     still = TrainTransform(PLAIN, (24, 24), scale=(1.0, 1.0), flip=0.0)
     jittered = TrainTransform(PLAIN, (24, 24), scale=(1.0, 1.0), flip=0.0, jitter=0.5)
@@ -179,7 +179,7 @@ def test_inputs_are_left_alone() -> None:
     assert torch.equal(mask, before[1])
 
 
-def test_evaluation_normalises_only() -> None:
+def test_evaluation_normalizes_only() -> None:
     image, mask = random_item(17, 23)
     new_image, new_mask = EvalTransform(Preprocess())(image, mask)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
@@ -189,7 +189,7 @@ def test_evaluation_normalises_only() -> None:
     assert type(new_mask) is Tensor
 
 
-def test_image_transform_agrees_with_evaluation_for_pil_array_and_grey() -> None:
+def test_image_transform_agrees_with_evaluation_for_pil_array_and_gray() -> None:
     image, mask = random_item(9, 14)
     expected, _ = EvalTransform(Preprocess())(image, mask)
     array = image.permute(1, 2, 0).numpy().copy()

@@ -82,7 +82,7 @@ def test_a_large_picture_is_reduced_and_the_caption_says_so(predictors: dict[str
     Image.new("RGB", (2 * SIDE, 40), (90, 90, 90)).save(tmp_path / "wide.png")
     view = look(predictors["uper_ddsm_tiny"], tmp_path / "wide.png", (SIDE - 1, 19))
     assert view.picture().size == view.result.mask.shape[::-1] == (SIDE, 20)
-    assert "wide.png: 3200 x 40 pixels, labelled at 1600 x 20 pixels" in view.caption()
+    assert "wide.png: 3200 x 40 pixels, labeled at 1600 x 20 pixels" in view.caption()
     assert view.explanation is not None
 
 
@@ -142,8 +142,8 @@ def test_samples_are_drawn_where_they_are() -> None:
     assert (rows.min(), rows.max()) == pytest.approx((200 - 12.8, 200 + 12.8), abs=2)
 
 
-def test_the_area_of_a_disc_is_the_affinity_and_the_outside_is_grey() -> None:
-    """Along the row of the centre, to the left of each cross, where nothing else is drawn."""
+def test_the_area_of_a_disc_is_the_affinity_and_the_outside_is_gray() -> None:
+    """Along the row of the center, to the left of each cross, where nothing else is drawn."""
     panel = np.asarray(draw_samples(WHITE, level([(30, 0), (-30, 0)], [0.64, 0.16], (0, 0)))).astype(int)
     tinted = np.flatnonzero(panel[200, :, 0] - panel[200, :, 1] > 40)
     left, right = 64, 576

@@ -67,7 +67,7 @@ def assert_agreement(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None
 
 
 def test_predictions_of_every_kind(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Labels with a third of the pixels changed; walls are labelled and never predicted, trains occur nowhere."""
+    """Labels with a third of the pixels changed; walls are labeled and never predicted, trains occur nowhere."""
     generator = np.random.default_rng(0)
     dataset = open_dataset(f"cityscapes:{root}", "val")
     for index, pair in enumerate(dataset.pairs):

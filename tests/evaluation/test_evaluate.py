@@ -40,7 +40,7 @@ def model() -> Segmenter:
 
 
 def write_camvid(root: Path, size: tuple[int, int], count: int, *, colors: bool) -> None:
-    """Rendered scenes in the layout of class ids with 11 for void, or in that of the original's colours."""
+    """Rendered scenes in the layout of class ids with 11 for void, or in that of the original's colors."""
     images, masks = root / "val", root / ("val_labels" if colors else "valannot")
     for folder in (images, masks):
         folder.mkdir(parents=True)

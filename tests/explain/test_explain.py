@@ -144,12 +144,12 @@ def test_two_models_side_by_side(scene: Image.Image) -> None:
         compare({"ours": model, "other": ddsm_zoo.create_model("uper_tiny", num_classes=3)}, scene, target)
 
 
-def test_targets_are_read_as_ids_or_colours(tmp_path: Path) -> None:
+def test_targets_are_read_as_ids_or_colors(tmp_path: Path) -> None:
     labels = LabelSpace(names=("a", "b"), palette=((9, 9, 9), (200, 0, 0)))
     Image.fromarray(np.array([[0, 1], [2, 255]], np.uint8)).save(tmp_path / "ids.png")
     colors = np.array([[[9, 9, 9], [200, 0, 0]], [[0, 0, 0], [0, 0, 0]]], np.uint8)
-    Image.fromarray(colors).save(tmp_path / "colours.png")
-    for name in ("ids.png", "colours.png"):
+    Image.fromarray(colors).save(tmp_path / "colors.png")
+    for name in ("ids.png", "colors.png"):
         assert read_target(tmp_path / name, labels).tolist() == [[0, 1], [255, 255]]
     Image.fromarray(np.array([[3]], np.uint8)).save(tmp_path / "other.png")
     with pytest.raises(DatasetError, match="holds id 3"):

@@ -68,7 +68,7 @@ def test_without_matplotlib_the_error_names_the_extra(scene: Image.Image, monkey
         draw_explanation(explanation)
 
 
-def test_main_components_become_colours() -> None:
+def test_main_components_become_colors() -> None:
     """Three independent patterns of falling strength, mixed into seven channels, come back as red, green and blue."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[0:12, 0:15]

@@ -138,7 +138,7 @@ def test_what_depends_on_the_pixels_cannot_be_traced() -> None:
     assert "\n" not in str(error.value)
 
 
-def test_normalise_is_the_transform_that_models_are_trained_with() -> None:
+def test_normalize_is_the_transform_that_models_are_trained_with() -> None:
     preprocess = Preprocess(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     expected = ddsm_zoo.create_transform(preprocess)(picture)

@@ -54,7 +54,7 @@ def test_a_commit_in_the_cache_needs_no_server(server: HubServer, tmp_path: Path
     assert len(server.requests) == before
 
 
-def test_a_revision_is_honoured(server: HubServer, tmp_path: Path) -> None:
+def test_a_revision_is_honored(server: HubServer, tmp_path: Path) -> None:
     server.publish("someone/model", {**FILES, client.CONFIG_FILE: b"other"}, revision="v2")
     assert client.fetch(f"{URI}@v2", client.CONFIG_FILE, cache_dir=tmp_path)[0].path.read_bytes() == b"other"
     assert client.fetch(URI, client.CONFIG_FILE, cache_dir=tmp_path)[0].path.read_bytes() == FILES[client.CONFIG_FILE]

@@ -62,7 +62,7 @@ BAD_CONFIGS = {
     "means without deviations": (changed(pretrained_cfg={**WEIGHTS, "std": [1, 1]}), "one of each for every channel"),
     "a deviation of zero": (changed(pretrained_cfg={**WEIGHTS, "std": [1, 0, 1]}), "expected numbers above 0"),
     "a size below one": (changed(pretrained_cfg={**WEIGHTS, "size": [-1, 4]}), "at least 1"),
-    "a licence that turns the line": (changed(pretrained_cfg={**WEIGHTS, "license": "a\u202eb"}), "control characters"),
+    "a license that turns the line": (changed(pretrained_cfg={**WEIGHTS, "license": "a\u202eb"}), "control characters"),
     "half a character": (changed(pretrained_cfg={**WEIGHTS, "license": "a\ud800"}), "control characters"),
     "classes that disagree": (changed(num_classes=4), "disagree"),
     "names that disagree": (changed(label_names=["a", "b", "c"]), "differ"),
@@ -80,7 +80,7 @@ BAD_CONFIGS = {
     ),
     "a hundred thousand classes": (changed(pretrained_cfg={**WEIGHTS, "labels": MANY}), "disagree"),
     "no character": (changed(pretrained_cfg={**WEIGHTS, "license": "a\uffff"}), "control characters"),
-    "mean of another kind": (changed(pretrained_cfg={**WEIGHTS, "mean": "grey"}), "expected a list"),
+    "mean of another kind": (changed(pretrained_cfg={**WEIGHTS, "mean": "gray"}), "expected a list"),
 }
 
 

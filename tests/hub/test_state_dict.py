@@ -140,7 +140,7 @@ def test_rows_follow_their_names(
     assert model.pretrained_cfg["reinitialized"] == ["Boat", "person"]
     assert model.pretrained_cfg["labels"]["names"] == ("Boat", "Vegetation", "Roads", "person")
     assert not {"metrics", "published"} & model.pretrained_cfg.keys()
-    assert "Vegetation from tree, Roads from road; freshly initialised: Boat, person" in caplog.text
+    assert "Vegetation from tree, Roads from road; freshly initialized: Boat, person" in caplog.text
     expected = trained.state_dict()
     for name, tensor in model.state_dict().items():
         assert name.startswith("classifier.") or torch.equal(tensor, expected[name]), name
@@ -155,7 +155,7 @@ def test_kept_classes_have_the_same_logits(trained: Segmenter, saved: Path) -> N
     assert again.pretrained_cfg["labels"]["names"] == ("tree", "boat", "sky")
 
 
-def test_the_same_names_change_nothing_but_the_colours(trained: Segmenter, saved: Path) -> None:
+def test_the_same_names_change_nothing_but_the_colors(trained: Segmenter, saved: Path) -> None:
     labels = LabelSpace(names=LABELS.names, palette=((1, 2, 3),) * 3)
     model = create_model(f"local-dir:{saved}", pretrained=True, labels=labels)
     assert torch.equal(logits(model), logits(trained))

@@ -43,7 +43,7 @@ def test_folders_are_searched_whole_and_the_rest_is_counted(here: Path) -> None:
     }  # fmt: skip
     notes = "\n".join(inputs.notes())
     assert "left out 2 images of other formats (1 .heic, 1 .dng); convert them to JPEG or PNG" in notes
-    assert "left out 1 videos (first in/clip.mts); name them to have them labelled" in notes
+    assert "left out 1 videos (first in/clip.mts); name them to have them labeled" in notes
     assert "left out 1 hidden files (first in/._a.JPG)" in notes
 
 

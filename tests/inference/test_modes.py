@@ -52,7 +52,7 @@ def test_windows_never_exceed_the_crop(case: tuple[tuple[int, int], tuple[int, i
     assert seen == {(min(crop[0], size[0]), min(crop[1], size[1]))}
 
 
-def test_overlap_is_weighted_towards_the_middle_of_each_window() -> None:
+def test_overlap_is_weighted_toward_the_middle_of_each_window() -> None:
     calls = iter([0.0, 1.0])
 
     def constant(image: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def test_path_image_and_array_agree(model: Segmenter, scene: Image.Image, tmp_pa
         assert result.image.size == (120, 90)
 
 
-def test_mask_is_the_argmax_of_the_model_on_the_normalised_image(model: Segmenter, scene: Image.Image) -> None:
+def test_mask_is_the_argmax_of_the_model_on_the_normalized_image(model: Segmenter, scene: Image.Image) -> None:
     """By hand: mean and standard deviation of the tiny backbone are 0.5."""
     x = torch.from_numpy(np.array(scene)).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.no_grad():
@@ -112,7 +112,7 @@ def test_any_size(model: Segmenter, size: tuple[int, int], tmp_path: Path) -> No
     assert len(result.save(tmp_path, "x")) == 3
 
 
-def test_orientation_of_a_photo_is_honoured(model: Segmenter, scene: Image.Image, tmp_path: Path) -> None:
+def test_orientation_of_a_photo_is_honored(model: Segmenter, scene: Image.Image, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     scene.save(tmp_path / "turned.png", exif=exif)
@@ -124,7 +124,7 @@ def test_other_kinds_of_image(model: Segmenter, scene: Image.Image, mode: str) -
     assert Predictor(model)(scene.convert(mode)).mask.shape == (90, 120)
 
 
-def test_saved_pictures_hold_the_mask_and_its_colours(model: Segmenter, scene: Image.Image, tmp_path: Path) -> None:
+def test_saved_pictures_hold_the_mask_and_its_colors(model: Segmenter, scene: Image.Image, tmp_path: Path) -> None:
     result = Predictor(model)(scene)
     paths = result.save(tmp_path / "new" / "folder", "scene")
     assert {kind: path.name for kind, path in paths.items()} == {
@@ -193,7 +193,7 @@ def test_all_pictures_are_saved_or_none(model: Segmenter, scene: Image.Image, tm
     assert {path: path.read_bytes() for path in (tmp_path / "old").iterdir()} == before
 
 
-def test_a_picture_in_tiles_is_labelled_as_the_whole(model: Segmenter) -> None:
+def test_a_picture_in_tiles_is_labeled_as_the_whole(model: Segmenter) -> None:
     picture = Image.fromarray(render_scene(3, (200, 900))[0])
     seen: list[tuple[int, int]] = []
     tiled = Predictor(model, tile=MIN_SIDE)
@@ -205,7 +205,7 @@ def test_a_picture_in_tiles_is_labelled_as_the_whole(model: Segmenter) -> None:
 
 
 @pytest.mark.parametrize("tile", ["auto", MIN_SIDE])
-def test_what_fits_is_labelled_at_once(model: Segmenter, scene: Image.Image, tile: Any) -> None:
+def test_what_fits_is_labeled_at_once(model: Segmenter, scene: Image.Image, tile: Any) -> None:
     seen: list[int] = []
     result = Predictor(model, tile=tile)(scene, lambda done, total: seen.append(done))
     assert np.array_equal(result.mask, Predictor(model)(scene).mask)

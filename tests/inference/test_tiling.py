@@ -63,7 +63,7 @@ def test_tiles_of_a_pointwise_function_make_the_whole(size: tuple[int, int]) -> 
     assert seen == [(done, 2 * len(tiling)) for done in range(1, 2 * len(tiling) + 1)]
 
 
-def test_neighbours_blend_where_they_meet() -> None:
+def test_neighbors_blend_where_they_meet() -> None:
     """Two tiles side by side that say 0 and 1: a ramp between them."""
     size = (8, MIN_SIDE + 256)
     answers = iter([0.0, 1.0])

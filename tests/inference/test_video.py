@@ -31,7 +31,7 @@ def predictor() -> Predictor:
 
 
 def write_clip(path: Path, levels: list[int], size: tuple[int, int] = (48, 64), **options: object) -> Path:
-    """A clip of grey frames, ten a second; the left half of each is black."""
+    """A clip of gray frames, ten a second; the left half of each is black."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=10)
         stream.height, stream.width = size

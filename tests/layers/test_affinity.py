@@ -139,7 +139,7 @@ def test_upsampling_in_float32_amid_half_precision(monkeypatch: pytest.MonkeyPat
     torch.testing.assert_close(out.float(), expected, atol=0.1 * float(expected.detach().abs().max()), rtol=0)
 
 
-def test_position_tells_pixels_of_one_colour_apart() -> None:
+def test_position_tells_pixels_of_one_color_apart() -> None:
     """On flat features only the position maps differ from pixel to pixel."""
     module = trained(SpatialAffinity(CHANNELS, samples=1, width=4, positions=7), torch.float64)
     module.sampler = type(module.sampler)(4, 1).double()  # one tap at the pixel itself

@@ -19,7 +19,7 @@ def with_statistics(channels: int) -> BatchNorm2d:
     return norm
 
 
-def test_one_value_per_channel_is_normalised_by_the_running_statistics() -> None:
+def test_one_value_per_channel_is_normalized_by_the_running_statistics() -> None:
     norm = with_statistics(3)
     before = {name: tensor.clone() for name, tensor in norm.state_dict().items()}
     x = torch.randn(1, 3, 1, 1, requires_grad=True)
@@ -52,14 +52,14 @@ def test_convolution_blocks_keep_the_size(kernel_size: int, dilation: int, separ
 def test_separable_splits_only_what_is_wider_than_one() -> None:
     def weights(kernel_size: int) -> int:
         module = ConvNormAct(4, 6, kernel_size, separable=True)
-        return sum(p.numel() for p in module.parameters()) - 2 * 6  # the normalisation's
+        return sum(p.numel() for p in module.parameters()) - 2 * 6  # the normalization's
 
     assert weights(3) == 4 * 9 + 4 * 6
     assert weights(1) == 4 * 6
 
 
-def test_resize_is_centred() -> None:
-    """``align_corners=False``: a map twice as large has its samples a quarter pixel off the centres."""
+def test_resize_is_centered() -> None:
+    """``align_corners=False``: a map twice as large has its samples a quarter pixel off the centers."""
     ramp = torch.tensor([0.0, 1.0]).view(1, 1, 1, 2)
     torch.testing.assert_close(resize(ramp, (1, 4)).flatten(), torch.tensor([0.0, 0.25, 0.75, 1.0]))
     assert resize(ramp, (1, 2)) is ramp

@@ -19,7 +19,7 @@ MODULES = {
 
 
 def block(module: ConvNormAct, x: Tensor, dilation: int = 1) -> Tensor:
-    """Convolution, normalisation at its initial statistics (mean 0, variance 1), ReLU."""
+    """Convolution, normalization at its initial statistics (mean 0, variance 1), ReLU."""
     weight = module.conv.weight
     y = F.conv2d(x, weight, padding=weight.shape[-1] // 2 * dilation, dilation=dilation)
     return (y / math.sqrt(1 + module.norm.eps)).relu()

@@ -1,4 +1,4 @@
-"""Group normalisation in the place of batch normalisation: by the definition in loops, and as an architecture."""
+"""Group normalization in the place of batch normalization: by the definition in loops, and as an architecture."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_no_image_depends_on_the_others_in_its_batch(name: str) -> None:
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
 
-def test_weights_of_the_batch_normalised_model_are_taken_over_but_for_statistics(tmp_path: Path) -> None:
+def test_weights_of_the_batch_normalized_model_are_taken_over_but_for_statistics(tmp_path: Path) -> None:
     original = ddsm_zoo.create_model("uper_ddsm_tiny", num_classes=3)
     ddsm_zoo.save_pretrained(original, tmp_path / "batch")
     model = ddsm_zoo.create_model(f"local-dir:{tmp_path}/batch", pretrained=True, norm="group")

@@ -71,7 +71,7 @@ def test_both_variants_equal_class_by_class_dilation(pairs: list[tuple[np.ndarra
 
 @given(hnp.arrays(bool, SHAPES), st.integers(0, 4))
 def test_the_oracle_dilates_by_disks(mask: np.ndarray, radius: int) -> None:
-    """The oracle's fast dilation is the one with a disk as footprint, and the outline a loop over neighbours."""
+    """The oracle's fast dilation is the one with a disk as footprint, and the outline a loop over neighbors."""
     if mask.any():
         assert np.array_equal(dilated(mask, radius), dilation(mask.astype(np.uint8), disk(radius)).astype(bool))
     height, width = mask.shape

@@ -235,8 +235,8 @@ def test_given_weights(output_stride: int) -> None:
     assert all(tensor.equal(weights[name]) for name, tensor in tensors.items())
 
 
-def test_given_weights_on_a_grey_image() -> None:
-    """A grey image gives what the same image in three equal colours would."""
+def test_given_weights_on_a_gray_image() -> None:
+    """A gray image gives what the same image in three equal colors would."""
     weights = timm.create_model("test_resnet").state_dict()
     gray, color = Backbone(ROUNDS_UP, in_chans=1, weights=weights).eval(), Backbone(ROUNDS_UP, weights=weights).eval()
     image = torch.randn(1, 1, 33, 33)

@@ -1,4 +1,4 @@
-"""Training on one image at a time, down to a single pixel, where most normalisations see one value per channel."""
+"""Training on one image at a time, down to a single pixel, where most normalizations see one value per channel."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_an_image_of_any_size(tiny: nn.Module, height: int, width: int) -> None:
 
 
 @pytest.mark.parametrize("name", BACKBONES.values())
-def test_a_single_pixel_is_normalised_by_the_running_statistics(name: str) -> None:
+def test_a_single_pixel_is_normalized_by_the_running_statistics(name: str) -> None:
     backbone = Backbone(name)
     for _ in range(3):  # statistics other than the initial ones
         backbone.train()(torch.randn(4, 3, 64, 64) + 1)

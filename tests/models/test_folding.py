@@ -1,4 +1,4 @@
-"""Folded normalisation: the same logits, nothing left to normalise."""
+"""Folded normalization: the same logits, nothing left to normalize."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MODELS = ["uper_ddsm_tiny", "deeplabv3plus_ddsm_tiny", "uper_dcn_tiny", "uper_dd
 
 
 def lived_in(name: str) -> Segmenter:
-    """A model whose normalisations have statistics, scales and shifts as after a training."""
+    """A model whose normalizations have statistics, scales and shifts as after a training."""
     model = create_model(name, num_classes=4, auxiliary=True).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -91,7 +91,7 @@ def test_a_shared_convolution_is_left_alone() -> None:
 
 
 class Shortcut(nn.Module):
-    """The normalisation has the convolution's output to share."""
+    """The normalization has the convolution's output to share."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Shortcut(nn.Module):
 
 
 class Rectified(Shortcut):
-    """The normalisation takes the tensor that the convolution gave, after another layer has written to it."""
+    """The normalization takes the tensor that the convolution gave, after another layer has written to it."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         normed: torch.Tensor = self.norm(self.conv(x).relu_())

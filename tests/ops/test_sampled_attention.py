@@ -35,7 +35,7 @@ def test_loops_over_positions_and_taps(backend: str, size: tuple[int, int], kern
 
 @PATHS
 def test_whole_pixel_offsets_read_pixels_exactly(backend: str) -> None:
-    """On the grid, at the border and just outside: the places where a neighbour's weight is exactly 0 or 1."""
+    """On the grid, at the border and just outside: the places where a neighbor's weight is exactly 0 or 1."""
     query, key, value, offset, modulation = random_case(size=(3, 4), dtype=torch.float32)
     offset = torch.randint(-3, 4, offset.shape).float()
     expected = brute_force.sampled_attention(query, key, value, offset, modulation, 3)
@@ -141,7 +141,7 @@ def test_half_precision_is_rounded_only_at_the_end(backend: str, dtype: torch.dt
 
 @PATHS
 def test_half_precision_finds_the_right_pixel(backend: str) -> None:
-    """bfloat16 has no 257: a position computed in it would be its neighbour's."""
+    """bfloat16 has no 257: a position computed in it would be its neighbor's."""
     value = torch.randn(1, 2, 1, 600).bfloat16()
     offset, modulation = torch.zeros(1, 2, 1, 600).bfloat16(), torch.ones(1, 1, 1, 600).bfloat16()
     out = sampled_attention(value, value, value, offset, modulation, kernel_size=1, backend=backend)

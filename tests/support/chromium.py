@@ -83,7 +83,7 @@ def click_pixel(page: Page, pixel: tuple[int, int]) -> None:
 
 
 def place(page: Page, pixel: tuple[int, int]) -> tuple[float, float]:
-    """Where the middle of a pixel (x, y) of the picture, as it was labelled, is on the page."""
+    """Where the middle of a pixel (x, y) of the picture, as it was labeled, is on the page."""
     image = page.locator("#picture img")
     box = image.bounding_box()
     assert box is not None

@@ -13,7 +13,7 @@ Values = npt.NDArray[np.uint16]
 
 
 def write_png(path: Path, values: Values, significant: int | None = None) -> Path:
-    """Write grey (H, W) or RGB (H, W, 3) values, with the chunk sBIT if they have ``significant`` bits."""
+    """Write gray (H, W) or RGB (H, W, 3) values, with the chunk sBIT if they have ``significant`` bits."""
     channels = 1 if values.ndim == 2 else 3
     header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, {1: 0, 3: 2}[channels], 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)

@@ -1,4 +1,4 @@
-"""Training tiny networks: what is learnt, written and reported, batch by batch."""
+"""Training tiny networks: what is learned, written and reported, batch by batch."""
 
 from __future__ import annotations
 

@@ -173,7 +173,7 @@ def test_frozen_parts_of_trained_weights_stay_as_they_were(tmp_path: Path, data:
     assert not {name for name in moved if name.startswith("backbone.") or "norm" in name}
 
 
-def test_batches_of_one_with_group_normalisation_from_batch_normalised_weights(tmp_path: Path, data: str) -> None:
+def test_batches_of_one_with_group_normalization_from_batch_normalized_weights(tmp_path: Path, data: str) -> None:
     ddsm_zoo.save_pretrained(ddsm_zoo.create_model("uper_ddsm_tiny", num_classes=3), tmp_path / "first")
     chosen = recipe(model=f"local-dir:{tmp_path}/first", batch_size=1, overrides={"norm": "group"})
     summary = train(chosen, data, tmp_path / "out", pretrained=True)

@@ -1,4 +1,4 @@
-"""Pictures of masks: every pixel's colour is known beforehand."""
+"""Pictures of masks: every pixel's color is known beforehand."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def pixels(picture: Image.Image) -> list[list[list[int]]]:
     return listed
 
 
-def test_colours_are_the_palettes_and_ignored_is_black() -> None:
+def test_colors_are_the_palettes_and_ignored_is_black() -> None:
     assert pixels(colorize(MASK, LABELS)) == [[[*RED], [*GREEN]], [[*BLUE], [0, 0, 0]]]
 
 
@@ -66,7 +66,7 @@ def test_overlay_mixes_by_alpha_and_leaves_the_ignored_alone() -> None:
     assert pixels(overlay(image, MASK, LABELS, alpha=1, legend=False))[0] == [[*RED], [*GREEN]]
 
 
-def test_overlay_takes_grey_and_transparent_pictures() -> None:
+def test_overlay_takes_gray_and_transparent_pictures() -> None:
     for mode in ("L", "RGBA", "P"):
         assert overlay(Image.new(mode, (2, 2)), MASK, LABELS, legend=False).size == (2, 2)
 
@@ -136,7 +136,7 @@ def test_a_prediction_that_says_nothing_is_wrong() -> None:
     assert min(pixels(error_map(np.array([[255]], np.uint8), np.array([[1]], np.uint8), LABELS))[0][0]) > 150
 
 
-def test_errors_stand_out_from_every_right_colour() -> None:
+def test_errors_stand_out_from_every_right_color() -> None:
     ids = np.arange(len(CAMVID), dtype=np.uint8)[None]
     right = np.asarray(error_map(ids, ids, CAMVID)).astype(int).sum(-1)
     wrong = np.asarray(error_map(np.roll(ids, 1), ids, CAMVID)).astype(int).sum(-1)
@@ -166,7 +166,7 @@ def test_the_sheet_shows_image_label_prediction_and_errors() -> None:
 def test_cells_of_a_confusion_matrix_are_as_dark_as_their_share() -> None:
     """Rows are 100 % right, half right, and a class without a pixel; the middle of a cell holds the text."""
     picture = np.asarray(draw_confusion(np.array([[7, 0, 0], [4, 4, 0], [0, 0, 0]]), LABELS))
-    blue = picture[..., 2].astype(int) - picture[..., 0]  # how far from grey
+    blue = picture[..., 2].astype(int) - picture[..., 0]  # how far from gray
     left = int(np.flatnonzero(blue.any(0))[0])
     cells = blue[-14 - 3 * 44 : -14, left : left + 3 * 44].reshape(3, 44, 3, 44)
     assert cells.max(axis=(1, 3)).tolist() == [[255, 0, 0], [127, 127, 0], [0, 0, 0]]

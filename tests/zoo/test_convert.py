@@ -200,7 +200,7 @@ def test_a_state_dict_of_another_model_of_ours() -> None:
 
 
 class ConvModule(nn.Module):
-    """A convolution, its normalisation and ReLU under mmcv's names."""
+    """A convolution, its normalization and ReLU under mmcv's names."""
 
     def __init__(self, inputs: int, outputs: int, size: int = 1) -> None:
         super().__init__()

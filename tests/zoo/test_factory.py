@@ -162,7 +162,7 @@ def test_the_config_has_timms_keys(saved: Path) -> None:
     assert config["pretrained_cfg"]["mean"] == [0.1, 0.2, 0.3]
 
 
-def test_the_card_tells_licence_classes_and_results(saved: Path) -> None:
+def test_the_card_tells_license_classes_and_results(saved: Path) -> None:
     card = (saved / "README.md").read_text()
     assert huggingface_hub.ModelCard(card).data.license == "cc0-1.0"
     for text in ("road, sky, tree", "miou (val): 71.5", "Recipe: `none`", "create_model"):
@@ -273,7 +273,7 @@ def test_a_config_describes_the_file_that_was_saved_with_it(saved: Path, trained
     assert {"labels", "metrics", "recipe"}.isdisjoint(model.pretrained_cfg)
 
 
-def test_nobody_is_given_a_licence(tmp_path: Path) -> None:
+def test_nobody_is_given_a_license(tmp_path: Path) -> None:
     """Ours is of our weights alone."""
     factory.save_pretrained(create_model(NAME, num_classes=3), tmp_path)
     assert read_manifest(tmp_path / "config.json").pretrained_cfg.license == "unknown"
@@ -343,7 +343,7 @@ def test_an_unpublished_model_works_the_day_it_is_published(
     assert (known.preprocess, known.uri) == (trained.provenance.preprocess, "hf-hub:ddsm-zoo/mine")
 
 
-def test_a_pin_holds_for_our_repository_and_not_for_that_of_another_organisation(
+def test_a_pin_holds_for_our_repository_and_not_for_that_of_another_organization(
     trained: Segmenter, saved: Path, server: HubServer, tmp_path: Path, own_table: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = {path.name: path.read_bytes() for path in saved.iterdir()}

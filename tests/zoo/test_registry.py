@@ -194,7 +194,7 @@ def test_the_name_of_an_architecture(name: str | None, expected: str) -> None:
     assert saving.architecture_name(registry.model_config("uper_ddsm_r50"), name) == expected
 
 
-def test_the_organisation_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_organization_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     publication = registry.Publication(commit="c" * 40, sha256="0" * 64, metrics={"miou (val)": 80.0})
     monkeypatch.setattr(registry, "_TABLE", registry._build_table({"uper_ddsm_r50_cityscapes": publication}))
     monkeypatch.setenv("DDSM_ZOO_ORG", "somebody")

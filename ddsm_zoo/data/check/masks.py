@@ -118,7 +118,7 @@ class MaskCheck:
                 ignored += count
             elif class_id is not None:
                 pixels[class_id] += count
-        size = sum(counts.values()) or 1  # 0 if there are too many colours to count
+        size = sum(counts.values()) or 1  # 0 if there are too many colors to count
         self._counts.append(pixels)
         self.ignored += ignored
         unknown = sorted((value for value in counts if value not in classes), key=lambda value: -counts[value])
@@ -155,12 +155,12 @@ class MaskCheck:
         files = [mask.file for mask in self._masks if mask.form == "colors" and not self.decode.colors]
         recognized = describe_colors(self._colors, self.names)
         advice = "; ".join(filter(None, (recognized, self.layout.colored)))
-        return self._problem("rgb-mask", "RGB colours instead of class ids in", files, advice)
+        return self._problem("rgb-mask", "RGB colors instead of class ids in", files, advice)
 
     def _no_colors(self) -> Problem:
         files = [mask.file for mask in self._masks if mask.form == "ids" and not self.decode.ids]
         return self._problem(
-            "id-mask", "class ids instead of colours in", files, "expected RGB images in the colours of the classes"
+            "id-mask", "class ids instead of colors in", files, "expected RGB images in the colors of the classes"
         )
 
     def _smeared(self) -> Problem:
@@ -170,13 +170,13 @@ class MaskCheck:
 
     def _palettes(self) -> Problem:
         advice = (
-            'where each file numbers its colours anew, indices are no ids: give "palette" in labels.json, the colour '
+            'where each file numbers its colors anew, indices are no ids: give "palette" in labels.json, the color '
             'of each name, or "ids", the class of each index, if the indices are right all the same'
         )
         return self._problem("palette-mask", "palettes that contradict each other in", self._contradicting, advice)
 
     def _alpha(self) -> Problem:
-        what, advice = "an alpha channel, which is not read, in", "expected ids or colours without transparency"
+        what, advice = "an alpha channel, which is not read, in", "expected ids or colors without transparency"
         severity: Severity = "error" if self._alpha_alone else "warning"
         return self._problem("alpha-mask", what, self._see_through, advice, severity=severity)
 
@@ -252,13 +252,13 @@ class MaskCheck:
 
     def _unknown_colors(self) -> Problem:
         masks = [mask for mask in self._masks if self._has_unknown(mask, "colors")]
-        advice = f"expected one of the {len(self.decode.colors)} colours of the classes"
+        advice = f"expected one of the {len(self.decode.colors)} colors of the classes"
         if all(len(set(color)) == 1 for mask in masks for color in mask.unknown if not isinstance(color, int)):
             advice += '; where three equal channels are ids, remove "palette" from labels.json'
         else:
-            advice += '; "ignore_colors" in labels.json names colours without a class'
+            advice += '; "ignore_colors" in labels.json names colors without a class'
         return self._problem(
-            "unknown-colour", "colours that stand for no class in", list(map(self._describe_unknown, masks)), advice
+            "unknown-color", "colors that stand for no class in", list(map(self._describe_unknown, masks)), advice
         )
 
     def _void(self) -> Problem:
@@ -277,7 +277,7 @@ class MaskCheck:
             split=self.split,
             what="no pixel of",
             noun="classes",
-            advice="which cannot be learnt from it, nor scored on it",
+            advice="which cannot be learned from it, nor scored on it",
             count=len(names) if any(occurs) else 0,
             total=len(self.names),
             examples=tuple(names[:MAPPED]),
@@ -324,7 +324,7 @@ def _ids_offer(values: list[int], names: tuple[str, ...]) -> str:
 
 
 def _count_colors(stored: Stored) -> dict[Color, int]:
-    """Count the pixels of each colour. Empty for more colours than any palette has."""
+    """Count the pixels of each color. Empty for more colors than any palette has."""
     counted: Any = Image.fromarray(stored.astype(np.uint8)).getcolors(MOST_COLORS)
     return {color: count for count, color in counted or ()}
 

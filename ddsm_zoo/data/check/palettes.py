@@ -9,7 +9,7 @@ from ddsm_zoo.data.mask_files import MaskFile
 from ddsm_zoo.data.masks import CAMVID_OBJECTS, MaskDecoder
 from ddsm_zoo.labels import CITYSCAPES, Color, voc_color
 
-# More colours than any palette: a photograph, or the result of lossy compression of a mask.
+# More colors than any palette: a photograph, or the result of lossy compression of a mask.
 MOST_COLORS = 65536
 LISTED_COLORS = 32
 
@@ -17,7 +17,7 @@ _VOC_NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
     "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
-# name -> colour -> class
+# name -> color -> class
 _PALETTES: Mapping[str, Mapping[Color, str]] = {
     "PASCAL VOC": {voc_color(index): name for index, name in enumerate(_VOC_NAMES)} | {(224, 224, 192): "border"},
     "Cityscapes": dict(zip(CITYSCAPES.palette, CITYSCAPES.names, strict=True))
@@ -33,18 +33,18 @@ _PALETTES: Mapping[str, Mapping[Color, str]] = {
 class PaletteCheck:
     """Comparison of the palettes of masks whose indices are ids.
 
-    Where a colour has several indices, or an index several colours, the tool numbered the colours of each file as they
-    came, and the indices are no ids. Grey ramps show no colours of classes.
+    Where a color has several indices, or an index several colors, the tool numbered the colors of each file as they
+    came, and the indices are no ids. Gray ramps show no colors of classes.
     """
 
     def __init__(self) -> None:
-        # for each palette, the colours by index that occur, and the first file
+        # for each palette, the colors by index that occur, and the first file
         self._seen: dict[tuple[Color, ...], tuple[dict[int, Color], str]] = {}
 
     def add(self, file: str, stored: MaskFile, decode: MaskDecoder) -> str | None:
         """Compare a mask with the earlier ones. Return the first contradiction, None if there is none.
 
-        Masks that ``decode`` reads by their colours, or whose indices somebody gave a meaning, contradict nothing.
+        Masks that ``decode`` reads by their colors, or whose indices somebody gave a meaning, contradict nothing.
         """
         if not stored.palette or stored.numbered or decode.by_number:
             return None
@@ -60,7 +60,7 @@ class PaletteCheck:
 def _contradiction(
     stored: MaskFile, palette: tuple[Color, ...], earlier: Mapping[int, Color]
 ) -> tuple[str, object] | None:
-    """Find a colour or an index that ``earlier`` masks show otherwise. A palette may have a colour twice."""
+    """Find a color or an index that ``earlier`` masks show otherwise. A palette may have a color twice."""
     indices = {color: index for index, color in earlier.items()}
     for index, color in stored.shown.items():
         if earlier.get(index, color) != color:
@@ -72,9 +72,9 @@ def _contradiction(
 
 
 def describe_colors(counts: Mapping[Color, int], names: Iterable[str]) -> str:
-    """Describe the colours of masks: the known palette they come from, ready to be copied, or the colours."""
+    """Describe the colors of masks: the known palette they come from, ready to be copied, or the colors."""
     if not counts:
-        return f"more than {MOST_COLORS} colours"
+        return f"more than {MOST_COLORS} colors"
     for palette, classes in _PALETTES.items():
         if sum(count for color, count in counts.items() if color in classes) < 0.99 * sum(counts.values()):
             continue
@@ -83,7 +83,7 @@ def describe_colors(counts: Mapping[Color, int], names: Iterable[str]) -> str:
         named = [] if None in wanted else wanted
         others = [f"{name} {list(color)}" for color, name in classes.items() if color in counts.keys() - named]
         offer = [f'"palette": {json.dumps(named)}'] if named else []
-        return f"the colours of {palette}: {', '.join((*offer, *others))}"
+        return f"the colors of {palette}: {', '.join((*offer, *others))}"
     if len(counts) > LISTED_COLORS:
-        return f"{len(counts)} colours of no known palette"
+        return f"{len(counts)} colors of no known palette"
     return f"of no known palette: {', '.join(str(list(color)) for color in sorted(counts))}"

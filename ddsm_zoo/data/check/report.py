@@ -46,7 +46,7 @@ class SplitSummary:
     counts: Counts = field(compare=False, repr=False)
 
     def shares(self) -> list[float]:
-        """Return the fraction of all labelled pixels that each class has, 0 if no pixel is labelled."""
+        """Return the fraction of all labeled pixels that each class has, 0 if no pixel is labeled."""
         return [count / max(1, sum(self.pixels)) for count in self.pixels]
 
 

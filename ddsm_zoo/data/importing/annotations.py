@@ -1,4 +1,4 @@
-"""Annotations of images as every reader returns them: names, colours, and areas or mask files by image."""
+"""Annotations of images as every reader returns them: names, colors, and areas or mask files by image."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Annotations:
     Attributes:
         names: Class names, in the order of their ids.
         images: The images that the annotations list.
-        colors: Colours of classes, as far as the source has some.
+        colors: Colors of classes, as far as the source has some.
         ignored: Labels whose pixels are ignored.
         background: Default of `ImportOptions.background`.
     """

@@ -25,7 +25,7 @@ class ClassTable:
     """Class ids of an import.
 
     Attributes:
-        labels: Classes, colours and the ignored id that are written.
+        labels: Classes, colors and the ignored id that are written.
         ids: Class id, or the ignored one, by the source's label. None is ignored.
         rest: Class id of everything that is not annotated.
     """
@@ -76,7 +76,7 @@ def class_table(annotations: Annotations, options: ImportOptions, findings: Find
 
 
 def _palette(names: Sequence[str], background: str, given: Mapping[str, Color]) -> tuple[Color, ...]:
-    """Give each class the source's colour, or one of Pascal VOC's where it has none or it is taken."""
+    """Give each class the source's color, or one of Pascal VOC's where it has none or it is taken."""
     colors: dict[str, Color] = {}
     for name in names:
         color = given.get(name, (0, 0, 0) if name == background else None)

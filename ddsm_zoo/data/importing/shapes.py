@@ -1,6 +1,6 @@
 """Areas as tools store them - polygons, run lengths, boxes, ellipses, bitmaps - drawn as pixels.
 
-A pixel belongs to an area if the area holds its centre, as in COCO's tools, which draw the polygons.
+A pixel belongs to an area if the area holds its center, as in COCO's tools, which draw the polygons.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def normalized_polygon(part: Points) -> Paint:
 
 
 def box(left: float, top: float, right: float, bottom: float, degrees: float = 0.0) -> Paint:
-    """Fill a rectangle, turned clockwise around its centre."""
+    """Fill a rectangle, turned clockwise around its center."""
     corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]], dtype=np.float64)
     center = corners.mean(0)
     turned = center + (corners - center) @ _rotation(degrees).T
@@ -63,7 +63,7 @@ def box(left: float, top: float, right: float, bottom: float, degrees: float = 0
 
 
 def ellipse(center: tuple[float, float], radii: tuple[float, float], degrees: float = 0.0) -> Paint:
-    """Fill an ellipse, turned clockwise around its centre."""
+    """Fill an ellipse, turned clockwise around its center."""
     if min(radii) <= 0 or not np.isfinite([*center, *radii, degrees]).all():
         raise BadShape("ellipses without an area")
 

@@ -37,7 +37,7 @@ _VOID, _VOID_COLOR = 255, voc_color(255)
 
 
 class ColorMap(NamedTuple):
-    """Classes of VOC masks in the order of their ids, with the colour of each. ``exact``: colours precede ids."""
+    """Classes of VOC masks in the order of their ids, with the color of each. ``exact``: colors precede ids."""
 
     colors: Mapping[str, Color]
     exact: bool
@@ -218,7 +218,7 @@ def _ids(path: Path, classes: Mapping[int, str]) -> StoredMask:
     file = _read_mask(path)
     if file.values.ndim == 3 and not file.equal_channels:
         raise DatasetError(
-            f"mask {path} is an RGB image in colours, expected single-channel ids", kind="import", path=path
+            f"mask {path} is an RGB image in colors, expected single-channel ids", kind="import", path=path
         )
     stored = file.values[..., 0] if file.equal_channels else file.values
     return _lookup(stored, {value: index for index, value in enumerate(classes)}, list(classes.values()))

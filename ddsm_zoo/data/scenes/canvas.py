@@ -15,14 +15,14 @@ Point = tuple[float, ...]
 SKY, BUILDING, POLE, ROAD, PAVEMENT, TREE, SIGN, FENCE, CAR, PEDESTRIAN, BICYCLIST = range(len(CAMVID))
 IGNORE = CAMVID.ignore_index
 
-EYE = 1.5  # metres from the road up to the camera
+EYE = 1.5  # meters from the road up to the camera
 # Image and labels are drawn at twice the size. At the end the image is averaged (antialiasing), labels subsampled.
 SUPERSAMPLE = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Weather:
-    """Colours of the sky overhead, at the horizon and of its clouds, and the light on the street."""
+    """Colors of the sky overhead, at the horizon and of its clouds, and the light on the street."""
 
     zenith: Color
     horizon: Color
@@ -49,7 +49,7 @@ WEATHERS = (
 
 
 class Canvas:
-    """Image and labels of a scene. World points are (x right, y up from the road, z ahead) in metres."""
+    """Image and labels of a scene. World points are (x right, y up from the road, z ahead) in meters."""
 
     def __init__(self, rng: np.random.Generator, size: tuple[int, int]) -> None:
         height, width = (side * SUPERSAMPLE for side in size)
@@ -71,7 +71,7 @@ class Canvas:
         return self.focal * length / z
 
     def lit(self, color: Color, z: float) -> Color:
-        """Return the colour under this light, paled by the haze of ``z`` metres of air."""
+        """Return the color under this light, paled by the haze of ``z`` meters of air."""
         haze = min(0.5, z / 260)
         light, (red, green, blue), air = self.light * (1 - haze), self.weather.tint, self.weather.horizon
         return (
@@ -81,7 +81,7 @@ class Canvas:
         )
 
     def face(self, corners: Sequence[Point], color: Color | None, label: int | None = None) -> None:
-        """Draw a flat polygon. Without a colour only labels change. Without a label only the image does."""
+        """Draw a flat polygon. Without a color only labels change. Without a label only the image does."""
         points = [self.project(*corner) for corner in corners]
         if color is not None:
             self._pens[0].polygon(points, fill=self.lit(color, corners[0][2]))
@@ -117,7 +117,7 @@ class Canvas:
 
 
 def jitter(rng: np.random.Generator, color: Color, amount: float = 0.15) -> Color:
-    """Return the colour, randomly a little lighter or darker."""
+    """Return the color, randomly a little lighter or darker."""
     return shaded(color, rng.uniform(1 - amount, 1 + amount))
 
 

@@ -31,7 +31,7 @@ SKIN = ((196, 150, 124), (150, 108, 84), (96, 68, 54))
 METAL = ((70, 72, 74), (104, 106, 106), (44, 48, 46), (128, 130, 126))
 DARK = (22, 22, 24)
 
-# Near half of a hatchback's outline, seen from its rear or its front: metres along the car, metres up.
+# Near half of a hatchback's outline, seen from its rear or its front: meters along the car, meters up.
 REAR = ((0.0, 0.3), (0.0, 0.9), (0.5, 1.42), (2.4, 1.42))
 FRONT = ((0.0, 0.3), (0.0, 0.72), (1.1, 0.95), (1.9, 1.42))
 
@@ -56,7 +56,7 @@ def tree(canvas: Canvas, x: float, z: float) -> None:
     count = detail(z, 110)
     for (u, v), (wide, high, shine) in zip(in_disc(rng, count), rng.random((count, 3)).tolist(), strict=False):
         blob = ((0.1 + 0.2 * wide) * radius, (0.08 + 0.14 * high) * radius)
-        color = shaded(leaf, 0.55 + 0.3 * v + 0.7 * shine)  # lighter towards the sky
+        color = shaded(leaf, 0.55 + 0.3 * v + 0.7 * shine)  # lighter toward the sky
         canvas.disc((x + u * radius, middle + v * height * 0.32, z), blob, color, TREE)
 
 
@@ -72,7 +72,7 @@ def twigs(canvas: Canvas, center: tuple[float, float, float], reach: tuple[float
 
 
 def detail(z: float, most: int) -> int:
-    """Return the number of strokes for an object ``z`` metres away."""
+    """Return the number of strokes for an object ``z`` meters away."""
     return max(most // 8, min(most, round(most * 14 / z)))
 
 
@@ -132,7 +132,7 @@ def traffic_sign(canvas: Canvas, x: float, z: float) -> None:
 
 
 def railing(canvas: Canvas, x: float, z: float) -> None:
-    """Draw posts and bars along the kerb, from ``z`` towards the camera. The label covers the gaps."""
+    """Draw posts and bars along the kerb, from ``z`` toward the camera. The label covers the gaps."""
     near, color = max(4.0, z - canvas.rng.uniform(6, 12)), pick(canvas.rng, METAL)
     canvas.face([(x, 0, near), (x, 0, z), (x, 1.05, z), (x, 1.05, near)], None, FENCE)
     for bar in np.arange(near, z, 0.16).tolist():
@@ -262,7 +262,7 @@ def cyclist(canvas: Canvas, x: float, z: float) -> None:
 
 @dataclass(frozen=True)
 class Placement:
-    """Number and place of an object: metres ahead, and metres from the kerb away from the road."""
+    """Number and place of an object: meters ahead, and meters from the kerb away from the road."""
 
     draw: Draw
     count: tuple[int, int]

@@ -1,4 +1,4 @@
-"""Rendered street scenes with exact labels: endless, licence-free data in the classes of CamVid.
+"""Rendered street scenes with exact labels: endless, license-free data in the classes of CamVid.
 
 A scene is a street seen by a camera behind a windscreen, painted from far to near. Each shape is drawn into the image
 and the label map in one call, so the two cannot disagree. As in CamVid, the label of an object covers its holes: the
@@ -33,9 +33,9 @@ Array = npt.NDArray[np.uint8]
 
 SAMPLE_SEED = 21  # a sunny street that shows every class
 
-NEAR, FAR = 2.5, 110.0  # metres; the lower edge of the image lies beyond NEAR
+NEAR, FAR = 2.5, 110.0  # meters; the lower edge of the image lies beyond NEAR
 SKY_PIXEL = 4  # the sky is smooth: enlarging a coarse image of it is as good, and cheap
-# Grain of the surface of each class, in grey levels.
+# Grain of the surface of each class, in gray levels.
 GRAIN = (2, 12, 8, 14, 13, 34, 6, 16, 8, 14, 14)
 CONTRAST = [min(255, max(0, round(1.2 * (value - 80) + 76))) for value in range(256)]
 BRIGHTS = ((150, 36, 38), (30, 70, 130), (26, 86, 60), (40, 40, 46), (190, 170, 60), (190, 190, 186))
@@ -54,7 +54,7 @@ GLASS = ((44, 50, 58), (62, 70, 78), (34, 36, 40), (128, 140, 150))
 
 @dataclass(frozen=True, kw_only=True)
 class Street:
-    """Geometry across the street: x in metres of the kerbs and building fronts by side (-1 left, 1 right)."""
+    """Geometry across the street: x in meters of the kerbs and building fronts by side (-1 left, 1 right)."""
 
     kerb: dict[int, float]
     front: dict[int, float]
@@ -168,7 +168,7 @@ def garden(canvas: Canvas, side: int, front: float, near: float, far: float) -> 
 
 
 def building(canvas: Canvas, side: int, front: float, near: float, far: float) -> None:
-    """Paint a house front with its gable towards the camera, roof, windows, and a shop or a door below."""
+    """Paint a house front with its gable toward the camera, roof, windows, and a shop or a door below."""
     rng = canvas.rng
     storeys = int(rng.integers(2, 5))
     storey = rng.uniform(2.8, 3.3)
@@ -200,7 +200,7 @@ def building(canvas: Canvas, side: int, front: float, near: float, far: float) -
 def windows(
     canvas: Canvas, front: float, near: float, far: float, sill: float, frame: Color, *, has_door: bool
 ) -> None:
-    """Paint one storey of windows whose lower edge is at ``sill`` metres."""
+    """Paint one storey of windows whose lower edge is at ``sill`` meters."""
     rng = canvas.rng
     bays = max(1, int((far - near) / 2.4))
     if abs(canvas.pixels(front, near) - canvas.pixels(front, far)) < 4 * bays * SUPERSAMPLE:
@@ -242,7 +242,7 @@ def paint_ground(canvas: Canvas, street: Street) -> None:
     asphalt, slabs = shaded((98, 101, 106), gray), shaded((124, 123, 120), gray)
     left, right = street.kerb[-1], street.kerb[1]
     depths = (FAR * 3, 60.0, 30.0, 18.0, 12.0, 8.0, 5.5, NEAR)
-    for index, (far, near) in enumerate(pairwise(depths)):  # the road pales towards the horizon
+    for index, (far, near) in enumerate(pairwise(depths)):  # the road pales toward the horizon
         strip(canvas, (left, right), (near, far), shaded(asphalt, 1.12 - 0.03 * index), ROAD)
     for _ in range(5):
         x, z = rng.uniform(left, right - 1.5), rng.uniform(4, 40)

@@ -19,7 +19,7 @@ def test_cells_of_a_plain_resnet_sit_at_multiples_of_the_stride() -> None:
 
 
 def test_pooled_shortcuts_move_cells_by_a_quarter_and_tensorflow_padding_to_the_end() -> None:
-    """By hand: a 2 x 2 average is centred at 2 i + 1/2, a strided 3 x 3 at 2 i, or at 2 i + 1 if padded at the end."""
+    """By hand: a 2 x 2 average is centered at 2 i + 1/2, a strided 3 x 3 at 2 i, or at 2 i + 1 if padded at the end."""
     pooled, padded = {4: 0.0}, {2: 1.0}
     for stride in (4, 8, 16):
         pooled[2 * stride] = pooled[stride] + stride * (0 + 1 / 2) / 2  # both paths weigh the same

@@ -143,7 +143,7 @@ def test_either_numbering_where_it_belongs(tmp_path: Path) -> None:
 
 
 def test_jpeg_masks(tmp_path: Path) -> None:
-    """Of neighbouring ids, compression makes other ids: no value need be out of range."""
+    """Of neighboring ids, compression makes other ids: no value need be out of range."""
     for name, mask in {"a": smooth(3), "flat": np.ones_like(smooth(3))}.items():
         write(tmp_path / f"images/train/{name}.png", picture(len(name), mask.shape))
         path = tmp_path / f"masks/train/{name}.png"
@@ -156,16 +156,16 @@ def test_jpeg_masks(tmp_path: Path) -> None:
     assert "store masks as PNG" in text_of(report, "smeared-mask")
 
 
-def test_coloured_jpeg_masks(tmp_path: Path) -> None:
+def test_colored_jpeg_masks(tmp_path: Path) -> None:
     palette = [(9, 8, 7), (250, 0, 3), (1, 2, 3)]
     colored = np.array(palette, np.uint8)[smooth(3)]
-    for name, labels in {"ids": {}, "colours": {"palette": palette}}.items():
+    for name, labels in {"ids": {}, "colors": {"palette": palette}}.items():
         root = build(tmp_path / name, {"train/a": colored}, **labels)
         Image.fromarray(colored).save(root / "masks/train/a.png", format="jpeg")
         problems = found(check(root))
         assert problems["train", "smeared-mask"] == ("error", 1)
         assert (("train", "rgb-mask") in problems) == (name == "ids")
-        assert ("train", "unknown-colour") not in problems
+        assert ("train", "unknown-color") not in problems
 
 
 @pytest.mark.parametrize("steps", [1, 127])
@@ -182,7 +182,7 @@ def test_masks_resized_with_interpolation(tmp_path: Path, steps: int) -> None:
         assert ("train", "smeared-mask") not in found(report)
 
 
-# --- colours --------------------------------------------------------------------------------------------------
+# --- colors --------------------------------------------------------------------------------------------------
 
 
 def painted(palette: list[Color]) -> np.ndarray:
@@ -195,13 +195,13 @@ def test_a_known_palette_is_offered_for_the_names(tmp_path: Path) -> None:
     report = check(root)
     assert found(report) == in_every_mask("rgb-mask")
     offer = text_of(report, "rgb-mask")
-    assert "the colours of Cityscapes" in offer
+    assert "the colors of Cityscapes" in offer
     assert "void [0, 0, 0]" in offer
     # what is offered can be pasted into labels.json
     pasted = json.loads("{" + offer[offer.index('"palette"') : offer.index("]]") + 2] + "}")
     (root / "labels.json").write_text(json.dumps({"names": ["Road", "car", "sky"], **pasted}))
     problems = check(root).problems
-    assert {problem.kind for problem in problems} == {"unknown-colour"}  # void has no colour there
+    assert {problem.kind for problem in problems} == {"unknown-color"}  # void has no color there
     assert "(0, 0, 0)" in str(problems[0])
 
 
@@ -212,12 +212,12 @@ def test_a_known_palette_is_offered_for_the_names(tmp_path: Path) -> None:
             [voc_color(0), voc_color(7), voc_color(15)],
             "PASCAL VOC: background [0, 0, 0], car [128, 128, 128], person",
         ),
-        ([color for _, color, _ in CAMVID_OBJECTS], "the colours of CamVid: Animal [64, 128, 64]"),
+        ([color for _, color, _ in CAMVID_OBJECTS], "the colors of CamVid: Animal [64, 128, 64]"),
         ([(3, 1, 4), (1, 5, 9), (2, 6, 5)], "no known palette: [1, 5, 9], [2, 6, 5], [3, 1, 4]"),
-        ([(index, 0, 255) for index in range(100)], "100 colours of no known palette"),
+        ([(index, 0, 255) for index in range(100)], "100 colors of no known palette"),
     ],
 )
-def test_colours_where_ids_are_expected(tmp_path: Path, palette: list[Color], words: str) -> None:
+def test_colors_where_ids_are_expected(tmp_path: Path, palette: list[Color], words: str) -> None:
     report = check(build(tmp_path, four(painted(palette)), names=["this", "that", "other"]))
     assert found(report) == in_every_mask("rgb-mask")
     assert words in text_of(report, "rgb-mask")
@@ -230,7 +230,7 @@ def write_with_palette(path: Path, ids: np.ndarray, palette: list[Color]) -> Non
     image.save(path)
 
 
-def test_palettes_in_another_order_are_read_by_their_colours(tmp_path: Path) -> None:
+def test_palettes_in_another_order_are_read_by_their_colors(tmp_path: Path) -> None:
     """What tools that make RGB masks smaller leave: all numbers are ids, and none of them is right."""
     palette = [(9, 8, 7), (250, 0, 3), (1, 2, 3)]
     root = build(tmp_path, four(), palette=palette)
@@ -251,7 +251,7 @@ PALETTE = [(9, 8, 7), (250, 0, 3), (1, 2, 3)]
     ],
 )
 def test_palettes_that_contradict_each_other(tmp_path: Path, shown: list[Color], words: str) -> None:
-    """Tools number the colours of each file as they come. Without the colours of the classes nobody can tell."""
+    """Tools number the colors of each file as they come. Without the colors of the classes nobody can tell."""
     root = build(tmp_path, four())
     for name in ("train/a", "train/c", "val/d"):
         write_with_palette(root / f"masks/{name}.png", IDS, PALETTE)
@@ -272,7 +272,7 @@ def test_palettes_of_two_splits_that_contradict_each_other(tmp_path: Path) -> No
     assert found(check(root)) == {("val", "palette-mask"): ("error", 1)}
 
 
-def test_a_colour_that_one_palette_has_twice_is_no_contradiction(tmp_path: Path) -> None:
+def test_a_color_that_one_palette_has_twice_is_no_contradiction(tmp_path: Path) -> None:
     root = build(tmp_path, four())
     twice = [PALETTE[0], PALETTE[1], PALETTE[0]]
     write_with_palette(root / "masks/train/a.png", IDS, twice)
@@ -335,7 +335,7 @@ def test_two_classes_of_0_and_1_in_some_masks_and_255_in_others(tmp_path: Path) 
     "shown", [[(9, 8, 7), (1, 1, 1), (2, 2, 2)], [(index,) * 3 for index in range(3)], [(1, 0, 0), (2, 0, 0)]]
 )
 def test_palettes_that_contradict_nothing(tmp_path: Path, shown: list[Color]) -> None:
-    """The classes' own colours, a grey ramp in which the first class has a grey, colours of one's own."""
+    """The classes' own colors, a gray ramp in which the first class has a gray, colors of one's own."""
     root = build(tmp_path, four(), palette=[(9, 8, 7), (0, 0, 0), (1, 2, 3)])
     write_with_palette(root / "masks/train/b.png", IDS, shown)
     assert found(check(root)) == {}
@@ -345,21 +345,21 @@ def test_photographs_in_place_of_masks(tmp_path: Path) -> None:
     size = (300, 400)
     for palette in ({}, {"palette": [(9, 9, 9), (1, 2, 3), (4, 5, 6)]}):
         report = check(build(tmp_path, {"train/a": picture(99, size)}, **palette))
-        kind = "unknown-colour" if palette else "rgb-mask"
+        kind = "unknown-color" if palette else "rgb-mask"
         assert found(report)["train", kind] == ("error", 1)
         assert "more than 65536" in text_of(report, kind)
 
 
-def test_colours_that_stand_for_no_class(tmp_path: Path) -> None:
+def test_colors_that_stand_for_no_class(tmp_path: Path) -> None:
     palette = [(9, 8, 7), (250, 0, 3), (1, 2, 3)]
     masks = four(painted(palette)) | {"train/b": painted([*palette, (1, 2, 4)])}
     report = check(build(tmp_path, masks, palette=palette))
-    assert found(report) == {("train", "unknown-colour"): ("error", 1)}
-    assert "expected one of the 3 colours" in text_of(report, "unknown-colour")
-    assert "((1, 2, 4) nearest sky (1, 2, 3) on 25.0% of it, 48 pixels)" in text_of(report, "unknown-colour")
+    assert found(report) == {("train", "unknown-color"): ("error", 1)}
+    assert "expected one of the 3 colors" in text_of(report, "unknown-color")
+    assert "((1, 2, 4) nearest sky (1, 2, 3) on 25.0% of it, 48 pixels)" in text_of(report, "unknown-color")
 
 
-def test_ids_where_colours_are_expected(tmp_path: Path) -> None:
+def test_ids_where_colors_are_expected(tmp_path: Path) -> None:
     for seed, split in enumerate(("train", "val")):
         write(tmp_path / split / "x.png", picture(seed))
         write(tmp_path / f"{split}_labels/x_L.png", IDS)
@@ -370,7 +370,7 @@ def test_ids_where_colours_are_expected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("layout", "words"), [("camvid", "SPLIT_labels/NAME_L.png"), ("cityscapes", "labelIds.png")])
-def test_colours_in_other_layouts(tmp_path: Path, layout: str, words: str) -> None:
+def test_colors_in_other_layouts(tmp_path: Path, layout: str, words: str) -> None:
     if layout == "camvid":
         write(tmp_path / "train/x.png", IMAGE)
         write(tmp_path / "trainannot/x.png", IMAGE)

@@ -45,7 +45,7 @@ def test_the_histogram_counts_pixels_and_images(
     assert summary.shares() == [count / labeled if labeled else 0 for count in summary.pixels]
 
 
-def test_colours_and_the_ids_they_stand_for_have_one_histogram(tmp_path: Path) -> None:
+def test_colors_and_the_ids_they_stand_for_have_one_histogram(tmp_path: Path) -> None:
     palette = [(9, 8, 7), (250, 0, 3), (1, 2, 3)]
     plain = check(build(tmp_path / "ids", four())).splits
     assert check(build(tmp_path / "rgb", four(np.array(palette, np.uint8)[IDS]), palette=palette)).splits == plain

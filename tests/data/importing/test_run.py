@@ -247,7 +247,7 @@ def test_images_elsewhere(tmp_path: Path) -> None:
     assert mask(tmp_path / "new", "a").max() == 1
 
 
-def test_colours_are_kept_and_differ(tmp_path: Path) -> None:
+def test_colors_are_kept_and_differ(tmp_path: Path) -> None:
     source = shutil.copytree(GOLDEN / "cvat", tmp_path / "export")
     for file in source.glob("*.xml"):
         text = file.read_text()

@@ -43,7 +43,7 @@ def test_run_lengths_that_do_not_add_up(counts: str | list[int]) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 20)), min_size=3, max_size=3, unique=True))
 def test_triangles(corners: list[tuple[int, int]]) -> None:
-    """Pixels whose centre is a pixel away from every edge are right; nearer ones COCO's tools round in their way."""
+    """Pixels whose center is a pixel away from every edge are right; nearer ones COCO's tools round in their way."""
     found = shapes.polygons([shapes.points_of(corners)])(20, 30)
     centers = np.stack(np.meshgrid(np.arange(30) + 0.5, np.arange(20) + 0.5), -1)
     sides, distances = [], []
@@ -82,7 +82,7 @@ def test_bitmaps_are_cut_at_the_border(left: int, top: int) -> None:
     assert np.array_equal(shapes.bitmap(lambda: pixels, left, top)(6, 10), large[10:16, 10:20])
 
 
-def test_boxes_turn_clockwise_around_their_centre() -> None:
+def test_boxes_turn_clockwise_around_their_center() -> None:
     lying, standing = np.zeros((2, 12, 12), bool)
     lying[5:7, 2:10] = True
     standing[2:10, 5:7] = True

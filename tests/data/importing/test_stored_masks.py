@@ -92,8 +92,8 @@ def test_without_lists_of_splits_all_is_for_training(lists: dict[str, str], tmp_
 
 
 @pytest.mark.parametrize("mode", ["RGB", "P", "L"])
-def test_colours_of_labelmap(mode: str, tmp_path: Path) -> None:
-    """CVAT writes RGB; a palette in another order means its colours, and plain ids the lines of the file."""
+def test_colors_of_labelmap(mode: str, tmp_path: Path) -> None:
+    """CVAT writes RGB; a palette in another order means its colors, and plain ids the lines of the file."""
     source = shutil.copytree(GOLDEN / "voc", tmp_path / "voc")
     colors = [(0, 0, 0), (10, 200, 30), (250, 50, 183), (1, 2, 3)]
     lines = [

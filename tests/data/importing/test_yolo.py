@@ -71,7 +71,7 @@ def test_lines_without_a_polygon_are_counted(tmp_path: Path) -> None:
     assert np.array_equal(mask(tmp_path / "new", "a"), DRAWN)
 
 
-def test_boxes_around_their_centre(tmp_path: Path) -> None:
+def test_boxes_around_their_center(tmp_path: Path) -> None:
     source = write_yolo(tmp_path / "export")
     (source / "labels/train/a.txt").write_text("2 0.5 0.25 0.2 0.3")
     import_data("yolo", source, tmp_path / "new", ImportOptions(boxes=True))

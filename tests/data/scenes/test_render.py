@@ -1,4 +1,4 @@
-"""Rendered scenes: the same for the same seed, labelled to the pixel, and like the streets of CamVid."""
+"""Rendered scenes: the same for the same seed, labeled to the pixel, and like the streets of CamVid."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_an_impossible_size_is_named(size: tuple[int, int]) -> None:
 
 
 def test_every_class_occurs_in_most_scenes_and_the_big_ones_as_often_as_in_camvid() -> None:
-    # share of the labelled pixels of the CamVid training images
+    # share of the labeled pixels of the CamVid training images
     camvid = {"Sky": 0.176, "Building": 0.244, "Road": 0.330, "Tree": 0.099, "Car": 0.060, "Pavement": 0.048}
     counts = np.stack([np.bincount(render_scene(seed)[1].ravel(), minlength=256) for seed in range(12)])
     assert ((counts[:, : len(CAMVID)] > 30).mean(0) >= 0.75).all()
