@@ -22,6 +22,11 @@ import pytest  # noqa: E402 - after the environment is set
 import torch  # noqa: E402 - after the environment is set
 from hypothesis import settings  # noqa: E402 - after the environment is set
 
+import ddsm_zoo.models.segmenter  # noqa: E402, F401 - fills the registries of decoders and fusions
+from ddsm_zoo.data.kinds import DATASET_KINDS  # noqa: E402 - after the environment is set
+from ddsm_zoo.utils.registry import DECODERS, FUSIONS  # noqa: E402 - after the environment is set
+from ddsm_zoo.zoo import registry  # noqa: E402 - after the environment is set
+
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
@@ -48,17 +53,17 @@ def fixed_seed() -> None:
     torch.manual_seed(0)
 
 
+# What the package registers itself; a fixture of a whole module may register more before a test begins
+_REGISTRIES = {id(each): (each, dict(each)) for each in (DATASET_KINDS, DECODERS, FUSIONS, registry.BACKBONES)}
+_TABLE = dict(registry._TABLE)
+
+
 @pytest.fixture(autouse=True)
 def nothing_stays_registered(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test or a page of the documentation registers is gone after it."""
-    import ddsm_zoo.models.segmenter  # noqa: F401 - fills the tables; later they would be emptied after this test
-    from ddsm_zoo.data.kinds import DATASET_KINDS
-    from ddsm_zoo.utils.registry import DECODERS, FUSIONS
-    from ddsm_zoo.zoo import registry
-
-    for table in (DATASET_KINDS, DECODERS, FUSIONS, registry.BACKBONES):
-        monkeypatch.setattr(table, "_known", dict(table))
-    monkeypatch.setattr(registry, "_TABLE", dict(registry._TABLE))
+    for each, known in _REGISTRIES.values():
+        monkeypatch.setattr(each, "_known", dict(known))
+    monkeypatch.setattr(registry, "_TABLE", dict(_TABLE))
 
 
 def pytest_unconfigure() -> None:

@@ -137,7 +137,7 @@ def test_folder_with_more_classes_than_a_byte_holds(custom: Path) -> None:
     [
         ("{", ["labels.json"]),
         ("\xff\xfe", ["labels.json"]),
-        ("[]", ["table"]),
+        ("[]", ["a list"]),
         ("{}", ["names"]),
         ('{"names": []}', ["at least one class"]),
         ('{"names": ["a", "a"]}', ["a more than once"]),

@@ -182,7 +182,7 @@ def test_an_unknown_kind_names_the_registered_ones() -> None:
 
 def test_help_names_the_kinds_of_the_package() -> None:
     """It is written before any plugin is imported."""
-    assert known_specs().replace(" or ", ", ") == HELP.removesuffix(" or a kind of yours (--plugin)")
+    assert known_specs().replace(" or ", ", ") == HELP.removesuffix(" or your own kind (--plugin)")
 
 
 @pytest.mark.parametrize("name", ["", "Mine", "my-data", "1st", "camvid"])

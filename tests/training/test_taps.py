@@ -147,5 +147,7 @@ def test_a_run_begun_before_samplers_had_a_rate_of_their_own_does_not_go_on(tmp_
     old = recipe().to_plain()
     del old["sampler_lr_mult"]
     with pytest.raises(CheckpointError, match="sampler_lr_mult"):
-        check_continues(tmp_path, {"recipe": old, "images": 8}, recipe(), 8)
-    check_continues(tmp_path, {"recipe": old, "images": 8}, recipe(sampler_lr_mult=1.0), 8)
+        check_continues(tmp_path, {"recipe": old, "images": 8, "position": {"epoch": 1, "step": 0}}, recipe(), 8, {})
+    check_continues(
+        tmp_path, {"recipe": old, "images": 8, "position": {"epoch": 1, "step": 0}}, recipe(sampler_lr_mult=1.0), 8, {}
+    )
