@@ -11,6 +11,7 @@ import zipfile
 from email.parser import HeaderParser
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import markdown
 import numpy as np
@@ -157,3 +158,11 @@ def test_every_model_has_its_row_in_the_table() -> None:
     table = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
     missing = [name for name in ddsm_zoo.list_models() if f"`{name}`" not in table]
     assert not missing, f"run `make table`: docs/models.md lacks {', '.join(missing)}"
+
+
+def test_the_badges_say_what_the_metadata_say() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    badges = dict(re.findall(r"badge/(\w+)-(\S+)-\w+\)", readme))
+    assert unquote(badges["python"]) == project["requires-python"].replace(">=", "\u2265")
+    assert badges["license"].replace("--", "-") == project["license"]
