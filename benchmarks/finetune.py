@@ -254,7 +254,7 @@ def _plain(decoder: str, root: Path, seed: int, epochs: int, rate: float, plan: 
             x, target = (torch.stack(parts) for parts in zip(*samples, strict=True))
             loss = F.cross_entropy(model(x.contiguous(memory_format=torch.channels_last)), target, ignore_index=255)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
     model.eval()

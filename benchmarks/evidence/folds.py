@@ -227,7 +227,7 @@ def _link(source: Path, target: Path) -> None:
     """A symbolic link, or a copy where the system makes none."""
     try:
         target.symlink_to(source.absolute())
-    except (OSError, NotImplementedError):
+    except (OSError, NotImplementedError):  # file systems without links, and Windows without the right to make them
         shutil.copyfile(source, target)
 
 

@@ -10,6 +10,7 @@ What was measured is kept as JSON, one file for each part. A part that was never
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import re
@@ -77,14 +78,17 @@ def write(results: Path, page: Path) -> None:
             kept[part] = json.loads(path.read_text(encoding="utf-8"))
     for name, render in TABLES.items():
         found = re.compile(rf"(<!-- measured: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        content = render(kept)
-        text, count = found.subn(lambda match, new=content: f"{match[1]}\n{new}\n\n{match[2]}", text)  # type: ignore[misc]
+        text, count = found.subn(functools.partial(_filled, render(kept)), text)
         if count != 1:
             raise ValueError(
                 f"{page.name} has {count} parts from <!-- measured: {name} --> to <!-- end -->, expected 1"
             )
     with atomic_path(page) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def _filled(content: str, match: re.Match[str]) -> str:
+    return f"{match[1]}\n{content}\n\n{match[2]}"
 
 
 def _bars(kept: Mapping[str, Plain]) -> str:

@@ -28,7 +28,7 @@ class OneLineErrors(TyperGroup):
             raise typer.Exit(130) from None
         except (typer.Abort, BrokenPipeError):  # typer ends quietly when `head` has closed the pipe
             raise
-        except Exception as error:
+        except Exception as error:  # the outermost boundary: its line names type and place of what nobody foresaw
             # typer's own, of usage for example, have a status
             if hasattr(error, "exit_code") or os.environ.get("DDSM_ZOO_DEBUG", "0") != "0":
                 raise

@@ -11,6 +11,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from ddsm_zoo.errors import ArgumentError
 
@@ -106,7 +107,8 @@ def _stated_in_png(path: Path) -> int | None:
 def _stated_in_tiff(path: Path) -> int | None:
     try:
         with Image.open(path, formats=("TIFF",)) as image:
-            tags: Any = image.tag_v2  # type: ignore[attr-defined]  # of Pillow's class for TIFF
+            assert isinstance(image, TiffImageFile)
+            tags: Any = image.tag_v2
     except UnidentifiedImageError:
         return None
     depth, largest = (tags.get(tag) for tag in (_BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from ddsm_zoo.data.depth import DARK, likely_bits, png_chunks
 from ddsm_zoo.data.images import DECODER_ERRORS, largest_of_16_bits, open_header
@@ -80,9 +82,9 @@ def orientation_of(image: Image.Image) -> int:
         return 1
 
 
-def _ends_with_metadata(image: Image.Image) -> bool:
+def _ends_with_metadata(image: PngImageFile) -> bool:
     """Return True for an opened PNG with metadata behind its pixels."""
-    with Path(image.filename).open("rb") as file:  # type: ignore[attr-defined]  # of an image from a file
+    with Path(os.fsdecode(image.filename)).open("rb") as file:
         after = itertools.dropwhile(lambda kind: kind != b"IDAT", (kind for kind, _ in png_chunks(file)))
         return not _METADATA.isdisjoint(after)
 
@@ -92,10 +94,10 @@ def _pages(image: Image.Image) -> int:
     if image.format not in ("TIFF", "GIF", "WEBP", "PNG"):
         return 1
     count = int(getattr(image, "n_frames", 1))
-    if count == 1 or image.format != "TIFF":
+    if count == 1 or not isinstance(image, TiffImageFile):
         return count
     pages = 0
     for index in range(count):
         image.seek(index)
-        pages += not int(image.tag_v2.get(_KIND_OF_PAGE, 0)) & 0b101  # type: ignore[attr-defined]
+        pages += not int(image.tag_v2.get(_KIND_OF_PAGE, 0)) & 0b101
     return max(1, pages)

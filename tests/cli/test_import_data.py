@@ -35,7 +35,9 @@ def test_lines() -> None:
 
 def test_the_next_command_works() -> None:
     words = run_command("import-data", "cvat", GOLDEN / "cvat", "new").stdout.splitlines()[-1].split()
-    run_command(*words[2:])
+    assert words[2:] == ["check-data", "folder:new"]
+    verdict = run_command(*words[2:]).stdout.splitlines()[-1]
+    assert verdict == "folder:new has 1 warning"  # no error
 
 
 def test_figures() -> None:

@@ -100,14 +100,20 @@ def test_torch_has_the_threads_that_it_was_given() -> None:
 def test_several_callers_do_not_wait_for_each_other() -> None:
     """Each part waits for one of the other caller."""
     barrier = threading.Barrier(2, timeout=10)
+    done: list[int] = []
+
+    def wait(part: int) -> None:
+        barrier.wait()
+        done.append(part)
 
     def call() -> None:
         torch.set_num_threads(THREADS)
-        threads.run(lambda part: barrier.wait(), 6)
+        threads.run(wait, 6)
 
     with ThreadPoolExecutor(2) as callers:
         for caller in [callers.submit(call) for _ in range(2)]:
             caller.result()
+    assert sorted(done) == sorted([*range(6), *range(6)])
 
 
 def test_a_mode_that_watches_operators_sees_all_of_them() -> None:

@@ -77,7 +77,7 @@ def test_a_lock_whose_process_is_unknown_is_respected(tmp_path: Path, holder: su
 def test_a_number_that_another_process_has_now_is_no_owner(tmp_path: Path) -> None:
     (tmp_path / OWNER).write_text(json.dumps({**run_lock._this_process(), "created": 1.0}))
     with lock_folder(tmp_path):
-        pass
+        assert json.loads((tmp_path / OWNER).read_text())["created"] != 1.0
 
 
 def test_a_thread_of_the_same_process_is_refused_too(tmp_path: Path) -> None:
