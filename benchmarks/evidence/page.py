@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, made from the logs of finished cells."""
+"""Write the tables of docs/results.md from the logs of finished cells."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ _HALVES = {"spatial": "S", "channel": "C"}  # by the last part of a sampler's na
 RULES = f"""\
 Fixed before the first run:
 
-- **Cells.** Arms x folds x seeds. Every fold is trained on the other sequences (or blocks) and scored
-  on the one that is held out. The weights of the last step, averaged over the steps, are scored:
-  nothing is selected on the held-out fold. With the same seed, all arms see the same batches and
-  begin with the same value in every tensor that they share.
+- **Cells.** A cell is one training: an arm, a fold and a seed. The model is trained on the other
+  sequences (or blocks) and scored on the held-out one. The scored weights are those of the last step,
+  averaged over steps, so nothing is selected on the held-out fold. With the same seed, all arms see
+  the same batches, and tensors that they share have the same initial values.
 - **Measures.** Primary: mIoU over the classes that occur in the held-out fold, and boundary F at the
   smallest published radius, 0.088 % of the diagonal (1 px at 480 x 360 and at 512 x 512). The other
   radii, their mean and Boundary IoU are reported without a verdict. All are in percentage points.
 - **Differences** are paired: an arm minus the baseline with the same fold and seed. The interval is
   the {LEVEL:.0%} t interval over the n pairs. Pairs of one fold are not independent, so with several
-  seeds it is too narrow: "over folds" is the interval over the means of the folds, and a verdict of
-  help or harm holds only if that interval leaves out 0 too.
-- **Verdict**, for each primary measure of an arm: *equivalent* if the two one-sided t tests reject
+  seeds it is too narrow. "Over folds" is the interval over the means of the folds. A verdict of help
+  or harm requires that this interval excludes 0 too.
+- **Verdict**, for each primary measure of an arm. *Equivalent*: two one-sided t tests reject
   differences of {MARGIN} points or more in both directions (the larger p value, "p equivalence", is
-  below {ALPHA}); else *help* or *harm*, by the sign, if the two-sided paired t test, adjusted by Holm's
-  method for the two primary measures, has p below {ALPHA}; else *undecided*.
-- **The question** is the treatment against the baseline. The other arms are there to explain the
-  answer; among so many some differ by chance.
+  below {ALPHA}). Else *help* or *harm*, by the sign: the two-sided paired t test, adjusted by Holm's
+  method for the two primary measures, has p below {ALPHA}. Else *undecided*.
+- **The question** is the treatment against the baseline. The other arms help to explain the answer;
+  with so many arms, some differ by chance.
 """
 
 
@@ -197,8 +197,10 @@ def _arms(matrix: Matrix, results: Results) -> list[str]:
             taps = [_taps(own, half) for half in ("S", "C", "other")]
             rows.append([f"`{name}`", arm.title or arm.model, str(len(own)), *means, *taps, *cost, minutes])
     size = " x ".join(map(str, reversed(next(iter(results.values())).score["size"])))
-    note = f"Means over folds. Taps: share on the map at the end, mean (lowest). Multiply-adds at {size}. "
-    note += "Minutes are wall time of the training steps, other work on the cores included."
+    note = (
+        f"Scores are means over folds. Taps: share on the map after training, mean (lowest). Multiply-adds at {size}. "
+    )
+    note += "Minutes are the wall time of the training steps, with other work on the same cores."
     return [*_table(heads, rows, text=2), "", note]
 
 

@@ -1,10 +1,10 @@
-"""The tables of docs/performance.md: measured here and written by one command, or written again from kept results.
+"""Measure and write the tables of docs/performance.md, or write them again from kept results.
 
     python -m benchmarks.speed.page            # measures, an hour on two quiet cores, and writes
     python -m benchmarks.speed.page --render   # only writes, from docs/results/speed
     python -m benchmarks.speed.page --suite op # measures one part again, and writes
 
-What was measured is kept as JSON, one file for each part. A part that was never measured is said to be so.
+Results are kept as JSON, one file for each part. The page names parts that were never measured.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Plain = dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much is measured: sides of the operation's maps and of the growing images, the models' image, repeats."""
+    """Sizes to measure: sides of the operation's maps and of the growing images, the models' image, repeats."""
 
     maps: tuple[int, ...] = (64, 128, 256, 512)
     image: tuple[int, int] = (1024, 1024)
@@ -44,7 +44,7 @@ class Sizes:
 
 SMALL = Sizes(maps=(8,), image=(32, 32), sides=(32, 64), repeats=1)
 
-# part of the page -> how it is measured
+# part of the page -> its measurement
 PARTS: dict[str, Callable[[Sizes, SuiteProgress | None], Figures]] = {
     "op": lambda sizes, show: benchmark_operation(sizes.maps, repeats=sizes.repeats, busy=True, progress=show),
     "models": lambda sizes, show: benchmark_models(sizes.image, repeats=sizes.repeats, busy=True, progress=show),
@@ -56,7 +56,7 @@ PARTS: dict[str, Callable[[Sizes, SuiteProgress | None], Figures]] = {
 
 
 def measure(parts: Iterable[str], sizes: Sizes, results: Path, progress: SuiteProgress | None = None) -> None:
-    """Measure some parts of the page and keep each in ``results`` as soon as it is there."""
+    """Measure some parts of the page, and save each in ``results`` as soon as it is finished."""
     for part in parts:
         figures = PARTS[part](sizes, progress).to_plain()
         with atomic_path(results / f"{part}.json") as temporary:
@@ -64,7 +64,7 @@ def measure(parts: Iterable[str], sizes: Sizes, results: Path, progress: SuitePr
 
 
 def write(results: Path, page: Path) -> None:
-    """Put tables of the kept ``results`` between the marks of the page.
+    """Write the tables of the kept ``results`` between the marks of the page.
 
     Raises ValueError for a page with other marks than those of `TABLES`.
     """
@@ -105,7 +105,7 @@ def _operation(kept: Mapping[str, Plain]) -> str:
     if "op" not in kept:
         return _missing(kept, ["op"]).strip()
     figures = kept["op"]
-    rows, slow = [], []
+    rows, slow, largest = [], [], ""
     groups: dict[tuple[Any, ...], dict[str, Plain]] = {}
     for row in figures["rows"]:
         key = (row["side"], row["taps"], row["backward"], row["load"])
@@ -118,10 +118,11 @@ def _operation(kept: Mapping[str, Plain]) -> str:
         rows.append([*what, *seconds, *(memory if load == QUIET else ["", "", ""])])
         if REFERENCE in found and (side, taps) == max((key[0], key[1]) for key in groups if REFERENCE in groups[key]):
             reference = found[REFERENCE]
-            slow.append(f"{what[2]} {reference['median']:.3g} s, {reference['extra_bytes'] / 2**20:.0f} MiB")
+            slow.append(f"{what[2]} {reference['median']:.3g} s and {reference['extra_bytes'] / 2**20:.0f} MiB")
+            largest = f"{what[0]} maps with {taps} taps"
     heads = ["Maps", "Taps", "Pass", "Load", "ours (s)", "tap loop (s)", "`grid_sample` (s)"]
     heads += ["ours (MiB)", "tap loop (MiB)", "`grid_sample` (MiB)"]
-    note = f"\n\nThe definition in plain torch, slow by design, took on the largest of these once: {'; '.join(slow)}."
+    note = f"\n\nThe reference in plain torch (slow by design) took once, on {largest}: {'; '.join(slow)}."
     return _machine(figures) + _table(heads, rows, right=range(4, 10)) + (note if slow else "")
 
 
@@ -142,7 +143,7 @@ def _models(part: str) -> Callable[[Mapping[str, Plain]], str]:
             ]
             for row in figures["rows"]
         ]
-        heads = ["Model", "Load", "Seconds", "Ours / it", "Memory format", "Params (M)", "Multiply-adds (G)"]
+        heads = ["Model", "Load", "Seconds", "Ours / this", "Memory format", "Params (M)", "Multiply-adds (G)"]
         return _machine(figures) + _table(heads, rows, right={2, 3, 5, 6})
 
     return render
@@ -165,7 +166,7 @@ def _growth(kept: Mapping[str, Plain]) -> str:
     return _machine(kept["growth"]) + _table(heads, rows, right={2, 3, 4})
 
 
-# mark in the page -> what stands there
+# mark in the page -> its table
 TABLES: dict[str, Callable[[Mapping[str, Plain]], str]] = {
     "bars": _bars,
     "op": _operation,
@@ -176,10 +177,10 @@ TABLES: dict[str, Callable[[Mapping[str, Plain]], str]] = {
 
 
 def _missing(kept: Mapping[str, Plain], parts: Iterable[str]) -> str:
-    """Say what was not measured, and how it is."""
+    """Return one line for each part without results, with the command that measures it."""
     absent = [part for part in parts if part not in kept]
     return "".join(
-        f"Not measured yet: `{part}`; `python -m benchmarks.speed.page --suite {part}` does.\n\n" for part in absent
+        f"Not measured yet: `{part}`. Run `python -m benchmarks.speed.page --suite {part}`.\n\n" for part in absent
     )
 
 
@@ -197,13 +198,13 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what is asked for, and write the page."""
+    """Measure the selected parts and write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed.page", description=__doc__)
-    parser.add_argument("--render", action="store_true", help="measure nothing")
+    parser.add_argument("--render", action="store_true", help="measure nothing, only write the page")
     parser.add_argument("--suite", action="append", choices=list(PARTS), help="measure this part only; repeatable")
     parser.add_argument("--repeats", type=int, default=Sizes.repeats, help="measured calls of each candidate")
     parser.add_argument("--small", action="store_true", help="tiny sizes, to try the command")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of what was measured")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the measurements")
     parser.add_argument("--page", type=Path, default=PAGE, help="page to write")
     options = parser.parse_args(arguments)
     if not options.render:

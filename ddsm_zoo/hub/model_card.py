@@ -63,7 +63,7 @@ def _measured(weights: WeightsSpec) -> Iterator[EvalResult]:
 
 def _body(manifest: Manifest) -> Iterator[str]:
     config, weights = manifest.model_args, manifest.pretrained_cfg
-    # Weights of the zoo are called by their name, those that were trained from a recipe by their data
+    # Zoo weights are titled by their name; users' own, which have a start, by their data set
     named = weights.start is None
     yield f"\n# {manifest.architecture if named else f'{weights.dataset}: {_architecture(config)}'}\n"
     classes = "1 class" if manifest.num_classes == 1 else f"{manifest.num_classes} classes"
@@ -76,18 +76,18 @@ def _body(manifest: Manifest) -> Iterator[str]:
         threshold = DEFAULT_THRESHOLD if weights.threshold is None else weights.threshold
         yield f"One logit per pixel: masks hold 1 where its sigmoid exceeds the threshold {threshold:g}, else 0.\n"
     if weights.domain:
-        yield f"Made for {weights.domain}. Images of another kind get these classes too, and they mean nothing there.\n"
+        yield f"Trained for {weights.domain}. On other images it predicts the same classes, with no meaning.\n"
     yield "## Results\n"
     yield from _results("measured on these weights", weights.metrics)
     yield from _results("published in the paper, not measured on these weights", weights.published)
     if not weights.metrics and not weights.published:
-        yield "None recorded."
+        yield "No scores recorded."
     if weights.taps_on_map:
         shares = ", ".join(f"{name} {share:.0%}" for name, share in weights.taps_on_map.items())
-        yield f"\nTaps of the samplers that read the map, rather than zeros outside it: {shares}."
+        yield f"\nShare of sampling taps inside the feature map (taps outside read zeros): {shares}."
     if weights.start:
         changes = ", ".join(f"`{name} = {json.dumps(value)}`" for name, value in weights.changes.items())
-        yield f"\nStart: {weights.start}. Changes to the recipe: {changes or 'none'}."
+        yield f"\nTraining started from: {weights.start}. Changes to the recipe: {changes or 'none'}."
     yield f"\nRecipe: {f'`{weights.recipe}`' if weights.recipe else 'not recorded'}. License: {weights.license}."
 
 

@@ -48,7 +48,7 @@ def test_parts_that_were_not_measured_are_named(target: Path, tmp_path: Path) ->
     page.main(["--render", "--results", str(tmp_path / "none"), "--page", str(target)])
     for part in page.PARTS:
         assert (
-            f"Not measured yet: `{part}`; `python -m benchmarks.speed.page --suite {part}` does." in target.read_text()
+            f"Not measured yet: `{part}`. Run `python -m benchmarks.speed.page --suite {part}`." in target.read_text()
         )
 
 
