@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from ddsm_zoo.models.decoders import register_decoder
     from ddsm_zoo.models.segmenter import Segmenter
     from ddsm_zoo.training.run import train
-    from ddsm_zoo.zoo.factory import create_model, from_pretrained, push_to_hub, resolve_data_config, save_pretrained
+    from ddsm_zoo.zoo.factory import create_model, from_pretrained, resolve_data_config
+    from ddsm_zoo.zoo.publishing import push_to_hub, save_pretrained
     from ddsm_zoo.zoo.registry import (
         is_model,
         list_models,
@@ -59,13 +60,8 @@ _MODULES = {
     "ddsm_zoo.models.decoders": ("register_decoder",),
     "ddsm_zoo.models.segmenter": ("Segmenter",),
     "ddsm_zoo.training.run": ("train",),
-    "ddsm_zoo.zoo.factory": (
-        "create_model",
-        "from_pretrained",
-        "push_to_hub",
-        "resolve_data_config",
-        "save_pretrained",
-    ),
+    "ddsm_zoo.zoo.factory": ("create_model", "from_pretrained", "resolve_data_config"),
+    "ddsm_zoo.zoo.publishing": ("push_to_hub", "save_pretrained"),
     "ddsm_zoo.zoo.registry": (
         "is_model",
         "list_models",

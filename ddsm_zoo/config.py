@@ -215,7 +215,7 @@ class WeightsSpec:
     """One published set of weights: location, hash, training data and scores.
 
     Attributes:
-        uri: Location of the weights, see `hub.client.fetch`.
+        uri: Location of the weights, see `hub.download.fetch`.
         dataset: Name of the data set they were trained on.
         labels: Classes that the weights predict.
         preprocess: Preprocessing that the weights expect.

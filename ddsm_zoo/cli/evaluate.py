@@ -16,7 +16,7 @@ from ddsm_zoo.cli.console import check_folder, check_output, percent, print_line
 from ddsm_zoo.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from ddsm_zoo.evaluation.evaluate import Evaluation
+    from ddsm_zoo.evaluation.result import Evaluation
     from ddsm_zoo.inference.precision import Precision
 
 COMPARISON_DRAWS = 1000

@@ -62,7 +62,7 @@ def export(
         raise ArgumentError(f"got --dynamic and --size {size[0]} {size[1]}, expected one of them", kind="options")
     from ddsm_zoo.export.export import SUFFIX, ExportOptions
     from ddsm_zoo.export.export import export as export_model
-    from ddsm_zoo.zoo.factory import look_up
+    from ddsm_zoo.zoo.sources import look_up
 
     options = ExportOptions(
         format="onnx" if format is Format.onnx else "torch",

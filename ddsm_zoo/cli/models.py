@@ -57,7 +57,7 @@ def info(
     check_output(json)
     from ddsm_zoo.config import to_dict
     from ddsm_zoo.models import complexity
-    from ddsm_zoo.zoo.factory import look_up
+    from ddsm_zoo.zoo.sources import look_up
 
     entry = look_up(model)
     cost = complexity(entry.config, (height, width))

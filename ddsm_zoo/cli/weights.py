@@ -26,7 +26,8 @@ def save(
     ddsm-zoo save uper_ddsm_lite0_camvid models/camvid
     """
     check_folder(folder)
-    from ddsm_zoo.zoo.factory import create_trained, save_pretrained
+    from ddsm_zoo.zoo.factory import create_trained
+    from ddsm_zoo.zoo.publishing import save_pretrained
 
     save_pretrained(create_trained(model), folder, half=half)
     print_lines([f"local-dir:{folder}"])
@@ -49,8 +50,9 @@ def push(
 
     ddsm-zoo push local-dir:runs/mine/best ORG/my-model --private
     """
-    from ddsm_zoo.hub.client import check_push
-    from ddsm_zoo.zoo.factory import create_trained, push_to_hub
+    from ddsm_zoo.hub.upload import check_push
+    from ddsm_zoo.zoo.factory import create_trained
+    from ddsm_zoo.zoo.publishing import push_to_hub
 
     check_push(repository, revision=revision, create_pr=create_pr)  # loading the model may take minutes
     uri = push_to_hub(
@@ -94,7 +96,8 @@ def import_weights(
     check_folder(folder)
     check_output(json)
     from ddsm_zoo.zoo.convert import convert_weights
-    from ddsm_zoo.zoo.factory import create_model, save_pretrained
+    from ddsm_zoo.zoo.factory import create_model
+    from ddsm_zoo.zoo.publishing import save_pretrained
 
     options: dict[str, Any] = {} if width is None else {"width": width}
     if backbone is not None:

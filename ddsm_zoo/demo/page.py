@@ -20,7 +20,7 @@ from ddsm_zoo.data.images import ImageError, read_image
 from ddsm_zoo.data.scenes.render import render_scene
 from ddsm_zoo.errors import PackageError, UserError
 from ddsm_zoo.explain.explain import Explanation, Level, explain
-from ddsm_zoo.hub.client import is_uri
+from ddsm_zoo.hub.address import is_uri
 from ddsm_zoo.inference.predictor import Predictor, Segmentation
 from ddsm_zoo.utils.signals import interruptible
 from ddsm_zoo.utils.visualize import BLACK, WHITE

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ddsm_zoo.config import Preprocess, to_dict
 from ddsm_zoo.errors import ArgumentError
-from ddsm_zoo.hub.client import public_uri
+from ddsm_zoo.hub.address import public_uri
 from ddsm_zoo.hub.safetensors_io import pack_tensors
 from ddsm_zoo.hub.state_dict import AUXILIARY
 from ddsm_zoo.inference.modes import Predict, full_image

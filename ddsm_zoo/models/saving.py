@@ -14,9 +14,11 @@ from torch import nn
 
 from ddsm_zoo.config import ConfigError, ModelConfig, Provenance, WeightsSpec
 from ddsm_zoo.errors import ArgumentError
-from ddsm_zoo.hub import client
+from ddsm_zoo.hub.address import is_uri, public_uri
 from ddsm_zoo.hub.config_file import Manifest, read_manifest, render_manifest
+from ddsm_zoo.hub.download import fetch
 from ddsm_zoo.hub.model_card import render_card
+from ddsm_zoo.hub.model_files import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 from ddsm_zoo.hub.safetensors_io import pack_tensors, read_tensors, verify
 from ddsm_zoo.hub.state_dict import AUXILIARY, check_fit, load_state_dict, unwrap_names
 from ddsm_zoo.labels import LabelSpace
@@ -49,9 +51,9 @@ def as_uri(source: str | os.PathLike[str], revision: str | None = None) -> str:
     Raises ValueError for a revision of anything but a repository without one.
     """
     name = os.fspath(source)
-    if not client.is_uri(name) and Path(name).expanduser().is_dir():
+    if not is_uri(name) and Path(name).expanduser().is_dir():
         name = f"local-dir:{name}"
-    elif not client.is_uri(name) and "/" in name:
+    elif not is_uri(name) and "/" in name:
         name = f"hf-hub:{name}"
     if revision is None:
         return name
@@ -82,7 +84,7 @@ def read_saved(path: Path) -> Manifest:
 def load(
     build: Callable[[ModelConfig], SegmenterT],
     uri: str,
-    fetch: Callable[..., list[LocalFile]] = client.fetch,
+    fetch: Callable[..., list[LocalFile]] = fetch,
     *,
     strict: bool = True,
 ) -> SegmenterT:
@@ -90,14 +92,14 @@ def load(
 
     Raises HubError, FileNotFoundError, ConfigError and CheckpointError, and ValueError for a name that is not a URI.
     """
-    if not client.is_uri(uri):
+    if not is_uri(uri):
         raise ArgumentError(
-            f"{client.public_uri(uri)[:80]!r} is no saved model, expected a folder or org/name; the zoo's names are "
+            f"{public_uri(uri)[:80]!r} is no saved model, expected a folder or org/name; the zoo's names are "
             "those of ddsm_zoo.from_pretrained",
             kind="address",
-            name=client.public_uri(uri),
+            name=public_uri(uri),
         )
-    config_file, weights_file = fetch(uri, client.CONFIG_FILE, client.WEIGHTS_FILE)
+    config_file, weights_file = fetch(uri, CONFIG_FILE, WEIGHTS_FILE)
     where = str(weights_file.path)
     manifest, tensors = read_saved(config_file.path), read_tensors(weights_file.path)
     skeleton = on_meta(build, manifest.model_args)
@@ -166,16 +168,16 @@ def pack(model: Segmenter, *, half: bool = False, uri: str = "local-dir:PATH") -
         pretrained_cfg=dataclasses.replace(weights, sha256=hashlib.sha256(content).hexdigest()),
     )
     return {
-        client.WEIGHTS_FILE: content,
-        client.CARD_FILE: render_card(manifest, uri).encode(),
-        client.CONFIG_FILE: render_manifest(manifest).encode(),
+        WEIGHTS_FILE: content,
+        CARD_FILE: render_card(manifest, uri).encode(),
+        CONFIG_FILE: render_manifest(manifest).encode(),
     }
 
 
 def _weights_of(model: Segmenter) -> WeightsSpec:
     """Return the record of the model's weights, with required fields filled in."""
     known = model.provenance
-    labels, uri = known.labels, f"file:{client.WEIGHTS_FILE}"
+    labels, uri = known.labels, f"file:{WEIGHTS_FILE}"
     if labels is None or len(labels) != model.num_classes:
         labels = numbered_labels(model.num_classes)
     threshold = known.threshold if model.num_classes == 1 else None

@@ -15,8 +15,10 @@ from torch.nn import functional as F
 
 from ddsm_zoo.config import ModelConfig, Provenance
 from ddsm_zoo.errors import ArgumentError, ArgumentTypeError
-from ddsm_zoo.hub import client
+from ddsm_zoo.hub.download import fetch
+from ddsm_zoo.hub.model_files import write_files
 from ddsm_zoo.hub.state_dict import unwrap_names
+from ddsm_zoo.hub.upload import push
 from ddsm_zoo.layers import ConvNormAct, crop, resize
 from ddsm_zoo.layers.group_norm import use_group_norm
 from ddsm_zoo.models import saving
@@ -106,18 +108,18 @@ class Segmenter(nn.Module):
             HubError, FileNotFoundError: The files are unavailable.
             ConfigError, CheckpointError: They are not a model's, or do not match one another.
         """
-        fetch = partial(
-            client.fetch,
+        download = partial(
+            fetch,
             cache_dir=cache_dir,
             token=token,
             local_files_only=local_files_only,
             force_download=force_download,
         )
-        return saving.load(cls, saving.as_uri(source, revision), fetch, strict=strict)
+        return saving.load(cls, saving.as_uri(source, revision), download, strict=strict)
 
     def save_pretrained(self, directory: str | os.PathLike[str], *, half: bool = False) -> None:
         """Write ``model.safetensors``, ``README.md`` and ``config.json``, see `ddsm_zoo.save_pretrained`."""
-        client.write_files(directory, saving.pack(self, half=half))
+        write_files(directory, saving.pack(self, half=half))
 
     def push_to_hub(
         self,
@@ -131,7 +133,7 @@ class Segmenter(nn.Module):
     ) -> str:
         """Publish the model, see `ddsm_zoo.push_to_hub`. Returns the URI that loads these weights again."""
         files = saving.pack(self, half=half, uri=f"hf-hub:{repo_id}")
-        return client.push(repo_id, files, private=private, revision=revision, create_pr=create_pr, token=token)
+        return push(repo_id, files, private=private, revision=revision, create_pr=create_pr, token=token)
 
     @property
     def pretrained_cfg(self) -> Mapping[str, Any]:

@@ -23,7 +23,8 @@ from ddsm_zoo.data.kinds import dataset_title
 from ddsm_zoo.data.splits import open_training_sets, training_splits
 from ddsm_zoo.data.transforms import EvalTransform, TrainTransform
 from ddsm_zoo.errors import ArgumentError
-from ddsm_zoo.hub import client
+from ddsm_zoo.hub.address import public_uri
+from ddsm_zoo.hub.model_files import CONFIG_FILE, WEIGHTS_FILE
 from ddsm_zoo.hub.safetensors_io import read_tensors
 from ddsm_zoo.hub.state_dict import load_state_dict
 from ddsm_zoo.labels import LabelSpace
@@ -41,7 +42,9 @@ from ddsm_zoo.training.threshold import best_threshold
 from ddsm_zoo.training.visual_log import VisualLog
 from ddsm_zoo.utils.distributed import rank
 from ddsm_zoo.utils.memory import enough_memory
-from ddsm_zoo.zoo.factory import create_model, describe_weights, look_up, resolve_data_config, save_pretrained
+from ddsm_zoo.zoo.factory import create_model, resolve_data_config
+from ddsm_zoo.zoo.publishing import describe_weights, save_pretrained
+from ddsm_zoo.zoo.sources import look_up
 
 # Optimizer steps below which a line says how many there are, and share of them that the average "auto" spans
 _FEW_STEPS = 100
@@ -135,7 +138,7 @@ def train(  # noqa: PLR0913 - each is a choice of its own
     visual_log = VisualLog(out_dir, val_set, tensorboard=tensorboard)
     overrides = {"overrides": dict(recipe.overrides)} if recipe.overrides else {}
     record = WeightsSpec(
-        uri=f"file:{client.WEIGHTS_FILE}",
+        uri=f"file:{WEIGHTS_FILE}",
         dataset=dataset_title(data),
         labels=labels,
         preprocess=preprocess,
@@ -143,7 +146,7 @@ def train(  # noqa: PLR0913 - each is a choice of its own
         start=start,
         changes={**(changes or {}), **overrides},
     )
-    best = out_dir / "best" / client.WEIGHTS_FILE
+    best = out_dir / "best" / WEIGHTS_FILE
     begun = False
 
     def begin(event: ProgressEvent) -> None:
@@ -151,7 +154,7 @@ def train(  # noqa: PLR0913 - each is a choice of its own
         if not begun:  # before that the run may fail its checks, and the files of an earlier run must stay
             begun = True
             # Its hash is that of weights that training may replace. A kill must not leave the two together.
-            (best.parent / client.CONFIG_FILE).unlink(missing_ok=True)
+            (best.parent / CONFIG_FILE).unlink(missing_ok=True)
         if progress:
             progress(event)
 
@@ -242,7 +245,7 @@ def _start(recipe: Recipe, backbone: str, pretrained: bool | None) -> str:
     task = look_up(recipe.model).weights if pretrained else None
     if task is not None:
         folder = recipe.model.startswith("local-dir:")
-        name = f"local-dir:{Path(recipe.model).name}" if folder else client.public_uri(recipe.model)
+        name = f"local-dir:{Path(recipe.model).name}" if folder else public_uri(recipe.model)
         return f"{name} (trained on {task.dataset})"
     return "random weights" if pretrained is False else f"ImageNet weights of {backbone}"
 

@@ -391,7 +391,7 @@ def test_whatever_goes_wrong_is_one_line_and_a_traceback_on_request(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("ddsm_zoo.zoo.factory.look_up", fail)
+    monkeypatch.setattr("ddsm_zoo.zoo.sources.look_up", fail)
     (said,) = run("info", "uper_tiny", fails=1).stderr.splitlines()
     assert re.match(f"error: {line}", said)
     monkeypatch.setenv("DDSM_ZOO_DEBUG", "1")

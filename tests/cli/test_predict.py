@@ -24,7 +24,7 @@ from ddsm_zoo.config import WeightsSpec
 from ddsm_zoo.data.scenes.render import render_scene
 from ddsm_zoo.inference.folder import FileResult
 from ddsm_zoo.labels import CAMVID
-from ddsm_zoo.zoo.factory import describe_weights
+from ddsm_zoo.zoo.publishing import describe_weights
 from tests.support.command_line import run_command
 from tests.support.deep_images import write_png
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddsm_zoo.hub import client
+from ddsm_zoo.hub.model_files import CONFIG_FILE, WEIGHTS_FILE
 from ddsm_zoo.hub.safetensors_io import pack_tensors, read_tensors
 from ddsm_zoo.zoo.factory import create_model
 from tests.support.hub_server import HubServer
@@ -24,14 +24,14 @@ from tests.support.tiny_weights import logits, write
 
 
 def with_config(files: Files, content: bytes) -> Files:
-    return {**files, client.CONFIG_FILE: content}
+    return {**files, CONFIG_FILE: content}
 
 
 def changed(**changes: Any) -> Callable[[Files], Files]:
     """The config with other values; those of a nested table are merged into it."""
 
     def change(files: Files) -> Files:
-        config = json.loads(files[client.CONFIG_FILE])
+        config = json.loads(files[CONFIG_FILE])
         for key, value in changes.items():
             config[key] = {**config[key], **value} if isinstance(value, dict) else value
         return with_config(files, json.dumps(config).encode())
@@ -42,14 +42,14 @@ def changed(**changes: Any) -> Callable[[Files], Files]:
 def with_tensors(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Callable[[Files], Files]:
     def replace(files: Files) -> Files:
         with tempfile.TemporaryDirectory() as folder:
-            tensors = read_tensors(write(Path(folder) / client.WEIGHTS_FILE, files[client.WEIGHTS_FILE]))
-            return {**files, client.WEIGHTS_FILE: pack_tensors(change(tensors))}
+            tensors = read_tensors(write(Path(folder) / WEIGHTS_FILE, files[WEIGHTS_FILE]))
+            return {**files, WEIGHTS_FILE: pack_tensors(change(tensors))}
 
     return replace
 
 
 def with_weights(change: Callable[[bytes], bytes]) -> Callable[[Files], Files]:
-    return lambda files: {**files, client.WEIGHTS_FILE: change(files[client.WEIGHTS_FILE])}
+    return lambda files: {**files, WEIGHTS_FILE: change(files[WEIGHTS_FILE])}
 
 
 class Bomb:

@@ -18,10 +18,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddsm_zoo.hub import client
+from ddsm_zoo.hub.model_files import CONFIG_FILE, WEIGHTS_FILE
 from ddsm_zoo.utils.files import CheckpointError
-from ddsm_zoo.zoo import factory
 from ddsm_zoo.zoo.factory import create_model
+from ddsm_zoo.zoo.publishing import save_pretrained
 from tests.support.hub_server import HubServer
 from tests.support.refusals import URI, Files, final_files, refusal, weights_hash
 from tests.support.tiny_weights import NAME, logits
@@ -65,7 +65,7 @@ def test_a_read_only_cache(server: HubServer, open_folder: Path, expected: Tenso
 
 def test_a_damaged_file_in_a_read_only_cache(server: HubServer, open_folder: Path, expected: Tensor) -> None:
     create_model(URI, pretrained=True, cache_dir=open_folder)
-    damaged = next(open_folder.rglob(client.WEIGHTS_FILE)).resolve()
+    damaged = next(open_folder.rglob(WEIGHTS_FILE)).resolve()
     damaged.write_bytes(bytes(1000))
     with read_only(open_folder):
         text = refusal(open_folder)
@@ -77,21 +77,22 @@ def test_a_damaged_file_in_a_read_only_cache(server: HubServer, open_folder: Pat
 def test_a_full_disk(server: HubServer, cache: Path, files: Files, expected: Tensor) -> None:
     """The system refuses to write on, as it does on a full disk, after a part of the weights."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(files[client.WEIGHTS_FILE]) // 2, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(files[WEIGHTS_FILE]) // 2, limits[1]))
     try:
         text = refusal(cache)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "free some space" in text
-    assert client.WEIGHTS_FILE not in final_files(cache)
+    assert WEIGHTS_FILE not in final_files(cache)
     assert torch.equal(logits(create_model(URI, pretrained=True, cache_dir=cache)), expected)
 
 
 FETCH = """
 import sys
-from ddsm_zoo.hub import client
+from ddsm_zoo.hub.download import fetch
+from ddsm_zoo.hub.model_files import CONFIG_FILE, WEIGHTS_FILE
 
-files = client.fetch(sys.argv[1], client.CONFIG_FILE, client.WEIGHTS_FILE, cache_dir=sys.argv[2])
+files = fetch(sys.argv[1], CONFIG_FILE, WEIGHTS_FILE, cache_dir=sys.argv[2])
 print(*(file.path for file in files))
 """
 
@@ -106,7 +107,7 @@ def test_two_processes_at_once(server: HubServer, cache: Path, files: Files) -> 
     found = [process.communicate()[0].split() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert found[0] == found[1]
-    assert [Path(path).read_bytes() for path in found[0]] == [files[client.CONFIG_FILE], files[client.WEIGHTS_FILE]]
+    assert [Path(path).read_bytes() for path in found[0]] == [files[CONFIG_FILE], files[WEIGHTS_FILE]]
 
 
 def test_killed_in_the_middle_of_a_download(server: HubServer, cache: Path, files: Files, expected: Tensor) -> None:
@@ -118,7 +119,7 @@ def test_killed_in_the_middle_of_a_download(server: HubServer, cache: Path, file
     process.kill()
     assert process.communicate()[0] == ""
     assert process.returncode == -signal.SIGKILL
-    assert client.WEIGHTS_FILE not in final_files(cache)
+    assert WEIGHTS_FILE not in final_files(cache)
     server.faults.clear()
     assert torch.equal(logits(create_model(URI, pretrained=True, cache_dir=cache)), expected)
 
@@ -130,7 +131,8 @@ import os, signal, sys
 import torch
 torch.set_num_threads(1)  # a fork has none of the threads of its parent, and would wait for them
 from pathlib import Path
-from ddsm_zoo.zoo.factory import create_model, save_pretrained
+from ddsm_zoo.zoo.factory import create_model
+from ddsm_zoo.zoo.publishing import save_pretrained
 
 folder, name = Path(sys.argv[1]), sys.argv[2]
 first, second = (create_model(name, num_classes=3) for _ in range(2))
@@ -174,5 +176,5 @@ def test_killed_in_the_middle_of_a_save(tmp_path: Path) -> None:
         except (CheckpointError, FileNotFoundError) as error:
             loaded, refused = None, str(error)
         assert "save" in refused if loaded is None else any(torch.equal(loaded, logits(old)) for old in (first, second))
-        factory.save_pretrained(second, folder)
+        save_pretrained(second, folder)
         assert torch.equal(logits(create_model(f"local-dir:{folder}", pretrained=True)), logits(second))

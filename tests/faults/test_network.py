@@ -19,7 +19,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddsm_zoo.hub import client
+from ddsm_zoo.hub import session
+from ddsm_zoo.hub.model_files import CONFIG_FILE, WEIGHTS_FILE
 from ddsm_zoo.zoo.factory import create_model
 from tests.support.hub_server import HubServer
 from tests.support.refusals import URI, Files, final_files, refusal, weights_hash
@@ -47,7 +48,7 @@ def test_server_down_with_a_copy(
 
 
 @pytest.mark.parametrize("asked", ["HEAD", "GET"])
-@pytest.mark.parametrize("name", [client.CONFIG_FILE, client.WEIGHTS_FILE])
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
 @pytest.mark.parametrize(
     ("status", "advice"),
     [
@@ -61,7 +62,7 @@ def test_server_down_with_a_copy(
 def test_a_refusing_server(
     server: HubServer, cache: Path, files: Files, expected: Tensor, status: int, advice: str, name: str, asked: str
 ) -> None:
-    where = weights_hash(files) if asked == "GET" and name == client.WEIGHTS_FILE else name
+    where = weights_hash(files) if asked == "GET" and name == WEIGHTS_FILE else name
     server.faults[asked, where] = status
     server.headers = {"Retry-After": "300"}
     assert advice in refusal(cache)
@@ -89,25 +90,25 @@ def test_what_is_not_there(server: HubServer, cache: Path, uri: str, reason: str
     ("fault", "reason"),
     [("cut", "cannot be reached"), ("reset", "cannot be reached"), ("corrupt", "arrived damaged")],
 )
-@pytest.mark.parametrize("name", [client.CONFIG_FILE, client.WEIGHTS_FILE])
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
 def test_a_body_that_is_not_the_file(
     server: HubServer, cache: Path, files: Files, expected: Tensor, name: str, fault: Any, reason: str
 ) -> None:
-    server.faults["GET", weights_hash(files) if name == client.WEIGHTS_FILE else name] = fault
+    server.faults["GET", weights_hash(files) if name == WEIGHTS_FILE else name] = fault
     assert reason in refusal(cache)
     assert name not in final_files(cache)
     server.faults.clear()
     assert torch.equal(logits(create_model(URI, pretrained=True, cache_dir=cache)), expected)
 
 
-@pytest.mark.parametrize("name", [client.CONFIG_FILE, client.WEIGHTS_FILE])
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
 def test_a_body_that_stops_in_the_middle(
     server: HubServer, cache: Path, files: Files, expected: Tensor, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     """The client would wait six times for the rest, for more than a minute; here a second stands for 20."""
-    monkeypatch.setattr(client, "PATIENCE", 1.0)
+    monkeypatch.setattr(session, "PATIENCE", 1.0)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.6)
-    server.faults["GET", weights_hash(files) if name == client.WEIGHTS_FILE else name] = "stall"
+    server.faults["GET", weights_hash(files) if name == WEIGHTS_FILE else name] = "stall"
     assert "the server stopped in the middle or keeps failing; check the network" in refusal(cache)
     assert name not in final_files(cache)
     server.faults.clear()
@@ -116,7 +117,7 @@ def test_a_body_that_stops_in_the_middle(
 
 def test_something_else_that_answers(server: HubServer, cache: Path, expected: Tensor, files: Files) -> None:
     """As a page does that wants a login: it names no commit, and the client would do with what it has of main."""
-    other = dict.fromkeys((client.CONFIG_FILE, client.WEIGHTS_FILE), b"other")
+    other = dict.fromkeys((CONFIG_FILE, WEIGHTS_FILE), b"other")
     server.publish("someone/model", other, "v2")
     create_model(URI, pretrained=True, cache_dir=cache)
     server.faults = {("HEAD", name): 200 for name in other}
@@ -138,7 +139,7 @@ def test_an_address_where_nobody_answers(server: HubServer, cache: Path, monkeyp
     """As behind a firewall that drops what it does not know; the Hub has four addresses, all of which are tried."""
     resolve = socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **options: 4 * resolve(*args, **options)[:1])
-    monkeypatch.setattr(client, "PATIENCE", 1.0)
+    monkeypatch.setattr(session, "PATIENCE", 1.0)
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as stack:
         for _ in range(2):
             waiting = stack.enter_context(socket.socket())

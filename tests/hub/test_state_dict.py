@@ -19,8 +19,9 @@ from ddsm_zoo.hub import state_dict
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.models import Segmenter, saving
 from ddsm_zoo.utils.files import CheckpointError
-from ddsm_zoo.zoo import factory, registry
+from ddsm_zoo.zoo import registry
 from ddsm_zoo.zoo.factory import create_model
+from ddsm_zoo.zoo.publishing import save_pretrained
 from tests.support.tiny_weights import LABELS, NAME, logits, one_line, saved_model, trained_model
 
 trained = pytest.fixture(scope="module")(trained_model)
@@ -98,13 +99,13 @@ def test_a_config_larger_than_memory_is_only_compared(trained: Segmenter) -> Non
 
 def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="was fused for inference and cannot be saved; save it before") as error:
-        factory.save_pretrained(create_model(NAME, num_classes=3).fuse(), tmp_path / "fused")
+        save_pretrained(create_model(NAME, num_classes=3).fuse(), tmp_path / "fused")
     one_line(error)
     model = create_model(NAME, num_classes=3)
     with torch.no_grad():
         model.classifier.bias[0] = torch.inf
     with pytest.raises(CheckpointError, match="infinity") as error:
-        factory.save_pretrained(model, tmp_path / "infinite")
+        save_pretrained(model, tmp_path / "infinite")
     one_line(error)
     assert list(tmp_path.iterdir()) == []
 
@@ -149,7 +150,7 @@ def test_rows_follow_their_names(
 def test_kept_classes_have_the_same_logits(trained: Segmenter, saved: Path) -> None:
     model = create_model(f"local-dir:{saved}", pretrained=True, labels=["tree", "boat", "sky"])
     torch.testing.assert_close(logits(model)[:, [0, 2]], logits(trained)[:, [2, 1]])
-    factory.save_pretrained(model, saved.parent / "moved")
+    save_pretrained(model, saved.parent / "moved")
     again = create_model(f"local-dir:{saved.parent / 'moved'}", pretrained=True)
     assert torch.equal(logits(again), logits(model))
     assert again.pretrained_cfg["labels"]["names"] == ("tree", "boat", "sky")
@@ -195,7 +196,7 @@ def test_labels_without_weights_name_the_classes(tmp_path: Path) -> None:
     model = create_model(NAME, labels=["boat", "fish"])
     assert model.num_classes == 2
     assert (model.pretrained_cfg["reused"], model.pretrained_cfg["reinitialized"]) == ({}, ["boat", "fish"])
-    factory.save_pretrained(model, tmp_path)
+    save_pretrained(model, tmp_path)
     assert create_model(f"local-dir:{tmp_path}").pretrained_cfg["labels"]["names"] == ("boat", "fish")
 
 
@@ -234,7 +235,7 @@ def test_kernels_are_spread_as_timm_spreads_them(trained: Segmenter, saved: Path
     changed = [name for name in after if not torch.equal(after[name], before[name])]
     assert len(changed) == 1
     torch.testing.assert_close(after[changed[0]], adapt_input_conv(in_chans, before[changed[0]]))
-    factory.save_pretrained(model, saved.parent / "spread")
+    save_pretrained(model, saved.parent / "spread")
     again = create_model(f"local-dir:{saved.parent / 'spread'}", pretrained=True)
     assert again.config.in_chans == in_chans
     assert torch.equal(again.state_dict()[changed[0]], after[changed[0]])

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ddsm_zoo.config import ConfigError
-from ddsm_zoo.hub import client
-from ddsm_zoo.hub.client import HubError
+from ddsm_zoo.hub.faults import HubError
+from ddsm_zoo.hub.model_files import CONFIG_FILE, WEIGHTS_FILE
 from ddsm_zoo.models import BackboneError
 from ddsm_zoo.utils.files import CheckpointError
 from ddsm_zoo.utils.registry import UnregisteredError
@@ -23,7 +23,7 @@ Files = dict[str, bytes]
 
 
 def weights_hash(files: Files) -> str:
-    return hashlib.sha256(files[client.WEIGHTS_FILE]).hexdigest()
+    return hashlib.sha256(files[WEIGHTS_FILE]).hexdigest()
 
 
 def refusal(cache: Path, uri: str = URI, pretrained: bool = True) -> str:
@@ -38,5 +38,5 @@ def refusal(cache: Path, uri: str = URI, pretrained: bool = True) -> str:
 
 def final_files(cache: Path) -> Files:
     """The files of the cache that anybody would take for whole, by name."""
-    found = (path for path in cache.rglob("*") if path.name in (client.CONFIG_FILE, client.WEIGHTS_FILE))
+    found = (path for path in cache.rglob("*") if path.name in (CONFIG_FILE, WEIGHTS_FILE))
     return {path.name: path.read_bytes() for path in found}

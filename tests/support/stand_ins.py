@@ -23,7 +23,7 @@ from ddsm_zoo.labels import CAMVID, CITYSCAPES, LabelSpace
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.models.saving import pack
 from ddsm_zoo.training.recipe import find_recipe, list_recipes
-from ddsm_zoo.zoo.factory import describe_weights
+from ddsm_zoo.zoo.publishing import describe_weights
 from tests.support.cityscapes_root import write_root
 from tests.support.data_sets import write, write_labels
 from tests.support.exports import FIELD, polygon, write_coco

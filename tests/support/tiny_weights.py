@@ -11,7 +11,8 @@ from torch import Tensor
 from ddsm_zoo.config import Preprocess, WeightsSpec
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.models import Segmenter
-from ddsm_zoo.zoo import factory
+from ddsm_zoo.zoo.factory import create_model
+from ddsm_zoo.zoo.publishing import describe_weights, save_pretrained
 
 NAME = "uper_ddsm_tiny"
 LABELS = LabelSpace.from_names(("road", "sky", "tree"))
@@ -29,18 +30,18 @@ WEIGHTS = WeightsSpec(
 def trained_model() -> Segmenter:
     """No tensor is at its initial value, not even the modules' zeros."""
     torch.manual_seed(1)
-    model = factory.create_model(NAME, num_classes=len(LABELS))
+    model = create_model(NAME, num_classes=len(LABELS))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
         model.train()(torch.rand(2, 3, 64, 64))  # moves the running statistics too
-    factory.describe_weights(model, WEIGHTS)
+    describe_weights(model, WEIGHTS)
     return model.eval()
 
 
 def saved_model(trained: Segmenter, tmp_path: Path) -> Path:
     """As a fixture, the folder in which the trained model is saved."""
-    factory.save_pretrained(trained, tmp_path / "saved")
+    save_pretrained(trained, tmp_path / "saved")
     return tmp_path / "saved"
 
 

@@ -20,7 +20,7 @@ from ddsm_zoo.inference.folder import predict_folder
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.training.run import train
-from ddsm_zoo.zoo.factory import describe_weights
+from ddsm_zoo.zoo.publishing import describe_weights
 from tests.support.binary_set import blobs, write_binary_set
 from tests.support.command_line import run_command
 

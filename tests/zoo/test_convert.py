@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.utils.files import CheckpointError
-from ddsm_zoo.zoo import factory
 from ddsm_zoo.zoo.convert import convert_weights, read_checkpoint
 from ddsm_zoo.zoo.factory import create_model
+from ddsm_zoo.zoo.publishing import save_pretrained
 from tests.support.tiny_weights import one_line
 
 
@@ -360,7 +360,7 @@ def test_a_pytorch_file(tmp_path: Path, wrap: Callable[[dict[str, Tensor]], obje
     assert torch.equal(model.state_dict()["backbone.body.layer4.0.conv1.weight"], state["layer4.0.conv1.weight"])
     safetensors.torch.save_file(state, tmp_path / "theirs.safetensors")
     assert read_checkpoint(tmp_path / "theirs.safetensors").keys() == state.keys()
-    factory.save_pretrained(model, tmp_path / "ours")
+    save_pretrained(model, tmp_path / "ours")
     assert "converted" not in create_model(f"local-dir:{tmp_path / 'ours'}", pretrained=True).pretrained_cfg
 
 

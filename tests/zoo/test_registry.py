@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -32,13 +31,6 @@ PUBLISHED = {
     "uper_ddsm_r101_camvid": 77.1,
     "uper_ddsm_r101_camvid_cs": 80.6,
 }
-
-
-@pytest.fixture
-def own_table(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Models registered in a test are gone after it."""
-    monkeypatch.setattr(registry, "_TABLE", dict(registry._TABLE))
-    return
 
 
 @pytest.mark.parametrize(("name", "miou"), PUBLISHED.items())

@@ -13,7 +13,8 @@ from benchmarks.speed import benchmark_precision, precision
 from ddsm_zoo import create_model, save_pretrained
 from ddsm_zoo.data.datasets import open_dataset
 from ddsm_zoo.data.transforms import EvalTransform
-from ddsm_zoo.zoo.factory import describe_weights, resolve_data_config
+from ddsm_zoo.zoo.factory import resolve_data_config
+from ddsm_zoo.zoo.publishing import describe_weights
 from tests.support.command_line import run_speed
 from tests.support.tiny_weights import WEIGHTS
 

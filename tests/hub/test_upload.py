@@ -12,59 +12,57 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 
-from ddsm_zoo.hub import client
-from ddsm_zoo.hub.client import HubError
+from ddsm_zoo.hub import session
+from ddsm_zoo.hub.download import fetch
+from ddsm_zoo.hub.faults import HubError
+from ddsm_zoo.hub.model_files import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, write_files
+from ddsm_zoo.hub.upload import push
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.utils.files import sha256_of
-from ddsm_zoo.zoo import factory
 from ddsm_zoo.zoo.factory import create_model
+from ddsm_zoo.zoo.publishing import push_to_hub, save_pretrained
 from tests.support.command_line import run_command
 from tests.support.hub_server import TOKEN, HubServer, guarded_server
 from tests.support.tiny_weights import logits, one_line, trained_model
 
-FILES = {client.CONFIG_FILE: b"any text", client.CARD_FILE: b"# A card", client.WEIGHTS_FILE: bytes(range(256)) * 100}
+FILES = {CONFIG_FILE: b"any text", CARD_FILE: b"# A card", WEIGHTS_FILE: bytes(range(256)) * 100}
 
 server = pytest.fixture(guarded_server)
 trained = pytest.fixture(scope="module")(trained_model)
 
 
 def test_files_arrive_in_one_commit(server: HubServer, tmp_path: Path) -> None:
-    address = client.push("someone/model", FILES)
+    address = push("someone/model", FILES)
     assert server.files("someone/model") == FILES
     assert len(server.repositories["someone/model"]) == 1
-    assert [file.path.read_bytes() for file in client.fetch(address, *FILES, cache_dir=tmp_path)] == list(
-        FILES.values()
-    )
+    assert [file.path.read_bytes() for file in fetch(address, *FILES, cache_dir=tmp_path)] == list(FILES.values())
 
 
 def test_a_branch_and_a_pull_request_leave_main_alone(server: HubServer, tmp_path: Path) -> None:
-    client.push("someone/model", FILES)
-    other = {**FILES, client.CONFIG_FILE: b"other"}
+    push("someone/model", FILES)
+    other = {**FILES, CONFIG_FILE: b"other"}
     for options in ({"revision": "trial"}, {"create_pr": True}):
-        address = client.push("someone/model", other, **options)
+        address = push("someone/model", other, **options)
         assert server.files("someone/model") == FILES
-        assert client.fetch(address, client.CONFIG_FILE, cache_dir=tmp_path)[0].path.read_bytes() == b"other"
+        assert fetch(address, CONFIG_FILE, cache_dir=tmp_path)[0].path.read_bytes() == b"other"
     assert server.files("someone/model", "trial") == other
-    assert (
-        client.fetch("hf-hub:someone/model@trial", client.CONFIG_FILE, cache_dir=tmp_path)[0].path.read_bytes()
-        == b"other"
-    )
+    assert fetch("hf-hub:someone/model@trial", CONFIG_FILE, cache_dir=tmp_path)[0].path.read_bytes() == b"other"
 
 
 def test_a_private_repository(server: HubServer, tmp_path: Path) -> None:
-    client.push("someone/model", FILES, private=True)
-    client.push("someone/other", FILES)
+    push("someone/model", FILES, private=True)
+    push("someone/other", FILES)
     assert server.private == {"someone/model"}
-    address = client.push("someone/model", {**FILES, client.CONFIG_FILE: b"newer"}, private=True)
-    assert client.fetch(address, client.CONFIG_FILE, cache_dir=tmp_path)[0].path.read_bytes() == b"newer"
+    address = push("someone/model", {**FILES, CONFIG_FILE: b"newer"}, private=True)
+    assert fetch(address, CONFIG_FILE, cache_dir=tmp_path)[0].path.read_bytes() == b"newer"
 
 
 @pytest.mark.parametrize(("is_private", "state"), [(False, "public"), (True, "private")])
 def test_a_repository_that_others_may_see_or_not(server: HubServer, is_private: bool, state: str) -> None:
     """The client would publish, and leave the repository as it is."""
-    client.push("someone/model", FILES, private=is_private)
+    push("someone/model", FILES, private=is_private)
     with pytest.raises(HubError, match=f"exists and is {state}, got private={not is_private}: nothing") as error:
-        client.push("someone/model", {**FILES, client.CONFIG_FILE: b"newer"}, private=not is_private)
+        push("someone/model", {**FILES, CONFIG_FILE: b"newer"}, private=not is_private)
     one_line(error)
     assert server.files("someone/model") == FILES
 
@@ -72,9 +70,9 @@ def test_a_repository_that_others_may_see_or_not(server: HubServer, is_private: 
 def test_the_token_that_is_given_is_used(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_another")
     with pytest.raises(HubError, match="cannot publish hf-hub:someone/model: .*`hf auth login`") as error:
-        client.push("someone/model", FILES)
+        push("someone/model", FILES)
     assert "hf_another" not in one_line(error)
-    client.push("someone/model", FILES, token=TOKEN)
+    push("someone/model", FILES, token=TOKEN)
     assert server.files("someone/model") == FILES
 
 
@@ -95,20 +93,20 @@ def test_a_refusing_server(
 ) -> None:
     server.faults[method, where] = status
     with caplog.at_level(logging.DEBUG), pytest.raises(HubError, match="cannot publish") as error:
-        client.push("someone/model", FILES)
+        push("someone/model", FILES)
     assert advice in one_line(error)
     assert TOKEN not in caplog.text + str(error.value)
     assert "someone/model" not in server.repositories  # nor an empty one
     server.faults.clear()
-    client.push("someone/model", FILES)
+    push("someone/model", FILES)
     assert server.files("someone/model") == FILES
 
 
 def test_a_failed_push_leaves_an_earlier_repository(server: HubServer) -> None:
-    client.push("someone/model", FILES)
+    push("someone/model", FILES)
     server.faults["POST", "/commit/main"] = 500
     with pytest.raises(HubError):
-        client.push("someone/model", {**FILES, client.CONFIG_FILE: b"newer"})
+        push("someone/model", {**FILES, CONFIG_FILE: b"newer"})
     assert server.files("someone/model") == FILES
     assert server.paths("DELETE") == []
 
@@ -118,7 +116,7 @@ def test_an_empty_repository_that_cannot_be_deleted_is_told(
 ) -> None:
     server.faults.update({("POST", "/commit/main"): 500, ("DELETE", "/api/repos/delete"): 500})
     with pytest.raises(HubError, match="cannot publish hf-hub:someone/model: the server answered HTTP 500"):
-        client.push("someone/model", FILES)
+        push("someone/model", FILES)
     assert "hf-hub:someone/model was created and is empty: delete it on the Hub, or push again" in caplog.text
 
 
@@ -135,7 +133,7 @@ def test_without_a_token_a_push_ends_before_the_model_is_looked_for(
 def test_a_server_that_is_down(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
     with pytest.raises(HubError, match="cannot be reached") as error:
-        client.push("someone/model", FILES)
+        push("someone/model", FILES)
     one_line(error)
 
 
@@ -150,7 +148,7 @@ def test_a_server_that_is_down(server: HubServer, monkeypatch: pytest.MonkeyPatc
 )
 def test_what_cannot_be_published(server: HubServer, repository: str, options: dict[str, str], reason: str) -> None:
     with pytest.raises(ValueError, match=reason) as error:
-        client.push(repository, FILES, **options)
+        push(repository, FILES, **options)
     one_line(error)
     assert server.requests == []
 
@@ -158,7 +156,7 @@ def test_what_cannot_be_published(server: HubServer, repository: str, options: d
 @pytest.mark.parametrize("token", ["", "hf_a_secret\nX: y", "hf_\xe9"])
 def test_a_token_that_is_none_is_not_repeated(server: HubServer, token: str) -> None:
     with pytest.raises(ValueError, match="the token is empty or has characters") as error:
-        client.push("someone/model", FILES, token=token)
+        push("someone/model", FILES, token=token)
     assert TOKEN not in one_line(error)
     assert server.requests == []
 
@@ -169,8 +167,8 @@ def test_a_token_in_the_environment_that_is_none(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     for task in (
-        lambda: client.push("someone/model", FILES),
-        lambda: client.fetch("hf-hub:someone/model", client.CONFIG_FILE, cache_dir=tmp_path),
+        lambda: push("someone/model", FILES),
+        lambda: fetch("hf-hub:someone/model", CONFIG_FILE, cache_dir=tmp_path),
     ):
         with pytest.raises(HubError, match="the token is empty or has characters.*HF_TOKEN.*`hf auth login`") as error:
             task()
@@ -179,21 +177,21 @@ def test_a_token_in_the_environment_that_is_none(
 
 
 def test_a_server_that_stops_in_the_middle(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "PATIENCE", 0.3)
+    monkeypatch.setattr(session, "PATIENCE", 0.3)
     server.faults["PUT", ""] = "stall"
     with pytest.raises(HubError, match="cannot publish hf-hub:someone/model: the server stopped") as error:
-        client.push("someone/model", FILES)
+        push("someone/model", FILES)
     one_line(error)
     assert "someone/model" not in server.repositories
 
 
 def test_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "PATIENCE", 0.2)
+    monkeypatch.setattr(session, "PATIENCE", 0.2)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(HubError, match="cannot be reached") as error:
-            client.push("someone/model", FILES)
+            push("someone/model", FILES)
     assert error.value.__suppress_context__  # the client's text may repeat what is secret
 
 
@@ -201,7 +199,7 @@ def test_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_fetch_tune_save_push_fetch(server: HubServer, trained: Segmenter, tmp_path: Path) -> None:
-    address = factory.push_to_hub(trained, "someone/model")
+    address = push_to_hub(trained, "someone/model")
     fetched = create_model(address, pretrained=True, cache_dir=tmp_path / "one")
     assert torch.equal(logits(fetched), logits(trained))
 
@@ -224,7 +222,7 @@ def test_fetch_tune_save_push_fetch(server: HubServer, trained: Segmenter, tmp_p
 
 
 def test_the_class_fetches_too(server: HubServer, trained: Segmenter, tmp_path: Path) -> None:
-    commit = factory.push_to_hub(trained, "someone/model", half=True).partition("@")[2]
+    commit = push_to_hub(trained, "someone/model", half=True).partition("@")[2]
     for source, options in (
         ("someone/model", {"cache_dir": tmp_path}),
         ("someone/model", {"cache_dir": tmp_path, "revision": commit}),
@@ -241,10 +239,10 @@ def test_the_class_fetches_too(server: HubServer, trained: Segmenter, tmp_path: 
 
 
 def test_what_is_published_says_what_it_is(server: HubServer, trained: Segmenter, tmp_path: Path) -> None:
-    factory.push_to_hub(trained, "someone/model")
+    push_to_hub(trained, "someone/model")
     files = server.files("someone/model")
-    assert sorted(files) == sorted((client.CARD_FILE, client.CONFIG_FILE, client.WEIGHTS_FILE))
-    text = files[client.CARD_FILE].decode()
+    assert sorted(files) == sorted((CARD_FILE, CONFIG_FILE, WEIGHTS_FILE))
+    text = files[CARD_FILE].decode()
     assert 'create_model("hf-hub:someone/model", pretrained=True)' in text
     assert TOKEN not in text
     card = ModelCard(text).data
@@ -252,6 +250,6 @@ def test_what_is_published_says_what_it_is(server: HubServer, trained: Segmenter
     assert (facts["license"], facts["datasets"], facts["library_name"]) == ("cc0-1.0", ["made-up"], "ddsm-zoo")
     assert [(result.metric_name, result.metric_value) for result in card.eval_results or []] == [("miou (val)", 71.5)]
     assert yaml.safe_load(text.split("---\n")[1])["pipeline_tag"] == "image-segmentation"
-    client.write_files(tmp_path, files)
-    factory.save_pretrained(trained, tmp_path / "saved")
-    assert sha256_of(tmp_path / client.WEIGHTS_FILE) == sha256_of(tmp_path / "saved" / client.WEIGHTS_FILE)
+    write_files(tmp_path, files)
+    save_pretrained(trained, tmp_path / "saved")
+    assert sha256_of(tmp_path / WEIGHTS_FILE) == sha256_of(tmp_path / "saved" / WEIGHTS_FILE)

@@ -1,0 +1,112 @@
+"""Changes of a caller: fields of the config and of the module, options of the backbone, names of other libraries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import ddsm_zoo
+from ddsm_zoo.config import ConfigError, DDSMConfig
+from ddsm_zoo.zoo.factory import create_model
+from tests.support.tiny_weights import NAME, one_line
+
+
+@pytest.mark.parametrize(
+    ("overrides", "check"),
+    [
+        ({"pixels": 25}, lambda config: config.ddsm.pixels == 25 and config.ddsm.pool == 4),
+        ({"ddsm": {"channels": 25}}, lambda config: config.ddsm.channels == 25 and config.ddsm.pool == 4),
+        ({"ddsm": DDSMConfig(pixels=1)}, lambda config: config.ddsm == DDSMConfig(pixels=1)),
+        ({"width": 16}, lambda config: config.width == 16 and config.ddsm.width == 16),
+        ({"fused_stages": [2]}, lambda config: config.fused_stages == (2,)),
+        ({"fusion": "none"}, lambda config: config.fusion == "none"),
+        ({"num_classes": 2, "in_chans": 4}, lambda config: (config.num_classes, config.in_chans) == (2, 4)),
+        ({"backbone": "r18"}, lambda config: config.backbone == "resnet18d.ra2_in1k"),
+        ({"auxiliary": True}, lambda config: config.auxiliary),
+    ],
+)
+def test_overrides_reach_the_config(overrides: dict[str, Any], check: Callable[[Any], bool]) -> None:
+    model = create_model(NAME, **overrides)
+    assert check(model.config)
+    images = torch.rand(1, model.config.in_chans, 40, 33)
+    assert model.eval()(images).shape == (1, model.config.num_classes, 40, 33)
+
+
+def test_a_family_with_a_backbone_of_timm() -> None:
+    assert create_model("uper_dcn", backbone="test_efficientnet.r160_in1k", width=16).num_classes == 19
+
+
+@pytest.mark.parametrize(
+    ("overrides", "kind", "message"),
+    [
+        ({"pixls": 9}, TypeError, "unknown override 'pixls'; did you mean 'pixels'"),
+        ({"ddsm": {"chanels": 9}}, TypeError, "did you mean 'channels'"),
+        ({"zzzz": 9}, TypeError, "expected one of auxiliary"),
+        ({"ddsm": 9}, TypeError, "expected a DDSMConfig"),
+        ({"pixels": 8}, ConfigError, "square of an odd number"),
+        ({"dropout": None}, ConfigError, "expected float"),
+        ({"width": 10**6}, ConfigError, "8 to 4096"),
+        ({"num_classes": 0}, ConfigError, "1 to 65536"),
+        ({"backbone": "resnet999"}, ValueError, "resnet999"),
+        ({"pretrained": True, "checkpoint_path": "x"}, ValueError, "one source of weights"),
+        ({"checkpoint_path": "absent.safetensors"}, FileNotFoundError, "absent.safetensors"),
+    ],
+)
+def test_what_cannot_be_built(overrides: dict[str, Any], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message) as error:
+        create_model(NAME, **overrides)
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"checkpoint_path": "weights.pth"},
+        {"pretrained_cfg": "x"},
+        {"depths": [9, 9, 9, 9]},
+        {"drop_path_rate": -1},
+        {"act_layer": "os.system"},
+        {"img_size": [64] * 5},
+    ],
+)
+def test_options_of_the_backbone_that_a_config_may_not_have(args: dict[str, Any]) -> None:
+    """A config comes from anywhere: none of them may open a file or build without an end."""
+    with pytest.raises(ConfigError, match=f"backbone_args.{next(iter(args))}") as error:
+        create_model("uper_tiny", backbone_args=args)
+    one_line(error)
+
+
+@pytest.mark.parametrize(
+    ("option", "hint"),
+    [
+        ("drop_path_rate", r"takes drop_path_rate as backbone_args=\{'drop_path_rate': ...\}"),
+        ("features_only", "model.backbone gives the four feature levels"),
+        ("encoder_name", "pass backbone="),
+    ],
+)
+def test_options_of_timm_and_smp_are_known(option: str, hint: str) -> None:
+    with pytest.raises(TypeError, match=hint) as error:
+        create_model("uper_tiny", **{option: 1})
+    one_line(error)
+
+
+def test_a_model_without_classes_is_refused_with_the_way_to_features() -> None:
+    with pytest.raises(ConfigError, match="num_classes is 0, expected 1 to 65536; forward_features") as error:
+        create_model("uper_tiny", num_classes=0)
+    one_line(error)
+
+
+def test_a_single_class_by_any_name() -> None:
+    """``classes`` is what smp calls it."""
+    images = torch.zeros(1, 3, 40, 50)
+    for options in ({"num_classes": 1}, {"classes": 1}, {"labels": ["crack"]}):
+        model = ddsm_zoo.create_model("uper_ddsm_tiny", **options).eval()
+        assert model(images).shape == (1, 1, 40, 50)
+    with pytest.raises(TypeError, match="got num_classes=2 and classes=1, expected one of them"):
+        ddsm_zoo.create_model("uper_ddsm_tiny", num_classes=2, classes=1)
+    assert ddsm_zoo.create_model("uper_ddsm_lite0", num_classes=1).num_classes == 1
+    bundled = ddsm_zoo.create_model("uper_ddsm_lite0_camvid", pretrained=True, num_classes=1)
+    assert set(bundled.provenance.fresh) == {"classifier.weight", "classifier.bias"}
