@@ -34,7 +34,7 @@ def test_a_tiny_model_learns_rendered_scenes(tmp_path: Path) -> None:
     assert model.pretrained_cfg["recipe"] == "tiny_scenes"
     card = (tmp_path / "best/README.md").read_text()
     assert "\n# scenes: uper with ddsm on test_resnet.r160_in1k\n" in card
-    assert "Start: random weights. Changes to the recipe: `jitter = 0.1`.\n" in card
+    assert "Training started from: random weights. Changes to the recipe: `jitter = 0.1`.\n" in card
     scores = ddsm_zoo.evaluate(model, "scenes:16")
     assert scores["miou"] == pytest.approx(summary["best_miou"], abs=1e-3)
     assert min(scores["iou"]["Road"], scores["iou"]["Sky"]) > 0.5
