@@ -22,14 +22,23 @@ class PositionalEmbedding(nn.Module):
         nn.init.normal_(self.rows, std=0.02)
         nn.init.normal_(self.columns, std=0.02)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Add the embeddings of the positions to (N, C, H, W). The result is a new map."""
+    def forward(self, features: Tensor, projection: nn.Module) -> Tensor:
+        """Add the embeddings to (N, C, H, W) and project the sum by a 1 x 1 convolution to (N, D, H, W).
+
+        The convolution commutes with adding and stretching. Tables and features are projected apart, so no map of the
+        larger width is written.
+        """
         height, width = features.shape[-2], features.shape[-1]
-        # in the features' dtype: under autocast the sum would be a map of float32, which the convolution rounds anyway
-        rows = stretch(self.rows[None, :, :, None], (height, 1)).to(features.dtype)  # (1, C, H, 1)
-        columns = stretch(self.columns[None, :, None, :], (1, width)).to(features.dtype)  # (1, C, 1, W)
+        projected: Tensor = projection(features)
+        # as the columns of one map; a column of zeros gives the bias, which the features already got
+        tables = torch.cat((self.rows, self.columns, torch.zeros_like(self.rows[:, :1])), dim=1)[None, :, None]
+        *halves, bias = projection(tables).split((self.rows.shape[1], self.columns.shape[1], 1), dim=3)
+        rows, columns = (half - bias for half in halves)
+        # in the map's dtype: autocast may stretch in float32, and the sum would be a map of float32
+        rows = stretch(rows.transpose(2, 3), (height, 1)).to(projected.dtype)  # (1, D, H, 1)
+        columns = stretch(columns, (1, width)).to(projected.dtype)  # (1, D, 1, W)
         # in place: nothing else holds the first sum
-        return (features + rows).add_(columns)
+        return (projected + rows).add_(columns)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of the tables: zero is no better a prior for them than any other value."""
@@ -76,9 +85,9 @@ class SpatialAffinity(nn.Module):
     def project(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute the query x_l^theta, key x_cat^phi and value x_h^g, each (N, width, H, W)."""
         size = (low.shape[-2], low.shape[-1])
-        from_low = self.low_projection(self.low_position(low))
+        from_low = self.low_position(low, self.low_projection)
         # 1 x 1 convolutions commute with the upsampling: high is projected while it is small
-        from_high = self.high_projection(self.high_position(high))
+        from_high = self.high_position(high, self.high_projection)
         from_high = resize(from_high, size).to(from_low.dtype)  # autocast may upsample in float32
         query, low_key = from_low.chunk(2, dim=1)
         high_key, value = from_high.chunk(2, dim=1)

@@ -69,6 +69,7 @@ def test_the_module_by_hand() -> None:
     pixels = 10 * 14
     spatial = (
         pixels * 4 * inner * width  # theta, phi of low; phi of high, g
+        + (2 * positions + 1) * 4 * inner * width  # the same of the positional tables, and of zeros
         + pixels * 3 * taps * inner  # offsets and modulations
         + pixels * 2 * taps * inner  # query . key, affinity . value
         + pixels * inner * width  # back
