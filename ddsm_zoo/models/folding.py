@@ -7,12 +7,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision.ops import DeformConv2d
 
 _CONVOLUTIONS = (nn.Conv2d, DeformConv2d)
+# Hooks that compute the weight before each run, torch's older way of parametrizing it
+_WEIGHT_HOOKS = (BasePruningMethod, SpectralNorm, WeightNorm)
 
 
 @torch.no_grad()
@@ -23,6 +29,7 @@ def fold_norms(model: nn.Module, example: Tensor) -> None:
     the rest of its work: nothing, or an activation. The model must be in evaluation mode.
     """
     for convolution, norm in _pairs(model, example):
+        _settle(convolution)
         _fold(convolution, norm)
         _replace(model, norm, nn.Sequential(norm.drop, norm.act) if hasattr(norm, "act") else nn.Identity())
 
@@ -69,6 +76,17 @@ class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count.update(id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
         return func(*args, **(kwargs or {}))
+
+
+def _settle(convolution: Any) -> None:
+    """Replace a weight or bias that is computed, as by weight norm or pruning, by its value."""
+    if parametrize.is_parametrized(convolution):
+        for name in list(convolution.parametrizations):
+            parametrize.remove_parametrizations(convolution, name)
+    for key, hook in list(convolution._forward_pre_hooks.items()):
+        if isinstance(hook, _WEIGHT_HOOKS):
+            hook.remove(convolution)
+            del convolution._forward_pre_hooks[key]
 
 
 def _fold(convolution: Any, norm: nn.BatchNorm2d) -> None:

@@ -33,6 +33,15 @@ def test_lines() -> None:
     ]
 
 
+@pytest.mark.parametrize("json_file", [None, "figures.json"])
+def test_each_line_is_printed_once(json_file: str | None) -> None:
+    options = () if json_file is None else ("--json", json_file)
+    result = run_command("import-data", "cvat", GOLDEN / "cvat", "new", *options)
+    said = [line for line in (result.stdout + result.stderr).splitlines() if line]
+    assert len(said) == len(set(said))
+    assert [line for line in said if line.startswith("train: ")] == ["train: 1 image"]
+
+
 def test_the_next_command_works() -> None:
     words = run_command("import-data", "cvat", GOLDEN / "cvat", "new").stdout.splitlines()[-1].split()
     assert words[2:] == ["check-data", "folder:new"]

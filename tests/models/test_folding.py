@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from ddsm_zoo import create_model
 from ddsm_zoo.models import Segmenter
@@ -126,3 +128,31 @@ def test_folding_twice_is_folding_once() -> None:
     image = torch.randn(1, 3, 40, 40)
     expected = model.fuse()(image)
     torch.testing.assert_close(model.fuse()(image), expected, atol=0, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated")
+@pytest.mark.parametrize(
+    "parametrize",
+    [
+        parametrizations.weight_norm,
+        parametrizations.spectral_norm,
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        lambda conv: prune.l1_unstructured(conv, "weight", amount=0.5),
+    ],
+    ids=["weight-norm", "spectral-norm", "older-weight-norm", "older-spectral-norm", "pruned"],
+)
+def test_a_computed_weight_is_folded_by_its_value(parametrize: Callable[[nn.Module], object]) -> None:
+    model = lived_in("uper_ddsm_tiny")
+    convolutions = [module for module in model.backbone.modules() if isinstance(module, nn.Conv2d)]
+    for convolution in convolutions:
+        parametrize(convolution)
+    with torch.no_grad():  # away from where the plain weight would do as well
+        for name, parameter in model.backbone.named_parameters():
+            if name.endswith(("original0", "_g")):
+                parameter.mul_(1.5)
+        image = torch.randn(1, 3, 64, 64)
+        expected = model.eval()(image)
+        fused = model.fuse()
+        assert not [module for module in fused.modules() if isinstance(module, nn.BatchNorm2d)]
+        torch.testing.assert_close(fused(image), expected, atol=1e-4 * expected.abs().max().item(), rtol=0)
