@@ -21,7 +21,7 @@ from ddsm_zoo.errors import ArgumentError, MissingFileError
 from ddsm_zoo.hub.address import SCHEMES, WEB_ADDRESS, parse_repository, public_uri
 from ddsm_zoo.hub.faults import HubError, client_errors, explain
 from ddsm_zoo.hub.model_files import CONFIG_FILE, WEIGHTS_FILE, find_weights
-from ddsm_zoo.hub.session import check_token, endpoint, impatience
+from ddsm_zoo.hub.session import asked, check_token, endpoint, impatience
 from ddsm_zoo.utils.files import LocalFile, atomic_path, sha256_of, write_text
 
 BUNDLED = Path(__file__).parents[1] / "weights"
@@ -184,7 +184,7 @@ def _download(repository: str, revision: str, name: str, access: _Access) -> Loc
             name=where,
         )
     logger.info("looking for %s", where)
-    with client_errors(f"fetch {where}"):
+    with client_errors(f"fetch {where}", asked()):
         try:
             path = _newest(repository, revision, name, access)
         except (ClientError, OSError) as error:
@@ -192,9 +192,9 @@ def _download(repository: str, revision: str, name: str, access: _Access) -> Loc
             if gone or access.force_download or not isinstance(cached, str):
                 raise
             if not isinstance(error, errors.OfflineModeIsEnabled):  # offline mode is the user's choice
-                logger.warning("%s: %s; using the copy in the cache", where, explain(error)[1])
+                logger.warning("%s: %s%s; using the copy in the cache", where, explain(error)[1], asked())
             path = Path(cached)
-    return _checked(path, where)
+    return _checked(path, where, asked())
 
 
 def _newest(repository: str, revision: str, name: str, access: _Access) -> Path:
@@ -235,7 +235,7 @@ def _note_commit(folder: Path, revision: str) -> None:
             write_text(reference, folder.name)
 
 
-def _checked(path: Path, where: str) -> LocalFile:
+def _checked(path: Path, where: str, origin: str = "") -> LocalFile:
     """Compare the downloaded file with the hash that the Hub gave. A damaged copy is removed from the cache."""
     blob = path.resolve()
     try:
@@ -252,7 +252,7 @@ def _checked(path: Path, where: str) -> LocalFile:
             path=blob,
         ) from error
     raise HubError(
-        f"{where} arrived damaged: its hash is not the one the Hub announced; fetch it again",
+        f"{where} arrived damaged: its hash is not the one the Hub announced; fetch it again{origin}",
         kind="hub-hash",
         name=where,
     )

@@ -21,10 +21,11 @@ class HubError(UserError, LookupError):
 
 
 @contextlib.contextmanager
-def client_errors(task: str) -> Iterator[None]:
+def client_errors(task: str, ending: str = "") -> Iterator[None]:
     """Turn every failure of the Hub client inside the block into a HubError: it cannot ``task``, and why.
 
-    The client's own error is hidden: its text may repeat headers with a token, and whole URLs.
+    The line ends with ``ending`` if a server was asked, see `session.asked`. The client's own error is hidden: its
+    text may repeat headers with a token, and whole URLs.
     """
     try:
         yield
@@ -32,7 +33,10 @@ def client_errors(task: str) -> Iterator[None]:
         raise
     except Exception as error:  # noqa: BLE001  # an answer can make the client fail in any way, a bad address too
         kind, reason = explain(error)
-        raise HubError(f"cannot {task}: {reason}", kind=kind, name=task.partition(" ")[2]) from None
+        local = isinstance(error, UserError) or kind in ("hub-cache", "hub-offline")
+        raise HubError(
+            f"cannot {task}: {reason}{'' if local else ending}", kind=kind, name=task.partition(" ")[2]
+        ) from None
 
 
 def explain(error: Exception) -> tuple[str, str]:

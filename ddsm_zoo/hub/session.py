@@ -7,10 +7,12 @@ import os
 import re
 import threading
 import time
+import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
 import huggingface_hub
+from huggingface_hub import constants
 from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # not in its __all__
 
 from ddsm_zoo.errors import ArgumentError
@@ -22,9 +24,20 @@ _TOKEN = re.compile(r"[!-~]+")
 _PLACE = re.compile(r'(W/)?"?/|.*(\.\.|\\)')
 
 
-def endpoint() -> str | None:
-    """Return the current HF_ENDPOINT. The client reads it only once, on import."""
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or None
+def endpoint() -> str:
+    """Return the address of the Hub: the current HF_ENDPOINT, which the client reads only on import, or its own."""
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or constants.ENDPOINT
+
+
+def asked() -> str:
+    """Return the end of an error of the network, which names the address that was asked without its secrets."""
+    address = endpoint()
+    with contextlib.suppress(ValueError):  # brackets without an end, or a port that is no number
+        parts = urllib.parse.urlsplit(address)
+        host = parts.netloc.rpartition("@")[2]
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.path:
+            return f" (asked {parts.scheme}://{host}{parts.path})"
+    return " (asked HF_ENDPOINT, which is no address, expected one like https://HOST)"
 
 
 def check_token(token: str | None) -> None:

@@ -12,7 +12,7 @@ from huggingface_hub import errors
 from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.hub.address import parse_repository
 from ddsm_zoo.hub.faults import HubError, client_errors
-from ddsm_zoo.hub.session import check_token, endpoint, impatience
+from ddsm_zoo.hub.session import asked, check_token, endpoint, impatience
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +45,13 @@ def push(
     where = check_push(repository, revision=revision, create_pr=create_pr, token=token)
     api = huggingface_hub.HfApi(endpoint=endpoint(), token=token)
     logger.info("publishing %d bytes to %s", sum(map(len, files.values())), where)
-    with client_errors(f"publish {where}"), impatience(), _repository(api, repository, private):
+    with client_errors(f"publish {where}", asked()), impatience(), _repository(api, repository, private):
         # the client does not change an existing repository
         if private is not None and api.model_info(repository).private is not private:
             raise HubError(
                 f"hf-hub:{repository} exists and is {'public' if private else 'private'}, got private={private}: "
-                "nothing is published; change its settings on the Hub, choose another name, or leave private out",
+                "nothing is published; change its settings on the Hub, choose another name, or leave private out"
+                f"{asked()}",
                 kind="hub-exists",
                 name=f"hf-hub:{repository}",
                 got=private,
@@ -116,5 +117,7 @@ def _repository(api: huggingface_hub.HfApi, repository: str, private: bool | Non
             try:
                 api.delete_repo(repository)
             except Exception:  # noqa: BLE001  # the first failure is the one to report
-                logger.warning("hf-hub:%s was created and is empty: delete it on the Hub, or push again", repository)
+                logger.warning(
+                    "hf-hub:%s was created and is empty: delete it on the Hub, or push again%s", repository, asked()
+                )
         raise
