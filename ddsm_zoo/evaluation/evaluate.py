@@ -33,7 +33,7 @@ from ddsm_zoo.evaluation.accumulate import (
 from ddsm_zoo.evaluation.result import Evaluation
 from ddsm_zoo.evaluation.scored_model import wrap_model
 from ddsm_zoo.inference.modes import Predict, keeping_mode
-from ddsm_zoo.inference.precision import Precision
+from ddsm_zoo.inference.precision import Precision, agree_on_precision
 from ddsm_zoo.inference.protocol import InferenceProtocol
 from ddsm_zoo.metrics import BoundaryIoU
 from ddsm_zoo.metrics.bootstrap import Resampling, check_unit
@@ -138,7 +138,7 @@ def evaluate(  # noqa: PLR0913 - each is a choice of its own, as in the command
         threshold: For a model of a single class, the probability above which a pixel is the class. Unless given, that
             of the weights.
         precision: "fp32", "bf16", or "auto": bf16 if it is faster here and finds the same classes in the middle of the
-            first image. Functions take "fp32" alone.
+            first image, in every process of a launch. Functions take "fp32" alone.
         progress: Called as ``progress(done, total)`` after each image.
 
     Returns:
@@ -192,20 +192,14 @@ def score_model(
         Exception: Anything that `evaluate` raises.
     """
     protocol = InferenceProtocol.load(request.protocol)
-    if request.precision == "auto" and world_size() > 1:
-        raise ArgumentError(
-            "precision is 'auto' for several processes, which might choose differently; expected fp32 or bf16",
-            kind="options",
-            name="precision",
-            got="auto",
-            expected="fp32 or bf16",
-        )
     opened = _open(request, None, submission)  # the data first: checking it is faster than loading a model
     if not checked and not isinstance(opened, UnlabeledImages):
         require_sound(request.data, [request.split])
     labels, resampling = opened.labels, _resampling(opened, request)
     scored = wrap_model(model, labels, request.device, request.preprocess, request.threshold, request.precision)
     dataset = _open(request, EvalTransform(scored.preprocess), submission)
+    if request.precision == "auto" and scored.module is not None and world_size() > 1:
+        agree_on_precision(scored.module.eval(), dataset[0][0][None])
     predict = protocol.apply(scored.predict)
     kind = find_kind(request.data)
     extra = kind.extra_scores(dataset)

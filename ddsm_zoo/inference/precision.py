@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ddsm_zoo.inference.scores import predict_ids
+from ddsm_zoo.utils.distributed import all_reduce_min
 
 Precision = Literal["fp32", "bf16", "auto"]
 """fp32; bf16 to compute convolutions and matrix products in bfloat16; auto for the one `choose_precision` finds."""
@@ -71,6 +72,24 @@ def choose_precision(model: nn.Module, image: Tensor) -> Settled:
         known[image.device], reason = _choose(model, image)
         logger.info("precision auto: %s, %s", known[image.device], reason)
     return known[image.device]
+
+
+def agree_on_precision(model: nn.Module, image: Tensor) -> Settled:
+    """Choose the same precision in all processes of a launch: bf16 if each of them chooses it.
+
+    `choose_precision` then keeps to it.
+
+    Args:
+        model: Maps images (N, 3, H, W) to logits (N, K, H, W), in evaluation mode.
+        image: Normalized image (N, 3, H, W), the same in every process.
+    """
+    image = image.to(next(model.parameters(), image).device)
+    own = choose_precision(model, image)
+    agreed: Settled = "bf16" if all_reduce_min(int(own == "bf16")) else "fp32"
+    if agreed != own:
+        logger.info("precision auto: %s, which another process chooses", agreed)
+    _settled[model][image.device] = agreed
+    return agreed
 
 
 def settled_precision(model: nn.Module | None, precision: Precision) -> Precision:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -23,6 +24,9 @@ from ddsm_zoo.labels import CAMVID
 from ddsm_zoo.metrics import BoundaryFScore, BoundaryIoU, ConfusionMatrix
 from ddsm_zoo.models import Segmenter
 from tests.support.competing_models import competing_model
+from tests.support.together import run_together
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -184,3 +188,32 @@ def test_protocols_run_on_a_model(model: Segmenter, tmp_path: Path, name: str) -
     result = evaluate(model, f"camvid:{tmp_path}", protocol=name)
     assert 0 < result["miou"] < 1
     assert result["protocol"]["scales"] == InferenceProtocol.load(name).scales
+
+
+TOGETHER = """
+import json
+import torch
+from tests.support.competing_models import competing_model
+from ddsm_zoo import evaluate
+from ddsm_zoo.inference import precision
+from ddsm_zoo.utils.distributed import init_distributed, rank
+
+precision.AGREEMENT, precision.has_bf16 = 0, lambda device: True
+found = []
+with init_distributed():
+    for gains in ((2.0, 2.0), (2.0, 0.5), (0.5, 2.0)):
+        precision.compare_speed = lambda full, half, device: gains[rank()]
+        scores = evaluate(competing_model(3), "scenes:3", precision="auto")
+        found.append((scores.get("precision", "fp32"), scores["miou"]))
+print(json.dumps(found))
+"""
+
+
+def test_processes_agree_on_a_precision() -> None:
+    """The third image is in the first process alone, and a machine may be slow in one process."""
+    first, second = (json.loads(output) for output in run_together(["-c", TOGETHER], ROOT))
+    assert first == second
+    assert [chosen for chosen, _ in first] == ["bf16", "fp32", "fp32"]
+    assert first[1] == first[2]
+    alone = evaluate(competing_model(3), "scenes:3")
+    assert first[1][1] == pytest.approx(alone["miou"], abs=1e-3)
