@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
 import os
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +19,31 @@ from ddsm_zoo.cli.console import LogLines, drop_output, print_any_text, print_er
 from ddsm_zoo.errors import ArgumentError, PackageError
 
 
+def refuse_empty(words: Sequence[str], *, arguments: bool) -> None:
+    """Raise ArgumentError for an empty value of an option or, with ``arguments``, of an argument.
+
+    As a path it would mean the current folder.
+    """
+    for before, word in itertools.pairwise(["", *words]):
+        joined = re.fullmatch(r"(--[\w-]+)=\s*", word)
+        option = joined[1] if joined else before if before.startswith("-") else ""
+        if joined or (not word.strip() and (option or arguments)):
+            raise ArgumentError(
+                f"got an empty value{f' for {option}' if option else ''}, expected a name, path or number; is a "
+                "variable of the shell unset?",
+                name=option or None,
+            )
+
+
 class OneLineErrors(TyperGroup):
     """End the command with one line on stderr and status 2, whatever goes wrong. DDSM_ZOO_DEBUG=1 shows tracebacks."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, command, rest = super().resolve_command(ctx, args)
+        assert command is not None  # typer has ended otherwise
+        # `predict` names an empty path among others itself
+        refuse_empty(rest, arguments=all(parameter.nargs != -1 for parameter in command.params))
+        return name, command, rest
 
     def invoke(self, ctx: Any) -> Any:
         try:

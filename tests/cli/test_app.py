@@ -398,6 +398,33 @@ def test_whatever_goes_wrong_is_one_line_and_a_traceback_on_request(
     assert CliRunner().invoke(app, ["info", "uper_tiny"]).exception is error
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("predict", "street.png", "-o", ""),
+        ("predict", "street.png", "--out="),
+        ("predict", "street.png", "--out", " "),
+        ("explain", "street.png", "--at", "1,1", "-o", ""),
+        ("evaluate", "--data", "scenes:1", "--out", ""),
+        ("evaluate", "--data", "scenes:1", "--json", ""),
+        ("train", "--data", "folder:data", "--out", ""),
+        ("export", "uper_tiny", "-o", ""),
+        ("save", "uper_tiny", ""),
+        ("import-data", "coco", "export", ""),
+        ("check-data", ""),
+    ],
+    ids=" ".join,
+)
+def test_an_empty_value_is_not_the_current_folder(run: Run, tmp_path: Path, words: tuple[str, ...]) -> None:
+    write_scene(tmp_path / "street.png")
+    option = words[-1].rstrip("=") or (words[-2] if words[-2].startswith("-") else "")
+    named = f" for {option}" if option.strip() else ""
+    (said,) = run(*words, fails=1).stderr.splitlines()
+    assert said.startswith(f"error: got an empty value{named or ''}")
+    assert "is a variable of the shell unset?" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["street.png"]
+
+
 def start(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "ddsm_zoo", *arguments]
     return subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False, **options)
