@@ -66,6 +66,7 @@ class Layout:
         colored: For errors, the place of masks with RGB colors, or the setting that makes them readable.
         outside: Images that lie in no split.
         bits: Bits in use of images of 16 bits. None takes those that a file states, or 16.
+        label_file: True if a ``labels.json`` says what the stored values stand for.
     """
 
     root: Path
@@ -76,6 +77,7 @@ class Layout:
     colored: str = ""
     outside: tuple[Path, ...] = ()
     bits: int | None = None
+    label_file: bool = False
 
     def splits(self) -> list[str]:
         """Return the splits that have images, those with labels first."""
@@ -315,6 +317,7 @@ def folder_layout(root: str | Path) -> Layout:
         colored='labels.json reads colors once it has a "palette", the color of each name',
         outside=_images_directly_in(root / "images"),
         bits=bits,
+        label_file=True,
     )
 
 

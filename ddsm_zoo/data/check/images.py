@@ -13,8 +13,8 @@ from ddsm_zoo.data.problems import SHOWN, Problem
 class ImageCheck:
     """Check of the images of one split, added one by one."""
 
-    def __init__(self, split: str, bits: int | None = None) -> None:
-        self.split, self.bits = split, bits
+    def __init__(self, split: str, bits: int | None, *, label_file: bool) -> None:
+        self.split, self.bits, self.label_file = split, bits, label_file
         self._facts: dict[str, ImageFacts] = {}
 
     def add(self, file: str, path: Path) -> None:
@@ -43,7 +43,8 @@ class ImageCheck:
                 "dark-images",
                 f"{dark} in",
                 list(largest) if dark else [],
-                'which are read as nearly black unless labels.json says "bits"',
+                "which are read as nearly black"
+                + (' unless labels.json says "bits"' if self.label_file else ": convert them to 8 bits"),
             ),
             self._problem(
                 "more-pages",

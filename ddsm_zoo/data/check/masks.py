@@ -169,9 +169,9 @@ class MaskCheck:
         return self._problem("smeared-mask", "smeared values in", files, advice)
 
     def _palettes(self) -> Problem:
-        advice = (
-            'where each file numbers its colors anew, indices are no ids: give "palette" in labels.json, the color '
-            'of each name, or "ids", the class of each index, if the indices are right all the same'
+        advice = "where each file numbers its colors anew, indices are no ids" + self._setting(
+            ': give "palette" in labels.json, the color of each name, or "ids", the class of each index, if the '
+            "indices are right all the same"
         )
         return self._problem("palette-mask", "palettes that contradict each other in", self._contradicting, advice)
 
@@ -192,7 +192,9 @@ class MaskCheck:
     def _read_as_binary(self) -> Problem:
         """Say that 255 is read as the second class, which nobody said."""
         files = [mask.file for mask in self._masks if mask.form == "ids"] if self.decode.plain else []
-        advice = f'as {self.names[0]} and {self.names[1]}; "ids" in labels.json can say something else'
+        advice = f"as {self.names[0]} and {self.names[1]}" + self._setting(
+            '; "ids" in labels.json can say something else'
+        )
         return self._problem("binary-mask", "0 and 255 read as 0 and 1 in", files, advice, severity="note")
 
     def _binary(self) -> Problem:
@@ -205,7 +207,7 @@ class MaskCheck:
         advice = "where others hold 0 and 1" if contradicting else "where 255 is ignored"
         advice = advice if void else f"expected {ranges(self.decode.ids)}"
         remedy = _ids_offer([0, 255], self.names) if len(self.names) == 2 else '"ids": {"255": "NAME OF THE CLASS"}'
-        advice += f": if 255 stands for a class, say so in labels.json, {remedy}"
+        advice += self._setting(f": if 255 stands for a class, say so in labels.json, {remedy}")
         severity: Severity = "error" if certain else "warning"
         return self._problem("binary-mask", "nothing but 0 and 255 in", files, advice, severity=severity)
 
@@ -226,17 +228,21 @@ class MaskCheck:
         elif self.decode.open_255 and {0, 255} <= self._values:
             advice += (
                 ": 0 and 255 alone would be two classes; values between them come from smooth edges: export masks "
+                "without antialiasing"
             )
-            advice += 'without antialiasing, or say by "ids" in labels.json what each value stands for'
+            advice += self._setting(', or say by "ids" in labels.json what each value stands for')
         elif numbered and max(numbered) == count and min(numbered) == 1:
-            advice += ': these start at 1, subtract 1 or say "zero": "ignore" in labels.json'
+            advice += ": these start at 1, subtract 1" + self._setting(' or say "zero": "ignore" in labels.json')
         elif unknown == {count}:
-            advice += ': if 0 is unlabeled and classes start at 1, say "zero": "ignore" in labels.json'
-            advice += f'; if {count} is a class too, add its name to "names"'
+            advice += self._setting(
+                ': if 0 is unlabeled and classes start at 1, say "zero": "ignore" in labels.json; '
+                f'if {count} is a class too, add its name to "names"'
+            )
         elif len(self._values) == count <= MAPPED:
-            advice += f": if these are the classes in this order, say {_ids_offer(sorted(self._values), self.names)}"
+            offer = _ids_offer(sorted(self._values), self.names)
+            advice += self._setting(f": if these are the classes in this order, say {offer}")
         else:
-            advice += '; "ids" in labels.json says what each stored value stands for'
+            advice += self._setting('; "ids" in labels.json says what each stored value stands for')
         return self._problem(kind, what, [self._describe_unknown(mask) for mask in masks], advice)
 
     def _train_ids(self) -> Problem:
@@ -254,9 +260,9 @@ class MaskCheck:
         masks = [mask for mask in self._masks if self._has_unknown(mask, "colors")]
         advice = f"expected one of the {len(self.decode.colors)} colors of the classes"
         if all(len(set(color)) == 1 for mask in masks for color in mask.unknown if not isinstance(color, int)):
-            advice += '; where three equal channels are ids, remove "palette" from labels.json'
+            advice += self._setting('; where three equal channels are ids, remove "palette" from labels.json')
         else:
-            advice += '; "ignore_colors" in labels.json names colors without a class'
+            advice += self._setting('; "ignore_colors" in labels.json names colors without a class')
         return self._problem(
             "unknown-color", "colors that stand for no class in", list(map(self._describe_unknown, masks)), advice
         )
@@ -282,6 +288,11 @@ class MaskCheck:
             total=len(self.names),
             examples=tuple(names[:MAPPED]),
         )
+
+    def _setting(self, advice: str) -> str:
+        """Return advice on ``labels.json`` or, where the layout reads none, the way to one that does."""
+        fixed = "; this layout reads no labels.json: for other values, arrange the data as folder:ROOT with one"
+        return advice if self.layout.label_file else fixed
 
     def _expects_train_ids(self) -> bool:
         shared = {name.casefold() for name in self.names} & set(CITYSCAPES.names)

@@ -158,7 +158,7 @@ class _SplitCheck:
     def __init__(self, layout: Layout, split: str, files: SplitFiles, palettes: PaletteCheck, *, quick: bool) -> None:
         self.layout, self.split, self.files, self.quick = layout, split, files, quick
         self.masks = MaskCheck(layout, split, files.decode, palettes)
-        self.images = ImageCheck(split, layout.bits)
+        self.images = ImageCheck(split, layout.bits, label_file=layout.label_file)
         self.prints: dict[str, list[Path]] = defaultdict(list)  # images by the hash of their pixels
         self._damaged_images: list[str] = []
         self._damaged_masks: list[str] = []

@@ -396,3 +396,30 @@ def test_masks_of_several_pages_and_masks_that_exif_turns_are_said(tmp_path: Pat
     assert "val: an EXIF rotation in 1 of 1 masks, which are turned upright by it, as images are" in {
         str(problem).partition(":")[0] + ":" + str(problem).split(":")[1] for problem in report.problems
     }
+
+
+@pytest.mark.parametrize(
+    ("kind", "mask", "problem"),
+    [
+        ("camvid", np.full((*SIZE, 3), (1, 2, 3), np.uint8), "unknown-color"),
+        ("camvid", np.full((*SIZE, 3), 7, np.uint8), "unknown-color"),
+        ("camvid ids", IDS + np.uint8(40), "unknown-id"),
+        ("camvid ids", (IDS > 0) * np.uint8(255), "binary-mask"),
+        ("cityscapes", IDS + np.uint8(40), "unknown-id"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_layout_without_a_label_file_is_not_told_to_write_in_it(
+    tmp_path: Path, kind: str, mask: np.ndarray, problem: str, suffix: str
+) -> None:
+    if kind == "cityscapes":
+        write_cityscapes(tmp_path, mask, "labelIds")
+    else:
+        labels = "annot/a" if kind.endswith("ids") else "_labels/a_L"
+        for seed, split in enumerate(("train", "val")):
+            write(tmp_path / split / "a.png", picture(seed))
+            write(tmp_path / f"{split}{labels}.{suffix}", mask)
+    text = text_of(check(tmp_path, kind.partition(" ")[0]), problem)
+    assert "this layout reads no labels.json: for other values, arrange the data as folder:ROOT with one" in text
+    assert "in labels.json" not in text
+    assert '"ids"' not in text
