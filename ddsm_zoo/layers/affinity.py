@@ -88,10 +88,11 @@ class SpatialAffinity(nn.Module):
         from_low = self.low_position(low, self.low_projection)
         # 1 x 1 convolutions commute with the upsampling: high is projected while it is small
         from_high = self.high_position(high, self.high_projection)
-        from_high = resize(from_high, size).to(from_low.dtype)  # autocast may upsample in float32
         query, low_key = from_low.chunk(2, dim=1)
-        high_key, value = from_high.chunk(2, dim=1)
-        return query, low_key + high_key, value
+        # each on its own, so that neither is a slice of a larger map; autocast may upsample in float32
+        high_key, value = (resize(half, size).to(from_low.dtype) for half in from_high.chunk(2, dim=1))
+        # copied first: torch adds slices in half precision four times slower
+        return query, low_key.clone().add_(high_key), value
 
 
 class ChannelAffinity(nn.Module):

@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from ddsm_zoo.ops import reference, threads
 from ddsm_zoo.ops.grid import Neighbors, bounded, neighbors, outer, outer_sum, tap_grid
-from ddsm_zoo.ops.rows import map_shape, to_map, to_rows
+from ddsm_zoo.ops.rows import map_shape, row_view, to_map, to_rows
 
 # Corners of one chunk: 512 KiB for each of its tensors, which fit a core's cache together with the rows it reads
 CHUNK = 2**17
@@ -49,22 +49,26 @@ class _SampledAttention(torch.autograd.Function):
     ) -> Tensor:
         _use_sparse_tensors()
         tensors = (query, key, value, offset, modulation)
-        query_rows, key_rows, value_rows, offset_rows, taps = _full_rows(tensors)
+        key_rows, value_rows = _full(to_rows(key)), _full(to_rows(value))
+        query_rows, offset_rows, tap_rows = (row_view(tensor) for tensor in (query, offset, modulation))
         shape = map_shape(value)
-        out = torch.empty_like(value_rows)
+        out = torch.empty_like(value_rows, dtype=value.dtype)
         chunks = _Chunks(offset_rows, kernel_size, shape)
+        sums: list[Tensor] = []
 
         def attend(number: int) -> None:
             chunk = chunks[number]
             part = chunk.positions
-            key_dots = _row_dots(query_rows[part], key_rows, chunk.index)
-            affinity = chunk.affinity(key_dots, taps[part])
-            out[part] = _weighted_rows(value_rows, chunk.index, chunk.spread(affinity * taps[part]))
+            taps = _full(tap_rows[part].t())
+            affinity = chunk.affinity(_row_dots(_full(query_rows[part]), key_rows, chunk.index), taps)
+            rows = _weighted_rows(value_rows, chunk.index, chunk.spread(affinity * taps))
+            sums.append(rows.sum())
+            out[part] = rows
 
         threads.run(attend, len(chunks))
-        if not _finite(out):
+        if not _finite(*sums):
             return reference.sampled_attention(*tensors, kernel_size)
-        return to_map(out.to(value.dtype), shape)
+        return to_map(out, shape)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG004 - as torch passes it
@@ -91,9 +95,11 @@ class _SampledAttention(torch.autograd.Function):
 
 
 def _gradients(grad: Tensor, tensors: Sequence[Tensor], kernel_size: int) -> list[Tensor]:
-    query_rows, key_rows, value_rows, offset_rows, taps, grad_rows = _full_rows((*tensors, grad))
+    query, key, value, offset, modulation = tensors
+    key_rows, value_rows = _full(to_rows(key)), _full(to_rows(value))
+    query_rows, offset_rows, tap_rows, grad_rows = (row_view(tensor) for tensor in (query, offset, modulation, grad))
     shape = map_shape(grad)
-    grad_query, grad_offset, grad_taps = (torch.empty_like(rows) for rows in (query_rows, offset_rows, taps))
+    grad_query, grad_offset, grad_taps = (grad.new_empty(rows.shape) for rows in (query_rows, offset_rows, tap_rows))
     grad_key, grad_value = torch.zeros_like(key_rows), torch.zeros_like(value_rows)
     chunks = _Chunks(offset_rows, kernel_size, shape)
 
@@ -101,19 +107,20 @@ def _gradients(grad: Tensor, tensors: Sequence[Tensor], kernel_size: int) -> lis
         """Fill in what belongs to the chunk's positions. Return sums for a range of rows of the key and the value."""
         chunk = chunks[number]
         part = chunk.positions
-        key_dots = _row_dots(query_rows[part], key_rows, chunk.index)
-        value_dots = _row_dots(grad_rows[part], value_rows, chunk.index)
+        queries, grads, taps = _full(query_rows[part]), _full(grad_rows[part]), _full(tap_rows[part].t())
+        key_dots = _row_dots(queries, key_rows, chunk.index)
+        value_dots = _row_dots(grads, value_rows, chunk.index)
         sampled_key, sampled_value = chunk.gather(key_dots), chunk.gather(value_dots)
-        affinity = chunk.affinity(key_dots, taps[part])
-        grad_affinity = sampled_value * taps[part]
-        grad_logits = affinity * (grad_affinity - (affinity * grad_affinity).sum(1, keepdim=True))
-        grad_taps[part] = grad_logits * sampled_key + affinity * sampled_value
-        key_taps, value_taps = grad_logits * taps[part], affinity * taps[part]
-        grad_offset[part] = chunk.grad_offset(key_taps, key_dots, value_taps, value_dots)
+        affinity = chunk.affinity(key_dots, taps)
+        grad_affinity = sampled_value * taps
+        grad_logits = affinity * (grad_affinity - (affinity * grad_affinity).sum(0))
+        grad_taps[part] = (grad_logits * sampled_key + affinity * sampled_value).t()
+        key_taps, value_taps = grad_logits * taps, affinity * taps
+        grad_offset[part] = chunk.grad_offset(key_taps, key_dots, value_taps, value_dots).t()
         key_weight, value_weight = chunk.spread(key_taps), chunk.spread(value_taps)
         grad_query[part] = _weighted_rows(key_rows, chunk.index, key_weight)
         scatter = _Scatter(chunk.index)
-        return scatter.rows, scatter.sum(query_rows[part], key_weight), scatter.sum(grad_rows[part], value_weight)
+        return scatter.rows, scatter.sum(queries, key_weight), scatter.sum(grads, value_weight)
 
     def add(sums: tuple[slice, Tensor, Tensor]) -> None:
         rows, key_sums, value_sums = sums
@@ -131,10 +138,9 @@ def _finite(*tensors: Tensor) -> bool:
     return all(bool(tensor.sum(dtype=torch.float32).isfinite()) for tensor in tensors)
 
 
-def _full_rows(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Convert to rows (`to_rows`) in float32, or in float64 if they come so."""
-    # the dtype first, which takes half precision out of a larger map in one pass
-    return [to_rows(tensor.to(torch.promote_types(tensor.dtype, torch.float32))) for tensor in tensors]
+def _full(rows: Tensor) -> Tensor:
+    """Convert rows to contiguous ones in float32, or in float64 if they come so."""
+    return rows.contiguous().to(torch.promote_types(rows.dtype, torch.float32))
 
 
 class _Chunks:
@@ -157,8 +163,8 @@ class _Chunks:
 class _Chunk:
     """Corners around the K taps of m neighboring positions.
 
-    ``index`` and ``weight`` are (m, 4, K), so that a position's corners are one bag. ``index`` holds row numbers of the
-    whole batch.
+    ``index`` is (m, 4, K), so that a position's corners are one bag. It holds row numbers of the whole batch. In all
+    other tensors the positions come last, because operators are slow over a short last dimension.
     """
 
     positions: slice
@@ -168,41 +174,37 @@ class _Chunk:
     weight: Tensor
 
     def gather(self, dots: Tensor) -> Tensor:
-        """Average numbers of the corners (m, 4, K) bilinearly at each tap (m, K)."""
-        return (dots * self.weight).sum(1)
+        """Average numbers of the corners (4, K, m) bilinearly at each tap (K, m)."""
+        return (dots * self.weight).sum(0)
 
     def spread(self, taps: Tensor) -> Tensor:
-        """Multiply numbers of the taps (m, K) by the weights of their corners (m, 4, K)."""
-        return taps[:, None] * self.weight
+        """Multiply numbers of the taps (K, m) by the weights of their corners, in the shape of ``index``."""
+        return (taps * self.weight).permute(2, 0, 1).contiguous()
 
     def affinity(self, key_dots: Tensor, taps: Tensor) -> Tensor:
-        """Compute the softmax of Eq. 2 from the dot products of queries and corners: (m, 4, K) -> (m, K)."""
-        return (self.gather(key_dots) * taps).softmax(dim=1)
+        """Compute the softmax of Eq. 2 from the dot products of queries and corners: (4, K, m) -> (K, m)."""
+        return (self.gather(key_dots) * taps).softmax(dim=0)
 
     def grad_offset(self, key_taps: Tensor, key_dots: Tensor, value_taps: Tensor, value_dots: Tensor) -> Tensor:
-        """Compute the gradient of the offsets (m, 2K) from the gradient of each corner's weight."""
-        grad_weight = key_taps[:, None] * key_dots + value_taps[:, None] * value_dots
-        slopes = (
-            outer(self.rows.slope(1), self.columns.weight, 1),
-            outer(self.rows.weight, self.columns.slope(1), 1),
-        )
-        return torch.stack([(grad_weight * slope).sum(1) for slope in slopes], dim=-1).flatten(1)
+        """Compute the gradient of the offsets (2K, m) from the gradient of each corner's weight."""
+        grad_weight = key_taps * key_dots + value_taps * value_dots
+        slopes = (outer(self.rows.slope(), self.columns.weight), outer(self.rows.weight, self.columns.slope()))
+        return torch.stack([(grad_weight * slope).sum(0) for slope in slopes], dim=1).flatten(0, 1)
 
 
 def _chunk(positions: slice, offset_rows: Tensor, kernel_size: int, shape: tuple[int, int, int]) -> _Chunk:
     _, height, width = shape
     # half the memory to read, if it can count the rows
     index_dtype = torch.int32 if len(offset_rows) < 2**31 else torch.int64
-    tap_row, tap_column = tap_grid(kernel_size, offset_rows.device, offset_rows.dtype)
+    offset = _full(offset_rows[positions].t())
+    tap_row, tap_column = (taps[:, None] for taps in tap_grid(kernel_size, offset.device, offset.dtype))
     pixel = torch.arange(positions.start, positions.stop, dtype=index_dtype, device=offset_rows.device)
     image, place = pixel // (height * width), pixel % (height * width)
-    offset = offset_rows[positions]
-    y = bounded((place // width)[:, None] + tap_row + offset[:, 0::2], height)
-    x = bounded((place % width)[:, None] + tap_column + offset[:, 1::2], width)
-    rows, columns = neighbors(y, height, index_dtype, dim=1), neighbors(x, width, index_dtype, dim=1)
-    first = rows.pixel * width + (image * (height * width))[:, None, None]
-    index = outer_sum(first, columns.pixel, 1)
-    return _Chunk(positions, rows, columns, index, outer(rows.weight, columns.weight, 1))
+    y = bounded(place // width + tap_row + offset[0::2], height)
+    x = bounded(place % width + tap_column + offset[1::2], width)
+    rows, columns = neighbors(y, height, index_dtype), neighbors(x, width, index_dtype)
+    index = outer_sum(rows.pixel * width + image * (height * width), columns.pixel)
+    return _Chunk(positions, rows, columns, index.permute(2, 0, 1).contiguous(), outer(rows.weight, columns.weight))
 
 
 class _Scatter:
@@ -230,7 +232,7 @@ def _weighted_rows(rows: Tensor, index: Tensor, weight: Tensor, offsets: Tensor 
 
 
 def _row_dots(left: Tensor, rows: Tensor, index: Tensor) -> Tensor:
-    """Compute left[m] . rows[index[m, ...]], in the shape of ``index``."""
+    """Compute left[m] . rows[index[m, ...]] for ``index`` (m, 4, K), as (4, K, m)."""
     samples = index[0].numel()
     if len(rows) < samples:  # torch expects no more elements than the matrix has
         rows = F.pad(rows, (0, 0, 0, samples - len(rows)))
@@ -241,7 +243,7 @@ def _row_dots(left: Tensor, rows: Tensor, index: Tensor) -> Tensor:
         bags, index.flatten(), zeros, (len(left), len(rows)), device=left.device, check_invariants=False
     )
     values: Tensor = torch.sparse.sampled_addmm(dots, left, rows.t(), beta=0).values()
-    return values.view(index.shape)
+    return values.view(index.shape).permute(1, 2, 0).contiguous()
 
 
 @functools.cache

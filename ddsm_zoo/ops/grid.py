@@ -63,37 +63,35 @@ def bilinear_corners(y: Tensor, x: Tensor, size: tuple[int, int], *, margin: int
 class Neighbors(NamedTuple):
     """Pixels before and after each coordinate along one axis, and their weights.
 
-    The new dimension of size 2 is ``dim``. ``inside`` is 1 for pixels of the map and 0 for others.
+    The new first dimension has size 2. ``inside`` is 1 for pixels of the map and 0 for others.
     """
 
     pixel: Tensor
     weight: Tensor
     inside: Tensor
 
-    def slope(self, dim: int = 0) -> Tensor:
+    def slope(self) -> Tensor:
         """Compute the derivative of ``weight`` by the coordinate."""
-        before, after = self.inside.unbind(dim)
-        return torch.stack((-before, after), dim)
+        before, after = self.inside
+        return torch.stack((-before, after))
 
 
-def neighbors(
-    coordinate: Tensor, side: int, index_dtype: torch.dtype = torch.int64, *, margin: int = 0, dim: int = 0
-) -> Neighbors:
+def neighbors(coordinate: Tensor, side: int, index_dtype: torch.dtype = torch.int64, *, margin: int = 0) -> Neighbors:
     """Find the pixels on both sides of each bounded coordinate along an axis of ``side`` pixels."""
     before = coordinate.floor()
     fraction = coordinate - before
-    pixels = torch.stack((before, before + 1), dim)
+    pixels = torch.stack((before, before + 1))
     inside = (pixels == pixels.clamp(0, side - 1)).to(coordinate.dtype)
-    weights = torch.stack((1 - fraction, fraction), dim) * inside
+    weights = torch.stack((1 - fraction, fraction)) * inside
     # in integers before they are combined: a float32 cannot count the pixels of a map above 2**24
     return Neighbors(pixels.clamp(-margin, side - 1 + margin).to(index_dtype) + margin, weights, inside)
 
 
-def outer(rows: Tensor, columns: Tensor, dim: int = 0) -> Tensor:
-    """Multiply each of two rows by each of two columns: two in dimension ``dim`` become four."""
-    return (rows.unsqueeze(dim + 1) * columns.unsqueeze(dim)).flatten(dim, dim + 1)
+def outer(rows: Tensor, columns: Tensor) -> Tensor:
+    """Multiply each of two rows (2, ...) by each of two columns (2, ...) to (4, ...)."""
+    return (rows.unsqueeze(1) * columns.unsqueeze(0)).flatten(0, 1)
 
 
-def outer_sum(rows: Tensor, columns: Tensor, dim: int = 0) -> Tensor:
+def outer_sum(rows: Tensor, columns: Tensor) -> Tensor:
     """Add each of two rows to each of two columns, as `outer` multiplies them."""
-    return (rows.unsqueeze(dim + 1) + columns.unsqueeze(dim)).flatten(dim, dim + 1)
+    return (rows.unsqueeze(1) + columns.unsqueeze(0)).flatten(0, 1)
