@@ -23,6 +23,7 @@ class DataFormat(str, Enum):
     yolo = "yolo"
     roboflow = "roboflow"
     ade20k = "ade20k"
+    class_masks = "class-masks"
 
 
 class Boxes(str, Enum):
@@ -75,7 +76,8 @@ def import_data(
 ) -> None:
     """Convert the export of an annotation tool into a data set for training: images/, masks/ and labels.json in DEST.
 
-    Formats: coco, labelme, voc (Pascal VOC), cvat (CVAT for images), yolo (YOLO-seg), roboflow (masks), ade20k.
+    Formats: coco, labelme, voc (Pascal VOC), cvat (CVAT for images), yolo (YOLO-seg), roboflow (masks), ade20k,
+    class-masks (a black and white mask for each class).
     Polygons and CVAT need the extra formats. docs/data.md explains what to export from each tool.
 
     Examples:

@@ -10,7 +10,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from ddsm_zoo.data.arrangements import arrange
 from ddsm_zoo.data.cityscapes import CityscapesScores, write_label_ids
+from ddsm_zoo.data.class_files import class_masks_hint
 from ddsm_zoo.data.importing.detect import import_command, import_hint
 from ddsm_zoo.data.layouts import Layout, camvid_layout, cityscapes_layout, folder_layout
 from ddsm_zoo.data.masks import DatasetError
@@ -189,4 +191,6 @@ def _parse(spec: str) -> tuple[DatasetKind, str]:
 
 def _path_hint(spec: str) -> str:
     """Return the next step for a folder without a kind before it, empty for anything else."""
-    return (import_hint(spec) or f"; did you mean folder:{spec}?") if Path(spec).is_dir() else ""
+    if not Path(spec).is_dir():
+        return ""
+    return import_hint(spec) or class_masks_hint(arrange(Path(spec), None)) or f"; did you mean folder:{spec}?"

@@ -6,7 +6,7 @@ import difflib
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -60,10 +60,13 @@ def read_text(path: Path) -> str:
         raise ArgumentError("it is not Unicode text, expected UTF-8 or UTF-16: save it as UTF-8") from error
 
 
-def read_label_file(path: Path) -> LabelFile:
-    """Read ``labels.json``. Raises DatasetError for a missing file and for content that does not fit together."""
+def read_label_file(path: Path, hint_at: Callable[[], str] = str) -> LabelFile:
+    """Read ``labels.json``. Raises DatasetError for a missing file and for content that does not fit together.
+
+    ``hint_at`` returns the end of the error of a missing file, unless another format explains it.
+    """
     if not path.is_file():
-        hint = import_hint(path.parent) or _misnamed(path)
+        hint = import_hint(path.parent) or _misnamed(path) or hint_at()
         raise DatasetError(
             f'{path} is missing, expected a file like {{"names": ["road", "car"]}}{hint}',
             kind="missing-labels",

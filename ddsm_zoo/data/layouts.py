@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ddsm_zoo.data.images import SUFFIXES
+from ddsm_zoo.data.arrangements import arrange
+from ddsm_zoo.data.class_files import class_masks_hint
+from ddsm_zoo.data.importing.detect import import_hint
 from ddsm_zoo.data.label_file import LABEL_FILE, read_label_file, read_text
-from ddsm_zoo.data.listing import Named, by_name, images_in, is_hidden, pair_masks, subfolders
+from ddsm_zoo.data.listing import Named, Pairing, by_name, images_in, pair_masks, subfolders
 from ddsm_zoo.data.masks import (
     CAMVID_COLORS,
     CAMVID_IDS,
@@ -40,6 +42,7 @@ class SplitFiles(NamedTuple):
         absent: Names in the list file ``listed`` that have no image.
         guessed: Names of images whose masks have other names.
         left_out: Pictures in formats that are not read.
+        understood: Places of images and masks in words, where they are not the usual ones.
     """
 
     images: Mapping[str, Path]
@@ -51,6 +54,7 @@ class SplitFiles(NamedTuple):
     listed: Path | None = None
     guessed: tuple[str, ...] = ()
     left_out: tuple[Path, ...] = ()
+    understood: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +211,13 @@ class Layout:
                 total=len(masks),
                 examples=tuple(guessed),
             ),
+            Problem(
+                kind="arrangement",
+                severity="note",
+                split=split,
+                what=files.understood,
+                count=int(bool(files.understood)),
+            ),
         ]
         return [problem for problem in found if problem.count]
 
@@ -290,32 +301,38 @@ def camvid_layout(root: str | Path) -> Layout:
 
 def folder_layout(root: str | Path) -> Layout:
     root = existing_folder(root)
-    labels, decode, suffix, bits = read_label_file(root / LABEL_FILE)
-    candidates = subfolders(root / "images")
+    labels, decode, suffix, bits = read_label_file(root / LABEL_FILE, lambda: class_masks_hint(arrange(root, None)))
+    arrangement = arrange(root, suffix)
+    candidates = [*arrangement.places]
+    listed = functools.cache(lambda split: arrangement.place(split).files(suffix))
+    hint = functools.cache(lambda: class_masks_hint(arrangement) or import_hint(root))
 
     @functools.cache
     def settled() -> MaskDecoder:
         """Read masks of two classes alike in all splits."""
         splits = sorted({*LABELED_SPLITS, *candidates}, key=lambda split: split not in LABELED_SPLITS)
-        return settle(decode, (file for split in splits for file in images_in(root / "masks" / split).files.values()))
+        return settle(decode, (file for split in splits for file in listed(split)[1].files.values()))
 
     def find(split: str) -> SplitFiles:
-        images, masks = images_in(root / "images" / split), images_in(root / "masks" / split)
+        images, masks = listed(split)
         if suffix:
             masks = _with_suffix(masks, suffix)
         paired = pair_masks(images.files, masks.files)
+        expected = f"{arrangement.place(split).masks.relative_to(root).as_posix()}/NAME{suffix or ''}.png"
+        if images.files and images.files.keys().isdisjoint(paired.masks) and (other := hint()):
+            paired, expected = Pairing({}), expected + other
         masks = masks._replace(files=paired.masks, twins=(*masks.twins, *paired.rivals))
-        files = _source(images, masks, f"masks/{split}/NAME{suffix or ''}.png", settled())
-        return files._replace(guessed=paired.guessed)
+        files = _source(images, masks, expected, settled())
+        return files._replace(guessed=paired.guessed, understood=arrangement.understood(split))
 
     return Layout(
         root=root,
         labels=labels,
         find=find,
         candidates=candidates,
-        shape="images/SPLIT/ and masks/SPLIT/",
+        shape=f"images/SPLIT/ and masks/SPLIT/{'' if arrangement.places else class_masks_hint(arrangement)}",
         colored='labels.json reads colors once it has a "palette", the color of each name',
-        outside=_images_directly_in(root / "images"),
+        outside=arrangement.outside(),
         bits=bits,
         label_file=True,
     )
@@ -337,15 +354,6 @@ def _with_suffix(masks: Named, suffix: str) -> Named:
     files = {name.removesuffix(suffix): file for name, file in masks.files.items() if name.endswith(suffix)}
     others = {file.name: file for name, file in masks.files.items() if not name.endswith(suffix)}
     return masks._replace(files=files | others)
-
-
-def _images_directly_in(folder: Path) -> tuple[Path, ...]:
-    files = folder.iterdir() if folder.is_dir() else ()
-    return tuple(
-        sorted(
-            file for file in files if file.suffix.lower() in SUFFIXES and file.is_file() and not is_hidden(file.name)
-        )
-    )
 
 
 def _only(names: Iterable[str], named: Named) -> Named:

@@ -17,13 +17,18 @@ from ddsm_zoo.data.images import SUFFIXES, UNREAD_SUFFIXES
 # Suffixes of pictures, arrays and videos that Pillow's own list lacks
 _OTHER_PICTURES = UNREAD_SUFFIXES | {".avi", ".mat", ".mkv", ".mov", ".mp4", ".npz"}
 # Words at an end of a file's name that say what the file is, not which one
+_MASK_WORDS = (
+    r"masks?|segs?|segm|segmentations?|gt|gtFine|ground_?truth|labels?|lbl|labelIds|gtFine_labelIds"
+    r"|labelTrainIds|gtFine_labelTrainIds|ids|anno|annotations?|target|matte|manual\d?"
+)
 _ROLES = re.compile(
     r"(?:^(?:image|img|mask|label|seg|gt)s?[-_. ])"
-    r"|(?:[-_. ](?:images?|img|rgb|sat|photo|leftImg8bit"
-    r"|masks?|m|l|segs?|segm|segmentations?|gt|gtFine|ground_?truth|labels?|lbl|labelIds|gtFine_labelIds"
-    r"|labelTrainIds|gtFine_labelTrainIds|ids|anno|annotations?|target|matte|manual\d?)$)",
+    rf"|(?:[-_. ](?:images?|img|rgb|sat|photo|leftImg8bit|m|l|{_MASK_WORDS})$)",
     re.IGNORECASE,
 )
+# Formats of an image and of a mask that share a name and a folder
+_TWINS = ((".jpg", ".png"), (".jpeg", ".png"))
+_MASK_END = re.compile(rf"[-_. ](?:{_MASK_WORDS})$", re.IGNORECASE)
 
 
 class Named(NamedTuple):
@@ -89,6 +94,37 @@ def images_in(folder: Path, suffix: str = "") -> Named:
     other = [file for file in files if is_unread_picture(file)]
     named = by_name((file for file in files if file.suffix.lower() in SUFFIXES), suffix, folder)
     return named._replace(left_out=tuple(sorted(other)))
+
+
+def has_images(folder: Path) -> bool:
+    """Return True if there is an image in a folder or below it."""
+    return any(file.suffix.lower() in SUFFIXES for file in _walk(folder))
+
+
+def masks_apart(named: Named, suffix: str | None = None) -> tuple[Named, Named]:
+    """Separate the images of a folder from the masks in it, such as a_mask.png beside a.png, or a.png beside a.jpg.
+
+    Args:
+        named: Files of the folder.
+        suffix: End of the names of masks. None takes any usual word.
+
+    Returns:
+        Images and masks. There are no masks unless one belongs to an image.
+    """
+    if not suffix and named.twins and all((a.suffix.lower(), b.suffix.lower()) in _TWINS for a, b in named.twins):
+        twins = dict(named.twins)
+        masks = {name: twins[file] for name, file in named.files.items() if file in twins}
+        return named._replace(twins=()), Named(masks)
+    masks = {
+        name: file
+        for name, file in named.files.items()
+        if (name.endswith(suffix) if suffix else _MASK_END.search(name.rpartition("/")[2]))
+    }
+    images = {name: file for name, file in named.files.items() if name not in masks}
+    bases = {name.removesuffix(suffix): file for name, file in masks.items()} if suffix else masks
+    if images.keys().isdisjoint(pair_masks(images, bases).masks):
+        return named, Named({})
+    return named._replace(files=images), Named(masks)
 
 
 def by_name(files: Iterable[Path], suffix: str = "", root: Path | None = None) -> Named:

@@ -97,6 +97,15 @@ def write_roboflow(root: Path) -> Path:
     return root
 
 
+def write_class_masks(root: Path) -> Path:
+    """A black and white file for each class and image."""
+    for split, name, ids in (("train", "a", EXPECTED), ("val", "b", EXPECTED * 0)):
+        write(root / "images" / split / f"{name}.png", picture(ord(name)))
+        for index, label in enumerate(NAMES, 1):
+            write(root / "masks" / split / f"{name}_{label}.png", ((ids == index) * 255).astype(np.uint8))
+    return root
+
+
 def write_ade20k(root: Path) -> Path:
     """The folders of ADEChallengeData2016, with three classes."""
     for split, name, ids in (("training", "a", EXPECTED), ("validation", "b", EXPECTED * 0 + 1)):
@@ -126,6 +135,7 @@ SOURCES = {
     "yolo": write_yolo,
     "roboflow": write_roboflow,
     "ade20k": write_ade20k,
+    "class-masks": write_class_masks,
 }
 
 

@@ -49,10 +49,11 @@ class ImportOptions:
 
 
 class Region(NamedTuple):
-    """Area of one class. The label None is ignored."""
+    """Area of one class. The label None is ignored. ``maybe_empty`` is True if it may well cover no pixel."""
 
     label: str | None
     paint: Paint
+    maybe_empty: bool = False
 
 
 class StoredMask(NamedTuple):

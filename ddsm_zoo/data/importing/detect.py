@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ _TITLES = {
     "yolo": "YOLO's labels",
     "roboflow": "Roboflow's semantic masks",
     "ade20k": "ADE20K",
+    "class-masks": "a mask for each class",
 }
 _SUFFIXES = (".json", ".xml", ".yaml", ".yml")
 _NAMES = ("_classes.csv", "objectInfo150.txt", "classes.txt")
@@ -69,7 +71,7 @@ def detect(folder: Path) -> tuple[str, Path] | None:
             shown = _format_of(path) if path.suffix.lower() in suffixes else None
             if shown is not None:
                 return shown, path
-    return None
+    return next((("yolo", path) for path in paths if path.name == "labels" and _has_polygons(path)), None)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -108,6 +110,15 @@ def _format_of(file: Path) -> str | None:
         keys = {line.partition(":")[0] for line in text.splitlines()}
         return "yolo" if "names" in keys and keys & {"train", "val"} else None
     return "yolo" if file.name == "classes.txt" and (file.parent / "labels").is_dir() else None
+
+
+def _has_polygons(folder: Path) -> bool:
+    """Return True if the first text file below a folder has YOLO's lines: a class, then coordinates from 0 to 1."""
+    file = next(folder.rglob("*.txt"), None)
+    try:
+        return file is not None and re.match(r"\d+( [01]?\.?\d+){4,}\s", _ends(file)) is not None
+    except OSError:
+        return False
 
 
 def _ends(file: Path) -> str:

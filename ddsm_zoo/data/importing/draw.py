@@ -134,7 +134,7 @@ def _draw_regions(
             findings.left_out.add(str(error), image.name)
             continue
         value = table.ids[region.label]
-        if not pixels.any():
+        if not pixels.any() and not region.maybe_empty:
             findings.left_out.add("areas that cover no pixel", f"{region.label} in {image.name}")
         if region.label is not None:
             overlap |= bool(((drawn[pixels] >= 0) & (drawn[pixels] != value)).any())

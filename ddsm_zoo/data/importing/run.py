@@ -22,6 +22,7 @@ from ddsm_zoo.data.importing.annotations import (
     Findings,
     ImportOptions,
 )
+from ddsm_zoo.data.importing.class_masks import read_class_masks
 from ddsm_zoo.data.importing.coco import read_coco
 from ddsm_zoo.data.importing.cvat import read_cvat
 from ddsm_zoo.data.importing.detect import detect, import_hint
@@ -46,6 +47,7 @@ READERS: Mapping[str, Callable[[Path, ImportOptions, Findings], Annotations]] = 
     "yolo": read_yolo,
     "roboflow": read_roboflow,
     "ade20k": read_ade20k,
+    "class-masks": read_class_masks,
 }
 
 _THREADS = 4
@@ -100,7 +102,7 @@ def import_data(
     Polygons need ``pip install "ddsm-zoo[formats]"``.
 
     Args:
-        format: "coco", "labelme", "voc", "cvat", "yolo", "roboflow" or "ade20k".
+        format: "coco", "labelme", "voc", "cvat", "yolo", "roboflow", "ade20k" or "class-masks".
         source: Folder of the export, for some formats also a file in it.
         dest: Folder to make. It appears when all of it is written.
         options: Choices where tools and users differ.

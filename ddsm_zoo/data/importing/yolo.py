@@ -75,18 +75,21 @@ def _plain(source: Path, options: ImportOptions, findings: Findings) -> Annotati
     listed = next((path for name in ("classes.txt", "obj.names") if (path := source / name).is_file()), None)
     if listed is None:
         raise DatasetError(
-            f"{source} has no data.yaml, nor classes.txt with images/ and labels/, as YOLO's format has",
+            f"{source} has no data.yaml, nor classes.txt, expected one of them with the names of the classes, "
+            "classes.txt with one a line",
             kind="import",
             path=source,
         )
     lines = [line.strip() for line in read_text(listed).splitlines() if line.strip()]
     names = dict(enumerate(lines))
-    folder = (options.images or source / "images").expanduser()
+    below = source / "images" if (source / "images").is_dir() else source  # else SPLIT/images with SPLIT/labels
+    folder = (options.images or below).expanduser()
     paths = [path for path in walk(folder) if path.suffix.lower() in SUFFIXES]
     images = []
     for path in paths:
         split = split_of(*reversed(path.parent.relative_to(folder).parts))
-        labels = (source / "labels" / path.relative_to(folder)).with_suffix(".txt")
+        elsewhere = (source / "labels" / path.relative_to(folder)).with_suffix(".txt")
+        labels = elsewhere if options.images else _labels_of(path)
         images.append(_image(path, labels, folder, split, names, options, findings))
     _note_repeated(lines, findings)
     return Annotations(names=list(dict.fromkeys(lines)), images=images)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -108,11 +109,11 @@ def test_splits_other_than_train_and_val_may_lack_labels(tmp_path: Path) -> None
 
 
 def test_a_split_that_training_would_miss(tmp_path: Path) -> None:
-    root = build(tmp_path, {"train/a": IDS, "valid/b": IDS})
+    root = build(tmp_path, {"train/a": IDS, "other/b": IDS})
     report = check(root)
     assert found(report) == {("val", "missing-split"): ("warning", 0)}
-    assert "this has train, valid" in text_of(report, "missing-split")
-    expect_one_line(lambda: check_data(f"folder:{root}", ["val"]), "'val'", "splits train, valid")
+    assert "this has train, other" in text_of(report, "missing-split")
+    expect_one_line(lambda: check_data(f"folder:{root}", ["val"]), "'val'", "splits train, other")
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", None])
@@ -251,16 +252,20 @@ def test_a_data_set_without_images(tmp_path: Path) -> None:
 
 
 def test_a_split_under_another_name_is_named(tmp_path: Path) -> None:
-    root = build(tmp_path, {"train/a": IDS, "Validation/b": IDS})
-    assert text_of(check(root), "missing-split").endswith("; is Validation meant? Call its folders val")
+    """Where the layout fixes the names."""
+    for seed, split in enumerate(("train", "Validation")):
+        write(tmp_path / split / "a.png", picture(seed))
+        write(tmp_path / f"{split}annot" / "a.png", IDS)
+    assert text_of(check(tmp_path, "camvid"), "missing-split").endswith("; is Validation meant? Call its folders val")
     with pytest.raises(
         DatasetError, match=r"the splits train, Validation; is Validation meant\? Call its folders val$"
     ):
-        require_sound(f"folder:{root}", ["val"])
+        require_sound(f"camvid:{tmp_path}", ["val"])
 
 
 def test_images_outside_of_splits_are_named_where_no_split_has_any(tmp_path: Path) -> None:
     root = build(tmp_path, {"a": IDS, "b": IDS})
+    shutil.rmtree(root / "masks")
     with pytest.raises(
         DatasetError, match=r"; 2 of its images lie in no split, first images/a\.png: move them to images/"
     ):

@@ -1,0 +1,78 @@
+"""Masks of which each holds one class, told by their names alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddsm_zoo.data.check.report import check_data
+from ddsm_zoo.data.class_files import classes_apart
+from ddsm_zoo.data.datasets import open_dataset
+from tests.support.data_sets import IDS, IMAGE, expect_one_line, write, write_labels
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["{name}_{label}", "{name}-{label}", "{name}.{label}", "{label}/{name}", "{name}/{label}", "{name}_mask_{label}"],
+)
+def test_names_of_images_and_classes(pattern: str) -> None:
+    masks = [pattern.format(name=name, label=label) for name in ("img1", "img10") for label in ("road", "traffic_sign")]
+    assert classes_apart(["img1", "img10"], masks) == {
+        "img1": {"road": masks[0], "traffic_sign": masks[1]},
+        "img10": {"road": masks[2], "traffic_sign": masks[3]},
+    }
+
+
+@pytest.mark.parametrize(
+    "masks",
+    [
+        [],
+        ["img1", "img2"],
+        ["img1_mask", "img2_mask"],  # one word is no class
+        ["img1_road", "img2_road"],
+        ["img1_0", "img1_1", "img2_0"],  # objects
+        ["other_road", "other_car"],
+        ["img1", "img2", "img3", "img4", "img1_road", "img1_car"],
+    ],
+)
+def test_other_names(masks: list[str]) -> None:
+    assert classes_apart(["img1", "img2"], masks) == {}
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "masks/{split}/{name}_{label}.png",
+        "masks/{split}/{label}/{name}.png",
+        "masks/{label}/{split}/{name}.png",
+        "masks/{split}/{name}/{label}.png",
+        "labels/{split}/{name}_{label}.png",
+    ],
+)
+@pytest.mark.parametrize("described", [False, True])
+def test_the_error_has_the_command_that_merges_them(tmp_path: Path, place: str, described: bool) -> None:
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            write(tmp_path / f"images/{split}/{name}.png", np.roll(IMAGE, ord(name) + len(split), 0))
+            for label in ("car", "road"):
+                write(tmp_path / place.format(split=split, name=name, label=label), (IDS > 3) * IDS.dtype.type(255))
+    parts = (
+        "each class has masks of its own (car, road); import it: ddsm-zoo import-data class-masks ",
+        f"{tmp_path.name}-data",
+    )
+    data = f"folder:{tmp_path}"
+    if described:
+        write_labels(tmp_path)
+        assert {problem.kind for problem in check_data(data).problems} <= {"missing-mask", "arrangement"}
+    expect_one_line(lambda: open_dataset(data, "train"), *parts)
+
+
+def test_one_folder_of_images_and_their_classes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / f"{name}.png", IMAGE)
+        for label in ("car", "road"):
+            write(tmp_path / f"{name}_{label}.png", IDS)
+    write_labels(tmp_path)
+    expect_one_line(lambda: open_dataset(f"folder:{tmp_path}", "train"), "import-data class-masks")
