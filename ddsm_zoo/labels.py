@@ -47,8 +47,13 @@ class LabelSpace:
             raise ArgumentError(
                 f"class names must differ, got {', '.join(repeated[:3])} more than once", name="names", got=repeated
             )
-        if any(not 0 <= value <= 255 for color in self.palette for value in color):
-            raise ArgumentError("palette values must lie in 0..255")
+        if wrong := [color for color in self.palette if any(not 0 <= value <= 255 for value in color)]:
+            raise ArgumentError(
+                f"palette has the color {list(wrong[0])}, expected values from 0 to 255",
+                name="palette",
+                got=wrong[0],
+                expected="values from 0 to 255",
+            )
         if 0 <= self.ignore_index < max(2, len(self.names)):
             taken = self.names if len(self.names) > 1 else (_background(self.names[0]), *self.names)
             raise ArgumentError(

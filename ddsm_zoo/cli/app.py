@@ -48,13 +48,13 @@ class OneLineErrors(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             result = super().invoke(ctx)
-            sys.stdout.flush()  # on a full disk this fails, and later it would only be ignored aloud
+            sys.stdout.flush()  # so that a full disk is an error; at exit, Python would only print a warning
         except KeyboardInterrupt:
             stderr.print("interrupted")
             raise typer.Exit(130) from None
         except (typer.Abort, BrokenPipeError):  # typer ends quietly when `head` has closed the pipe
             raise
-        except Exception as error:  # the outermost boundary: its line names type and place of what nobody foresaw
+        except Exception as error:  # the outermost boundary: one line with type and place of an unexpected error
             # typer's own, of usage for example, have a status
             if hasattr(error, "exit_code") or os.environ.get("DDSM_ZOO_DEBUG", "0") != "0":
                 raise

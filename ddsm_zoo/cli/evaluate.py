@@ -168,7 +168,7 @@ def evaluate(
         ]
     began = time.perf_counter()
     with init_distributed() as reporting:
-        if not reporting:  # the first process alone says what the check of the data found
+        if not reporting:  # only the first process reports the check of the data
             logging.getLogger("ddsm_zoo").setLevel(logging.ERROR)
         evaluations = [_watched(score, reporting) for score in scores]
     if not reporting:

@@ -77,7 +77,7 @@ def train(
     from ddsm_zoo.utils.distributed import init_distributed
 
     with init_distributed() as reporting, training_bar() if reporting else contextlib.nullcontext() as show:
-        if not reporting:  # the first process alone reports on the run
+        if not reporting:  # only the first process reports
             logging.getLogger("ddsm_zoo").setLevel(logging.ERROR)
         summary = train(
             recipe,

@@ -274,7 +274,7 @@ def _looks_whole(path: Path) -> tuple[int, int] | None:
     """Return width and height of a PNG or JPEG that has its last bytes and no rotation, None for any other file."""
     try:
         with warnings.catch_warnings(), path.open("rb") as file:
-            warnings.simplefilter("error")  # a file that Pillow warns about is decoded
+            warnings.simplefilter("error")  # a warning means doubt: the caller then decodes the file
             with Image.open(file, formats=("PNG", "JPEG")) as image:
                 turned = "exif" in image.info
                 size = image.size

@@ -19,7 +19,8 @@ from ddsm_zoo.errors import ArgumentError, facts
 from ddsm_zoo.labels import Color, LabelSpace
 
 LABEL_FILE = "labels.json"
-_EXPECTED = 'expected an object like {"names": ["road", "car"]}'
+_EXPECTED = 'an object like {"names": ["road", "car"]}'
+_STORED = f"a whole number from 0 to {LARGEST_ID}"
 
 
 class LabelFile(NamedTuple):
@@ -28,8 +29,8 @@ class LabelFile(NamedTuple):
     Attributes:
         labels: Classes and the ignored class id.
         decode: Decoder from stored values to class ids.
-        mask_suffix: End of the masks' names after the names of their images, None where it is not said.
-        bits: Bits in use of images of 16 bits, None where it is not said.
+        mask_suffix: Text after the image's name in the name of its mask, None if not stated.
+        bits: Bits in use in 16-bit images, None if not stated.
     """
 
     labels: LabelSpace
@@ -40,7 +41,7 @@ class LabelFile(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class _Fields:
-    names: tuple[str, ...]  # of the classes, the first is class 0
+    names: tuple[str, ...]  # class names, the first is class 0
     palette: tuple[Color, ...] | None = None  # RGB color of each class
     ignore_index: int | None = None  # stored value without a class, and the class id it gets
     ids: Mapping[str, Any] | None = None  # stored value -> name or number of a class, or "ignore"
@@ -48,7 +49,7 @@ class _Fields:
     ignore_colors: tuple[Color, ...] = ()  # RGB colors without a class
     zero: Literal["ignore", "class"] = "class"  # "ignore": 0 has no class, and the first class is stored as 1
     mask_suffix: str | None = None  # "_mask" for NAME_mask.png
-    bits: int | None = None  # bits in use of images of 16 bits
+    bits: int | None = None  # bits in use in 16-bit images
 
 
 def read_text(path: Path) -> str:
@@ -57,7 +58,9 @@ def read_text(path: Path) -> str:
     try:
         return content.decode(json.detect_encoding(content)).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        raise ArgumentError("it is not Unicode text, expected UTF-8 or UTF-16: save it as UTF-8") from error
+        raise ArgumentError(
+            "it is not Unicode text, expected UTF-8 or UTF-16: save it as UTF-8", expected="UTF-8 or UTF-16"
+        ) from error
 
 
 def read_label_file(path: Path, hint_at: Callable[[], str] = str) -> LabelFile:
@@ -77,7 +80,7 @@ def read_label_file(path: Path, hint_at: Callable[[], str] = str) -> LabelFile:
         labels = _label_space(given)
         require_bits(given.bits)
         return LabelFile(labels, _decoder(given, labels), given.mask_suffix, given.bits)
-    except ValueError as error:  # no text, no JSON, not these fields, or they contradict each other
+    except ValueError as error:  # not text, not JSON, wrong fields, or fields that contradict each other
         raise DatasetError(f"{path} cannot be used: {error}", kind="label-file", path=path, **facts(error)) from error
 
 
@@ -87,14 +90,20 @@ def _parse(text: str) -> Any:
         content = json.loads(text, object_pairs_hook=_unrepeated)
     except json.JSONDecodeError as error:
         found = f"no JSON at line {error.lineno}, column {error.colno}" if text.strip() else "empty"
-        raise ArgumentError(
-            f"it is {found}, {_EXPECTED}: double quotes, no comma after the last entry, no comments"
-        ) from error
+        hint = "double quotes, no comma after the last entry, no comments"
+        raise ArgumentError(f"it is {found}, expected {_EXPECTED}: {hint}", got=found, expected=_EXPECTED) from error
     except RecursionError as error:
-        raise ArgumentError(f"it is nested too deeply, {_EXPECTED}") from error
+        found = "nested too deeply"
+        raise ArgumentError(f"it is {found}, expected {_EXPECTED}", got=found, expected=_EXPECTED) from error
     if not isinstance(content, dict):
-        raise ArgumentError(f"it holds {'a list' if isinstance(content, list) else 'a value'}, {_EXPECTED}")
+        found = "a list" if isinstance(content, list) else "a value"
+        raise ArgumentError(f"it is {found}, expected {_EXPECTED}", got=found, expected=_EXPECTED)
     return content
+
+
+def _field_error(field: str, text: str, **found: Any) -> ArgumentError:
+    """Create the error of a field, named as `from_dict` names fields of wrong types."""
+    return ArgumentError(text, name=f"labels.{field}", **found)
 
 
 def _misnamed(path: Path) -> str:
@@ -107,19 +116,23 @@ def _misnamed(path: Path) -> str:
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
     if repeated:
-        raise ArgumentError(f"it says {repeated[0][:60]!r} twice, expected once")
+        key = repeated[0][:60]
+        raise ArgumentError(f"it has the key {key!r} twice, expected once", got=key, expected="once")
     return dict(pairs)
 
 
 def _label_space(given: _Fields) -> LabelSpace:
     for index, name in enumerate(given.names):
         if not name.strip():
-            raise ArgumentError(f"names[{index}] is empty, expected the name of class {index}")
+            field, expected = f"names[{index}]", f"the name of class {index}"
+            raise _field_error(field, f"{field} is empty, expected {expected}", got=name, expected=expected)
         if any(unicodedata.category(letter) in ("Cc", "Cs") for letter in name):
-            raise ArgumentError(f"names[{index}] is {name[:60]!a}, expected a name without control characters")
-    if len(given.names) > LARGEST_ID:
-        raise ArgumentError(f"it has {len(given.names)} names, expected at most {LARGEST_ID}: masks have 16 bits")
-    # An id that no class has. Most are 255, as everywhere.
+            field, expected = f"names[{index}]", "a name without control characters"
+            raise _field_error(field, f"{field} is {name[:60]!a}, expected {expected}", got=name, expected=expected)
+    if (count := len(given.names)) > LARGEST_ID:
+        text = f"it has {count} names, expected at most {LARGEST_ID}: masks have 16 bits"
+        raise _field_error("names", text, got=count, expected=f"at most {LARGEST_ID}")
+    # An id that no class has: 255, as is usual, unless there are more classes
     free = 255 if len(given.names) <= 255 else LARGEST_ID
     ignore = free if given.ignore_index is None else given.ignore_index
     try:
@@ -128,7 +141,8 @@ def _label_space(given: _Fields) -> LabelSpace:
         return LabelSpace(names=given.names, palette=given.palette, ignore_index=ignore)
     except ValueError as error:
         hint = '; where 0 is unlabeled and classes start at 1, say "zero": "ignore"' if given.ignore_index == 0 else ""
-        raise ArgumentError(f"{error}{hint}") from error
+        found = facts(error)
+        raise _field_error(found.pop("name"), f"{error}{hint}", **found) from error
 
 
 def _decoder(given: _Fields, labels: LabelSpace) -> MaskDecoder:
@@ -146,7 +160,7 @@ def _stored_ids(given: _Fields, labels: LabelSpace) -> dict[int, int]:
     names, ignored = labels.in_masks.names, _ignored_values(given, labels)
     if given.ids is not None:
         if given.zero == "ignore":
-            raise ArgumentError('"ids" and "zero" both say what 0 stands for, expected one of them')
+            raise _field_error("zero", '"ids" and "zero" both define 0, expected one of them', got=given.zero)
         classes = _explicit_ids(given.ids, names, labels.ignore_index)
     else:
         shifted = given.zero == "ignore" or 0 in ignored
@@ -154,9 +168,11 @@ def _stored_ids(given: _Fields, labels: LabelSpace) -> dict[int, int]:
         classes |= {index + shifted: index for index in range(len(names))}
     for value in ignored:
         if classes.get(value, labels.ignore_index) != labels.ignore_index:
-            raise ArgumentError(
-                f'the ignored value {value} is also the id of class {names[classes[value]]!r}; "ids" says what each '
-                "stored value stands for"
+            raise _field_error(
+                "ignore_index" if given.ignore is None else "ignore",
+                f"the ignored value {value} is also the id of class {names[classes[value]]!r}; list the class of each "
+                'stored value in "ids"',
+                got=value,
             )
     # The usual ignored value is one unless it stands for a class.
     usual = {labels.ignore_index} if given.ignore is None else set()
@@ -167,15 +183,14 @@ def _stored_ids(given: _Fields, labels: LabelSpace) -> dict[int, int]:
 def _explicit_ids(ids: Mapping[str, Any], names: tuple[str, ...], ignore_index: int) -> dict[int, int]:
     classes: dict[int, int] = {}
     if not ids:
-        raise ArgumentError('"ids" is empty, expected the class of each stored value')
+        raise _field_error("ids", '"ids" is empty, expected the class of each stored value', got=ids)
     for key, target in ids.items():
         value = int(key) if key.isascii() and key.isdigit() else -1
         if not 0 <= value <= LARGEST_ID:
-            raise ArgumentError(
-                f'"ids" has the stored value {key[:60]!r}, expected a whole number from 0 to {LARGEST_ID}'
-            )
+            text = f'"ids" has the stored value {key[:60]!r}, expected {_STORED}'
+            raise _field_error("ids", text, got=key, expected=_STORED)
         if value in classes:
-            raise ArgumentError(f'"ids" has the stored value {value} twice, expected once')
+            raise _field_error("ids", f'"ids" has the stored value {value} twice, expected once', got=value)
         if target == "ignore" and "ignore" not in names:
             classes[value] = ignore_index
         elif isinstance(target, str) and target in names:
@@ -183,10 +198,10 @@ def _explicit_ids(ids: Mapping[str, Any], names: tuple[str, ...], ignore_index: 
         elif isinstance(target, int) and not isinstance(target, bool) and 0 <= target < len(names):
             classes[value] = target
         else:
-            raise ArgumentError(
-                f'"ids" says {str(target)[:60]!r} for {value}, expected a class ({", ".join(names[:10])}'
-                f'{", ..." if len(names) > 10 else ""}), its number from 0 to {len(names) - 1}, or "ignore"'
-            )
+            listed = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+            expected = f'a class ({listed}), its number from 0 to {len(names) - 1}, or "ignore"'
+            text = f'"ids" has {str(target)[:60]!r} for {value}, expected {expected}'
+            raise _field_error("ids", text, got=target, expected=expected)
     return classes
 
 
@@ -194,9 +209,8 @@ def _ignored_values(given: _Fields, labels: LabelSpace) -> set[int]:
     values = given.ignore if isinstance(given.ignore, list) else [] if given.ignore is None else [given.ignore]
     for value in values:
         if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= LARGEST_ID:
-            raise ArgumentError(
-                f'"ignore" has {str(value)[:60]!r}, expected stored values, whole numbers from 0 to {LARGEST_ID}'
-            )
+            text = f'"ignore" has {str(value)[:60]!r}, expected {_STORED}'
+            raise _field_error("ignore", text, got=value, expected=_STORED)
     if given.ignore_index is not None and given.ids is None:
         values = [*values, labels.ignore_index]
     return set(values)
@@ -205,19 +219,21 @@ def _ignored_values(given: _Fields, labels: LabelSpace) -> set[int]:
 def _stored_colors(given: _Fields, labels: LabelSpace) -> dict[Color, int]:
     if given.palette is None:
         if given.ignore_colors:
-            raise ArgumentError('"ignore_colors" is for masks in colors, expected "palette", the color of each name')
+            text = '"ignore_colors" is for masks in colors, expected "palette", the color of each name'
+            raise _field_error("ignore_colors", text, got=given.ignore_colors)
         return {}
     spaces = labels.in_masks
     colors = {color: index for index, color in enumerate(spaces.palette)}
     if len(colors) < len(spaces):
         repeated = next(color for color, count in Counter(spaces.palette).items() if count > 1)
         sharing = [name for name, color in zip(spaces.names, spaces.palette, strict=True) if color == repeated]
-        raise ArgumentError(f"it gives two classes the same color, {list(repeated)} to {', '.join(sharing[:3])}")
+        text = f"the palette has the color {list(repeated)} for {', '.join(sharing[:3])}, expected one color a class"
+        raise _field_error("palette", text, got=repeated)
     for color in given.ignore_colors:
         if any(not 0 <= channel <= 255 for channel in color):
-            raise ArgumentError(f"ignore_colors has {list(color)}, expected values from 0 to 255")
+            text = f"ignore_colors has {list(color)}, expected values from 0 to 255"
+            raise _field_error("ignore_colors", text, got=color, expected="values from 0 to 255")
         if color in colors:
-            raise ArgumentError(
-                f"the ignored color {list(color)} is also that of class {spaces.names[colors[color]]!r}"
-            )
+            text = f"the ignored color {list(color)} is also that of class {spaces.names[colors[color]]!r}"
+            raise _field_error("ignore_colors", text, got=color)
     return colors | dict.fromkeys(given.ignore_colors, labels.ignore_index)

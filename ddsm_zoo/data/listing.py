@@ -16,7 +16,7 @@ from ddsm_zoo.data.images import SUFFIXES, UNREAD_SUFFIXES
 
 # Suffixes of pictures, arrays and videos that Pillow's own list lacks
 _OTHER_PICTURES = UNREAD_SUFFIXES | {".avi", ".mat", ".mkv", ".mov", ".mp4", ".npz"}
-# Words at an end of a file's name that say what the file is, not which one
+# Words at the start or end of a file name that tell images from masks, not one image from another
 _MASK_WORDS = (
     r"masks?|segs?|segm|segmentations?|gt|gtFine|ground_?truth|labels?|lbl|labelIds|gtFine_labelIds"
     r"|labelTrainIds|gtFine_labelTrainIds|ids|anno|annotations?|target|matte|manual\d?"

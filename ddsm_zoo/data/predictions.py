@@ -17,8 +17,8 @@ from ddsm_zoo.data.mask_files import read_stored
 from ddsm_zoo.data.masks import DatasetError, MaskDecoder
 from ddsm_zoo.errors import facts
 
-# Files that `ddsm-zoo predict` writes, and the images that it adds
-_IDS, _PICTURES = "_ids.png", ("_color.png", "_color.png", "_overlay.png")  # 0.1.0 wrote _color
+# Suffixes that `ddsm-zoo predict` gives its class ids, and its images next to them
+_IDS, _PICTURES = "_ids.png", ("_color.png", "_overlay.png")
 
 
 def find_predictions(folder: str | Path, names: Sequence[str]) -> list[Path]:
@@ -66,6 +66,8 @@ def find_predictions(folder: str | Path, names: Sequence[str]) -> list[Path]:
             f"{folder} does not fit the data set: {_mismatch(missing, extra, unread, len(names))}",
             kind="predictions",
             path=folder,
+            got=[file.name for file in extra],
+            expected=missing,
         )
     return [found[name] for name in names]
 

@@ -148,7 +148,8 @@ def create_transform(
     crop_size = crop_size or preprocess.size
     if crop_size is None:
         raise ArgumentError(
-            "training needs a crop size and this preprocessing has none, give crop_size=(height, width)"
+            "training needs a crop size and this preprocessing has none, give crop_size=(height, width)",
+            name="crop_size",
         )
     return TrainTransform(preprocess, crop_size, ignore_index, scale, flip, jitter)
 

@@ -107,10 +107,17 @@ class Evaluation:
             ValueError: The evaluations have different images or different boundary measures.
         """
         if [pair.mask for pair in self.dataset.pairs] != [pair.mask for pair in other.dataset.pairs]:
-            raise ArgumentError("the two evaluations are of different images, expected the same data set and split")
+            raise ArgumentError(
+                "the two evaluations have different images, expected the same data set and split", name="dataset"
+            )
         measures = [(set(each.per_image.counts), each.per_image.boundary_radii) for each in (self, other)]
         if measures[0] != measures[1]:
-            raise ArgumentError("the two evaluations have different boundary measures, expected one Request for both")
+            raise ArgumentError(
+                "the two evaluations have different boundary measures, expected one Request for both",
+                name="boundary",
+                got=measures[1],
+                expected=measures[0],
+            )
         mine, theirs = (
             each._summed({name: counts.sum(0) for name, counts in each.per_image.counts.items()})
             for each in (self, other)

@@ -44,7 +44,9 @@ class ScoredModel:
 
     def record(self) -> dict[str, Any]:
         """Return the part of a result that identifies the model."""
-        done = {key: value for key, value in to_dict(self.preprocess).items() if key != "size"}  # size has no effect
+        done = {
+            key: value for key, value in to_dict(self.preprocess).items() if key != "size"
+        }  # evaluation ignores size
         binary = {} if self.threshold is None else {"threshold": self.threshold}
         precision = settled_precision(self.module, self.precision)
         half = {} if precision == "fp32" else {"precision": precision}

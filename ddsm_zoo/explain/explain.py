@@ -159,7 +159,9 @@ def explain(model: str | Segmenter | Predictor, image: ImageInput, at: tuple[int
         result = predictor(picture)
     if len(records) != len(modules):
         raise ArgumentError(
-            "an image that is cut into tiles cannot be explained; take a part of it, or no tiles", kind="options"
+            "an image that is cut into tiles cannot be explained; take a part of it, or no tiles",
+            kind="options",
+            name="tile",
         )
     factor = predictor.preprocess.enlargement(picture.height, picture.width)
     height, width = (round(side * factor) for side in (picture.height, picture.width))
@@ -188,7 +190,11 @@ def compare(models: Mapping[str, str | Segmenter | Predictor], image: ImageInput
     predictors = {name: model if isinstance(model, Predictor) else Predictor(model) for name, model in models.items()}
     first = next(iter(predictors.values()))
     if len({predictor.labels.names for predictor in predictors.values()}) > 1:
-        raise ArgumentError(f"{' and '.join(models)} have different classes, expected the same", kind="classes-differ")
+        raise ArgumentError(
+            f"{' and '.join(models)} have different classes, expected the same",
+            kind="classes-differ",
+            got={name: len(predictor.labels) for name, predictor in predictors.items()},
+        )
     labels, picture = first.labels, _opened(first, image)
     results: dict[str, Segmentation] = {}
     for name, predictor in predictors.items():

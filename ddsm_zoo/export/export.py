@@ -190,7 +190,7 @@ def export(
             figures["miou"] = {}
             for name, candidate in candidates.items():
                 say(f"scoring the {name}")
-                given = None if options.argmax and name == "file" else threshold  # it is in the file
+                given = None if options.argmax and name == "file" else threshold  # the file contains the threshold
                 scores = evaluate(candidate, options.data, preprocess=preprocess, threshold=given)
                 figures["miou"][name] = scores["miou"]
     return figures

@@ -48,12 +48,12 @@ class Manifest:
                 "label_names and pretrained_cfg.labels.names differ, expected the same names", kind="classes-differ"
             )
         for value in _leaves(to_dict(self)):
-            # they are shown in cards and on terminals, which an escape sequence, a line break or a change of direction
-            # can deceive; half a surrogate pair cannot be written at all, and YAML refuses what is not a character
+            # Cards and terminals show these texts, where an escape sequence, a line break or a change of direction
+            # could deceive the reader. A lone surrogate cannot be written, and YAML refuses noncharacters.
             if isinstance(value, str) and _UNPRINTABLE.search(value):
                 raise ConfigError(f"{value[:80]!a} has control characters, expected plain text", got=value)
             if isinstance(value, float) and not math.isfinite(value):
-                raise ConfigError(f"a number of the weights' description is {value}, expected finite ones")
+                raise ConfigError.of("a number of the weights' description", value, "finite ones")
 
 
 def read_manifest(path: Path) -> Manifest:

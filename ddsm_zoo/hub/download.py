@@ -80,7 +80,9 @@ def fetch(
             name=public_uri(uri),
         )
     if local_files_only and force_download:
-        raise ArgumentError("got both local_files_only and force_download, expected one of them", kind="options")
+        raise ArgumentError(
+            "got both local_files_only and force_download, expected one of them", kind="options", name="force_download"
+        )
     access = _Access(
         cache_dir=None if cache_dir is None else Path(cache_dir).expanduser(),
         token=token,

@@ -17,7 +17,7 @@ from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defin
 
 from ddsm_zoo.errors import ArgumentError
 
-# Seconds that a server may stall, or that the client may repeat the same request.
+# Seconds that a server may stall, or the client may repeat the same request
 PATIENCE = 20.0
 
 _TOKEN = re.compile(r"[!-~]+")

@@ -133,6 +133,7 @@ def _matching(
             f"{where} does not fit the model: {'; '.join(problems)}{_class_hint(expected, given)}",
             kind="weights-mismatch",
             name=where,
+            got={fault: len(names) for fault, names in _faults(expected, given).items()},
         )
     return given
 
@@ -161,6 +162,14 @@ def _spread(tensor: Tensor, in_chans: int | None, expected: Tensor | None) -> Te
 
 def mismatches(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
     """List the differences between ``given`` and ``expected``, one phrase for each kind."""
+    faults = _faults(expected, given)
+    counted = [f"{len(names)} tensors {fault}" for fault, names in faults.items()]
+    named = [name for names in faults.values() for name in names]
+    return [*counted, f"first {abbreviate(named)}"] if named else []
+
+
+def _faults(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Return the tensors of each kind of difference, without the kinds that do not occur."""
     common = [name for name in expected if name in given]
     shapes = [
         f"{name} {tuple(given[name].shape)}, expected {tuple(expected[name].shape)}"
@@ -179,9 +188,7 @@ def mismatches(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> l
         "of another type": kinds,
         "with NaN or infinity": [name for name in common if not torch.isfinite(given[name]).all()],
     }
-    counted = [f"{len(names)} tensors {fault}" for fault, names in faults.items() if names]
-    named = [name for names in faults.values() for name in names]
-    return [*counted, f"first {abbreviate(named)}"] if named else []
+    return {fault: names for fault, names in faults.items() if names}
 
 
 def _class_hint(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:

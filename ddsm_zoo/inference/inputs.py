@@ -21,12 +21,12 @@ from ddsm_zoo.inference.video import VIDEO_SUFFIXES
 
 Source = str | os.PathLike[str]
 
-# Kinds of files that are left out when folders and patterns are searched, as they are called in messages
+# Kinds of files that a search of folders and patterns leaves out, by their names in messages
 HIDDEN, RESULTS, VIDEOS, OTHERS = "hidden files", "results of earlier runs", "videos", "images of other formats"
 BROKEN = "broken links"
 
 _SCHEMES = ("http://", "https://")
-_RESULT_ENDS = ("_ids.png", "_color.png", "_color.png", "_overlay.png")  # 0.1.0 wrote _color
+_RESULT_ENDS = ("_ids.png", "_color.png", "_overlay.png")
 _SECONDS = 30  # without an answer, after which a download fails
 _LARGEST = 4 * 2**30  # bytes of a download
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"  # the start of files ._NAME, in which macOS keeps metadata on other file systems

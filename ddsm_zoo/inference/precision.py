@@ -19,10 +19,10 @@ Precision = Literal["fp32", "bf16", "auto"]
 
 Settled = Literal["fp32", "bf16"]
 
-# Share of the pixels that must get the same class, and the gain in speed that is worth the others
+# Minimum share of pixels with the same class, and minimum speedup, for `auto` to choose bf16
 AGREEMENT = 0.995
 GAIN = 1.1
-# Side of the part of an image that is tried, in pixels, and runs in each precision
+# Side of the tried part of the image in pixels, and runs per precision
 SIDE = 256
 RUNS = 3
 

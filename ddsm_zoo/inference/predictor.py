@@ -380,7 +380,8 @@ def prepare(model: str | Segmenter, device: str | torch.device | None) -> Segmen
     else:
         own = as_segmenter(model)
         if own is None:
-            raise ArgumentTypeError(f"got a {type(model).__name__}, expected a model of this package or a name")
+            got, expected = type(model).__name__, "a model of this package or a name"
+            raise ArgumentTypeError(f"got a {got}, expected {expected}", name="model", got=got, expected=expected)
         model = own
     if model.config.in_chans != 3:
         raise ArgumentError(

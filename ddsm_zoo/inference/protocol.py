@@ -45,7 +45,12 @@ class InferenceProtocol:
         if self.size is not None and min(self.size) < 1:
             raise ConfigError.of("size", self.size, "a height and a width of at least 1")
         if (self.crop is None) != (self.stride is None):
-            raise ConfigError(f"crop is {self.crop} and stride {self.stride}, expected both or neither", kind="options")
+            raise ConfigError(
+                f"crop is {self.crop} and stride {self.stride}, expected both or neither",
+                kind="options",
+                name="stride",
+                got=self.stride,
+            )
         try:
             self.apply(lambda image: image)  # an invalid combination fails before a model is loaded
         except ValueError as error:

@@ -181,7 +181,7 @@ class _Reader:
         self.total = int(self.stream.frames)
         self.size = _square_pixels(self.stream)
         self.damaged = 0  # frames that were decoded with errors
-        self._times: list[float] = []  # of the decoded frames
+        self._times: list[float] = []  # presentation times of the decoded frames
         self._packets = self._discarded = self._errors = 0
         self._last = 0.0  # end of all streams, sound included
         self._ended = False
@@ -240,7 +240,7 @@ class _Reader:
                 self.damaged += frame.is_corrupt
                 self._times.append(float(frame.time or 0))
                 yield frame
-        except find_av().error.EOFError:  # the decoder has given its last frame already
+        except find_av().error.EOFError:  # the decoder is already drained
             pass
         except find_av().error.FFmpegError as failure:
             self._errors += 1
@@ -285,7 +285,7 @@ class _Reader:
 def _square_pixels(stream: Any) -> tuple[int, int]:
     """Return width and height of frames with square pixels: the shorter direction of other pixels is enlarged."""
     shape = Fraction(stream.sample_aspect_ratio or 1)
-    if not 1 / MOST_OBLONG <= shape <= MOST_OBLONG:  # metadata gone wrong
+    if not 1 / MOST_OBLONG <= shape <= MOST_OBLONG:  # wrong metadata
         shape = Fraction(1)
     return round(stream.width * max(1, shape)), round(stream.height / min(1, shape))
 

@@ -61,7 +61,7 @@ class Resampling:
             keys = _blocks(size, names, sequences)
         number = {key: index for index, key in enumerate(dict.fromkeys(keys))}
         if by != "image" and len(number) == 1:
-            raise ArgumentError(_one_unit(by, len(names)))
+            raise ArgumentError(_one_unit(by, len(names)), name="by", got=by)
         units = tuple(number[key] for key in keys)
         return cls(by=by, units=units, note=_note(by, len(number), sequences))
 

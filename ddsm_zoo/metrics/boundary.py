@@ -83,7 +83,8 @@ class BoundaryFScore:
         ours = (self.num_classes, self.radii, self.ignore_index)
         theirs = (other.num_classes, other.radii, other.ignore_index)
         if ours != theirs:
-            raise ArgumentError(f"cannot merge scores of (classes, radii, ignored) {theirs} into {ours}")
+            text = f"cannot merge scores of (classes, radii, ignored) {theirs} into {ours}"
+            raise ArgumentError(text, got=theirs, expected=ours)
         self.counts += other.counts
 
     def reset(self) -> None:
@@ -174,7 +175,8 @@ class BoundaryIoU:
         ours = (self.num_classes, self.ratio, self.ignore_index)
         theirs = (other.num_classes, other.ratio, other.ignore_index)
         if ours != theirs:
-            raise ArgumentError(f"cannot merge counts of (classes, ratio, ignored) {theirs} into {ours}")
+            text = f"cannot merge counts of (classes, ratio, ignored) {theirs} into {ours}"
+            raise ArgumentError(text, got=theirs, expected=ours)
         self.counts += other.counts
 
     def reset(self) -> None:

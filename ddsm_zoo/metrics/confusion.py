@@ -57,11 +57,10 @@ class ConfusionMatrix:
 
     def merge(self, other: ConfusionMatrix) -> None:
         """Add the counts of ``other``, for example of another process. Raises ValueError if its classes differ."""
-        if (other.num_classes, other.ignore_index) != (self.num_classes, self.ignore_index):
-            raise ArgumentError(
-                f"cannot merge counts of {other.num_classes} classes (ignoring {other.ignore_index}) into "
-                f"{self.num_classes} classes (ignoring {self.ignore_index})"
-            )
+        ours, theirs = (self.num_classes, self.ignore_index), (other.num_classes, other.ignore_index)
+        if ours != theirs:
+            text = f"cannot merge counts of (classes, ignored) {theirs} into {ours}"
+            raise ArgumentError(text, got=theirs, expected=ours)
         self.matrix += other.matrix
 
     def reset(self) -> None:

@@ -54,7 +54,8 @@ class InstanceIoU:
     def merge(self, other: InstanceIoU) -> None:
         """Add the counts of ``other``. Raises ValueError if its groups or mean sizes differ."""
         if (other.groups, other.mean_sizes) != (self.groups, self.mean_sizes):
-            raise ArgumentError(f"cannot merge objects of {list(other.groups)} into {list(self.groups)}")
+            theirs, ours = list(other.groups), list(self.groups)
+            raise ArgumentError(f"cannot merge objects of {theirs} into {ours}", got=theirs, expected=ours)
         self.counts += other.counts
 
     def reset(self) -> None:

@@ -145,7 +145,8 @@ class Backbone(nn.Module):
                 raise NotImplementedError
             network.set_grad_checkpointing(enable)
         except (AssertionError, NotImplementedError):
-            raise BackboneError(f"timm's {self._timm_network[0]} has no gradient checkpointing; leave it off") from None
+            name = self._timm_network[0]
+            raise BackboneError(f"timm's {name} has no gradient checkpointing; leave it off", name=name) from None
 
     def layers(self, coarse: bool = False) -> dict[str, int]:
         """Map the name of each parameter to its layer, 0 at the input, as timm groups the network's layers.
@@ -355,7 +356,9 @@ def sync_batch_norm(model: nn.Module) -> None:
         if type(norm) not in (*_OURS, *_OURS.values()):
             raise ArgumentError(
                 f"{name} is a {type(norm).__name__}, expected BatchNorm2d of torch or BatchNormAct2d of timm, the only "
-                "ones that can be synchronized over GPUs; train on one GPU, or use another norm there"
+                "ones that can be synchronized over GPUs; train on one GPU, or use another norm there",
+                name=name,
+                got=type(norm).__name__,
             )
     for name, norm in norms.items():
         model.set_submodule(name, convert_sync_batchnorm(norm))  # type: ignore[no-untyped-call]

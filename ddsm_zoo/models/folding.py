@@ -37,7 +37,7 @@ def fold_norms(model: nn.Module, example: Tensor) -> None:
 def _pairs(model: nn.Module, example: Tensor) -> list[tuple[Any, Any]]:
     """Pair each convolution with the batch norm that alone takes its output."""
     reads = _Reads()
-    outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # by identity; the tensors are held so that no identity is reused
+    outputs: dict[int, tuple[nn.Module, Tensor]] = {}  # keyed by id(); holding the tensors keeps ids unique
     pairs: dict[nn.Module, tuple[nn.Module, Tensor]] = {}
     calls: dict[nn.Module, int] = {}
 

@@ -327,7 +327,9 @@ class Segmenter(nn.Module):
             raise ArgumentError(
                 f"{len(broken)} layers of the backbone lost their activation, the first is {broken[0]}: "
                 "torch.nn.SyncBatchNorm.convert_sync_batchnorm drops it; build the model again and call "
-                "model.sync_batch_norm()"
+                "model.sync_batch_norm()",
+                name=broken[0],
+                got=len(broken),
             )
 
     def _pad(self, x: Tensor) -> Tensor:
@@ -364,7 +366,9 @@ def unwrap(model: nn.Module) -> Segmenter:
         if not isinstance(inner, nn.Module):
             raise ArgumentTypeError(
                 f"got a {type(model).__name__}, expected a model of this package; pass the Segmenter inside it, "
-                "or save another model's state dict with safetensors.torch.save_file"
+                "or save another model's state dict with safetensors.torch.save_file",
+                name="model",
+                got=type(model).__name__,
             )
     return inner
 

@@ -21,13 +21,13 @@ from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.training.train_state import Objective
 from ddsm_zoo.utils.distributed import all_reduce_min, init_process_group, world_size
 
-# Images per step for which a recipe with an open batch size states its learning rates
+# Images per step to which the learning rates of a recipe with batch_size = 0 refer
 REFERENCE = 8
 # Larger batches save no time: on a CPU a step takes as long as its images, on a GPU the gain levels off.
 _LARGEST = {"cpu": 8, "cuda": 16}
 # Minimum number of steps per epoch, if there are enough images
 _STEPS = 4
-# Steps of a run for which batches are made smaller, down to this size: batches of 2 cost more and scored no higher
+# Runs of fewer steps get smaller batches, but not below this size: batches of 2 cost more and scored no higher
 _RUN_STEPS, _SMALLEST = 120, 4
 # Usable share of the free memory, and total memory of a step relative to its saved activations: gradients of
 # activations, workspaces, fragments (docs/fine-tuning.md).

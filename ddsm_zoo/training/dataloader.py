@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, default_collate, get_worker_info
 from ddsm_zoo.errors import UserError
 from ddsm_zoo.utils.signals import ignore_interrupt
 
-# Free bytes of shared memory for each loading process below which none is started: its queues alone take some of it
+# Minimum free shared memory in bytes per loading process: its queues alone take some of it
 _LEAST_SHARED = 2**16
 _SHARED_ADVICE = (
     "read the data without loading processes by --workers 0 (workers = 0 in the recipe), or give the container more "
@@ -93,14 +93,14 @@ def load(
                 lost = _worker_error(error)
                 if lost is None:
                     raise
-                raise lost from error.with_traceback(None)  # whose frames would keep the workers, see below
+                raise lost from error.with_traceback(None)  # frames in the traceback would keep the workers alive
             if batch is None:
                 return
             if isinstance(batch, Exception):
                 raise batch
             yield batch
     finally:
-        # Stops the workers now. They ignore SIGTERM, with which Python would try to end them when it ends itself.
+        # Stops the workers now: they ignore SIGTERM, which Python sends them at its own exit.
         del batches
 
 
@@ -131,7 +131,7 @@ def _check_shared_memory(workers: int) -> None:
     if not workers or sys.platform != "linux":
         return
     free = 0
-    with contextlib.suppress(OSError):  # where it is missing, nothing is free
+    with contextlib.suppress(OSError):  # no shared memory on this machine
         free = shutil.disk_usage("/dev/shm").free  # noqa: S108 - its free space alone is read
     if free <= _LEAST_SHARED * (workers + 1):
         raise WorkerError(

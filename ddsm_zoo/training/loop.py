@@ -389,7 +389,7 @@ class _Run:
             yield
         except Exception:
             if self.position.step and self.train_state.processes == 1 and not self.train_state.not_finite():
-                with contextlib.suppress(OSError):  # the error is told, not what it costs
+                with contextlib.suppress(OSError):  # report the original error, not a failed save
                     self._save_state()
                     logger.warning("the state after step %d is saved in %s", self.step, self.out_dir)
             raise

@@ -21,7 +21,9 @@ def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """
     groups = parameter_groups(model, recipe)
     if not groups:
-        raise ArgumentError("the model has no trainable parameter, expected at least one with requires_grad")
+        raise ArgumentError(
+            "the model has no trainable parameter, expected at least one with requires_grad", name="model", got=0
+        )
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr)
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)

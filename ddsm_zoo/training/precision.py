@@ -17,7 +17,7 @@ from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.training.train_state import Objective
 from ddsm_zoo.utils.distributed import all_reduce_min, init_process_group
 
-# Images of the step that is tried: batch norm needs more than one, and time grows with the batch
+# Images in the trial step: batch norm needs more than one, and time grows with the batch
 IMAGES = 2
 # Relative difference of the losses that rounding explains
 TOLERANCE = 0.05

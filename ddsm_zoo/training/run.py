@@ -46,7 +46,7 @@ from ddsm_zoo.zoo.factory import create_model, resolve_data_config
 from ddsm_zoo.zoo.publishing import describe_weights, save_pretrained
 from ddsm_zoo.zoo.sources import look_up
 
-# Optimizer steps below which a line says how many there are, and share of them that the average "auto" spans
+# Below this many optimizer steps a warning is logged; share of the run that ema_decay "auto" averages over
 _FEW_STEPS = 100
 _AVERAGED = 0.05
 
@@ -103,8 +103,10 @@ def train(  # noqa: PLR0913 - each is a choice of its own
         recipe = Recipe.load(recipe, changes)
     elif changes:
         raise ArgumentError(
-            f"got a Recipe and changes of {', '.join(changes)}, expected its name or path beside changes",
+            f"got a Recipe and changes of {', '.join(changes)}; pass changes with the name or path of a recipe",
             kind="options",
+            name="changes",
+            got=list(changes),
         )
     out_dir = Path(out_dir)
     labels = open_dataset(data, "train").labels
@@ -151,9 +153,9 @@ def train(  # noqa: PLR0913 - each is a choice of its own
 
     def begin(event: ProgressEvent) -> None:
         nonlocal begun
-        if not begun:  # before that the run may fail its checks, and the files of an earlier run must stay
+        if not begun:  # only now, since a run that fails its checks must keep the files of an earlier one
             begun = True
-            # Its hash is that of weights that training may replace. A kill must not leave the two together.
+            # Its hash belongs to weights that training will replace; a killed run must not leave the two together.
             (best.parent / CONFIG_FILE).unlink(missing_ok=True)
         if progress:
             progress(event)

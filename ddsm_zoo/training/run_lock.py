@@ -101,7 +101,8 @@ def _in_use(folder: Path, other: dict[str, Any] | None) -> FolderInUseError:
     who = "another process"
     if other:
         who = f"process {other['pid']} on {other['host']}, which began at {other['began']}"
-    return FolderInUseError(f"{folder} is in use by {who}: wait for it, stop it, or choose another folder", path=folder)
+    text = f"{folder} is in use by {who}: wait for it, stop it, or choose another folder"
+    return FolderInUseError(text, path=folder, got=other and (other["host"], other["pid"]))
 
 
 def _this_process() -> dict[str, Any]:

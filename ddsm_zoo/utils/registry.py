@@ -58,11 +58,12 @@ class Registry(Mapping[str, ValueT]):
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"registered: {', '.join(self._known)}"
         raise UnregisteredError(
             f"no {self.kind} named {name[:80]!r}; {hint}; one of your own must be registered first: import its module "
-            "(--plugin MODULE)"
+            "(--plugin MODULE)",
+            name=name,
         )
 
 
-# They stand here, and not with their values, because listing models must not load torch. `layers.fusion` and
+# Defined here and not next to their values, because listing models must not load torch. `layers.fusion` and
 # `models.decoders` fill them and give them their types.
 DECODERS: Registry[Any] = Registry("decoder")
 FUSIONS: Registry[Any] = Registry("fusion")

@@ -98,10 +98,7 @@ def overlay_bands(
     parts = bands(mask)
     base = _rgb(image)
     height, width = mask.shape
-    if base.size != (width, height):
-        raise ArgumentError(
-            f"the mask is {width} x {height} pixels and the image {base.width} x {base.height}, expected the same size"
-        )
+    _check_same_size("mask", (height, width), "image", (base.height, base.width))
     strip = _legend(base.size, _share_texts(mask, labels) if legend else {}, labels)
     beside = strip is not None and strip.height == height
     colored = np.array([*labels.palette, BLACK]).sum(1) > 0
@@ -136,11 +133,7 @@ def error_map(prediction: Mask, target: Mask, labels: LabelSpace) -> Image.Image
     """
     predicted = _class_index(prediction, labels, "prediction")
     true = _class_index(target, labels, "target")
-    if predicted.shape != true.shape:
-        raise ArgumentError(
-            f"the prediction is {predicted.shape[1]} x {predicted.shape[0]} pixels and the target "
-            f"{true.shape[1]} x {true.shape[0]}, expected the same size"
-        )
+    _check_same_size("prediction", predicted.shape, "target", true.shape)
     colors = np.array([*labels.palette, BLACK], np.uint16)
     dim = (colors // 4).astype(np.uint8)
     bright = ((colors + 2 * 255) // 3).astype(np.uint8)
@@ -158,11 +151,7 @@ def error_sheet(
     """
     errors = error_map(prediction, target, labels)
     base = _rgb(image)
-    if base.size != errors.size:
-        raise ArgumentError(
-            f"the image is {base.width} x {base.height} pixels and its masks {errors.width} x {errors.height}, "
-            "expected the same size"
-        )
+    _check_same_size("image", (base.height, base.width), "target", (errors.height, errors.width))
     panels = {
         "image": base,
         "label": colorize(target, labels),
@@ -199,7 +188,11 @@ def draw_confusion(matrix: npt.NDArray[np.integer], labels: LabelSpace) -> Image
     """
     if matrix.shape != (len(labels), len(labels)):
         raise ArgumentError(
-            f"the matrix is {matrix.shape}, expected {len(labels)} rows and columns, one for each class"
+            f"the matrix is {matrix.shape}, expected {len(labels)} rows and columns, one for each class",
+            kind="array",
+            name="matrix",
+            got=matrix.shape,
+            expected=(len(labels), len(labels)),
         )
     cell, size = 44, 14  # the side of a cell and the size of the text, in pixels
     font = ImageFont.load_default(size)
@@ -268,7 +261,10 @@ def _class_index(mask: Mask, labels: LabelSpace, name: str) -> npt.NDArray[np.in
     strange = mask[~known & (mask != labels.ignore_index)]
     if strange.size:
         raise ArgumentError(
-            f"the {name} holds id {strange[0]}, expected 0 to {len(labels) - 1} or {labels.ignore_index} for ignored"
+            f"the {name} holds id {strange[0]}, expected 0 to {len(labels) - 1} or {labels.ignore_index} for ignored",
+            kind="unknown-id",
+            name=name,
+            got=int(strange[0]),
         )
     return np.where(known, mask.astype(np.int64), len(labels))
 
@@ -276,9 +272,23 @@ def _class_index(mask: Mask, labels: LabelSpace, name: str) -> npt.NDArray[np.in
 def _check_shape(mask: Mask, name: str) -> None:
     if not isinstance(mask, np.ndarray) or mask.ndim != 2 or 0 in mask.shape:
         shape = mask.shape if isinstance(mask, np.ndarray) else type(mask).__name__
-        raise ArgumentError(f"the {name} is {shape}, expected an array (H, W) of class ids")
+        expected = "an array (H, W) of class ids"
+        raise ArgumentError.of(name, shape, expected, kind="array")
     if not np.issubdtype(mask.dtype, np.integer):
-        raise ArgumentError(f"the {name} holds {mask.dtype}, expected whole numbers such as uint8")
+        raise ArgumentError.of(name, str(mask.dtype), "whole numbers such as uint8", kind="array")
+
+
+def _check_same_size(name: str, size: tuple[int, ...], other: str, expected: tuple[int, ...]) -> None:
+    """Raise ValueError for two sizes (height, width) that differ."""
+    if size != expected:
+        raise ArgumentError(
+            f"the {name} is {size[1]} x {size[0]} pixels and the {other} {expected[1]} x {expected[0]}, expected the "
+            "same size",
+            kind="array",
+            name=name,
+            got=size,
+            expected=expected,
+        )
 
 
 def _rgb(image: Image.Image | npt.NDArray[np.uint8]) -> Image.Image:
@@ -286,7 +296,7 @@ def _rgb(image: Image.Image | npt.NDArray[np.uint8]) -> Image.Image:
         return image.convert("RGB")
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         got = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise ArgumentError(f"the image is {got}, expected a picture or a uint8 array (H, W, 3)")
+        raise ArgumentError.of("image", got, "a picture or a uint8 array (H, W, 3)", kind="array")
     return Image.fromarray(image)
 
 

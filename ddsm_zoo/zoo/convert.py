@@ -374,5 +374,5 @@ _OWN = _Kind(
 )
 
 _KINDS = (_OWN, _SMP_UPERNET, _SMP_DEEPLAB, _MMSEG_UPERNET, _RESNET)
-# Names that a LightningModule usually gives its network, beside which its state dict may hold a loss or metrics
+# Usual names of the network in a LightningModule, whose state dict may also hold a loss or metrics
 _ATTRIBUTES = ("model.", "net.", "network.", "module.", "segmenter.", "model.module.", "net.module.")

@@ -21,7 +21,7 @@ from ddsm_zoo.zoo.label_matching import match_classes
 
 logger = logging.getLogger(__name__)
 
-# Load the tensors: the first argument names the weights' classes, the second the model's
+# Function that loads the tensors, from the label spaces of the weights and of the model
 _Load = Callable[..., "_Loaded"]
 
 

@@ -11,7 +11,7 @@ from ddsm_zoo.config import BACKBONE_ARGS, DDSMConfig, ModelConfig, from_dict, t
 from ddsm_zoo.errors import ArgumentError, ArgumentTypeError
 from ddsm_zoo.labels import LabelSpace
 
-# Options of timm and smp that have another name or place here
+# Options of timm and smp with another name or place here
 _ELSEWHERE = {
     "features_only": "model.backbone gives the four feature levels",
     "global_pool": "a segmentation model pools nothing",

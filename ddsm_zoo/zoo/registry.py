@@ -129,7 +129,7 @@ def backbone_preprocess(timm_name: str) -> Preprocess | None:
     return next(known, None)
 
 
-# Decoders and fusions of the paper's tables, listed here so that their code need not be loaded
+# Decoders and fusions of the paper's tables, listed here so that their modules are not imported
 _DECODERS, _FUSIONS = ("uper", "deeplabv3plus"), ("none", "dcn", "ddsm_s", "ddsm_c", "ddsm")
 
 
@@ -224,7 +224,7 @@ class Publication:
 # By model name. `ddsm-zoo push` prints the commit (docs/publishing.md).
 _PUBLICATIONS: Mapping[str, Publication] = {}
 
-# Weights inside the package, the only published task model today: both halves of the module read the map.
+# Weights inside the package, the only published task model today
 _BUNDLED = WeightsSpec(
     uri="bundled:uper_ddsm_lite0_camvid.safetensors",
     dataset="camvid",

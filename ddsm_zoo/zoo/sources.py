@@ -24,7 +24,7 @@ from ddsm_zoo.zoo import registry
 
 logger = logging.getLogger(__name__)
 
-# `fetch`, with the user's settings
+# `fetch` with the user's cache, token and offline settings bound
 Fetch = Callable[..., list[LocalFile]]
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from ddsm_zoo.data.depth import likely_bits
 from ddsm_zoo.data.images import ImageError, largest_of_16_bits, read_image
 from tests.support.deep_images import write_png, write_tiff
+from tests.support.errors import raises
 
 EIGHT = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 EIGHT[0, 0], EIGHT[0, 1] = 255, 0
@@ -94,7 +95,7 @@ def test_rotated_images_of_16_bits(tmp_path: Path) -> None:
 
 def test_values_that_the_bits_cannot_hold_are_refused(tmp_path: Path) -> None:
     path = write_png(tmp_path / "x.png", lower(12))
-    with pytest.raises(ImageError, match=r"x\.png has the value 4095, expected at most 1023 in images of 10 bits"):
+    with raises(ImageError, kind="image-bits", path="x.png", got=4095, expected=1023):
         read_image(path, bits=10)
-    with pytest.raises(ValueError, match="bits is 17, expected the bits in use of 16-bit images, 1 to 16"):
+    with raises(ValueError, kind="argument", name="bits", got=17):
         read_image(path, bits=17)

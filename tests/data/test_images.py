@@ -16,6 +16,7 @@ from PIL import Image
 
 from ddsm_zoo.data.images import ImageError, image_size, is_lossy, picture_box, read_image
 from ddsm_zoo.data.mask_files import read_stored
+from tests.support.errors import raises
 
 # corners in four colors, wider than high: every orientation looks different
 CORNERS = np.zeros((16, 32, 3), dtype=np.uint8)
@@ -294,7 +295,7 @@ def test_a_file_cut_short_anywhere_has_no_size(tmp_path: Path, suffix: str) -> N
 
 
 def test_no_file_has_no_size(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no image file at"):
+    with raises(FileNotFoundError, kind="missing-file", path="nowhere.png"):
         image_size(tmp_path / "nowhere.png")
 
 

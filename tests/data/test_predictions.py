@@ -16,6 +16,7 @@ from ddsm_zoo.data.check.palettes import PaletteCheck
 from ddsm_zoo.data.images import ImageError
 from ddsm_zoo.data.masks import CAMVID_IDS, DatasetError
 from ddsm_zoo.data.predictions import find_predictions, read_prediction
+from tests.support.errors import raises
 
 NAMES = ["seq_1", "seq_1_left", "seq_2"]
 
@@ -55,23 +56,30 @@ def test_the_longest_name_wins(names: list[list[str]]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "message"),
+    ("files", "missing", "extra", "said"),
     [
-        (["seq_1.png"], "no prediction for 2 of 3 images, first seq_1_left$"),
-        (["seq_1.png", "seq_1_left.png", "seq_2.png", "x.png"], "no image for 1 of its files, first x.png$"),
-        (["seq_1.png", "seq_1_left.png", "seqq_2.png"], "first seq_2; .* first seqq_2.png; is seqq_2 misnamed"),
-        (["seq_1.png", "seq_1_left.png", "zz.png"], "expected NAME.png or NAME_ANYTHING.png"),
-        (["seq_1.png", "seq_1_ids.png"], "both predictions for seq_1"),
-        ([], "no prediction for 3 of 3 images"),
+        (["seq_1.png"], ["seq_1_left", "seq_2"], [], "2 of 3 images, first seq_1_left"),
+        (["seq_1.png", "seq_1_left.png", "seq_2.png", "x.png"], [], ["x.png"], "x.png"),
+        (["seq_1.png", "seq_1_left.png", "seqq_2.png"], ["seq_2"], ["seqq_2.png"], "is seqq_2 misnamed"),
+        (["seq_1.png", "seq_1_left.png", "zz.png"], ["seq_2"], ["zz.png"], "NAME_ANYTHING.png"),
+        ([], ["seq_1", "seq_1_left", "seq_2"], [], "3 of 3 images"),
     ],
 )
-def test_folders_that_do_not_fit(tmp_path: Path, files: list[str], message: str) -> None:
-    with pytest.raises(DatasetError, match=message):
+def test_folders_that_do_not_fit(
+    tmp_path: Path, files: list[str], missing: list[str], extra: list[str], said: str
+) -> None:
+    with raises(DatasetError, kind="predictions", path=tmp_path, got=extra, expected=missing) as error:
         find_predictions(touch(tmp_path, *files), NAMES)
+    assert said in str(error.value)
+
+
+def test_two_predictions_for_an_image(tmp_path: Path) -> None:
+    with raises(DatasetError, kind="predictions", path=tmp_path, name="seq_1"):
+        find_predictions(touch(tmp_path, "seq_1.png", "seq_1_ids.png"), NAMES)
 
 
 def test_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="nowhere is no folder"):
+    with raises(DatasetError, kind="predictions", path="nowhere"):
         find_predictions(tmp_path / "nowhere", NAMES)
 
 
@@ -91,48 +99,48 @@ def test_a_prediction_may_be_void_where_the_label_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pixels", "message"),
+    ("pixels", "kind", "said"),
     [
-        ([[0, 1], [2, 2]], r"p.png is 2 x 2 pixels, expected 3 x 2 as its label"),
-        ([[0, 1, 2], [11, 2, 2]], "p.png is void at row 1, column 0, expected a class"),
-        ([[0, 1, 2], [77, 2, 2]], "p.png holds id 77"),
+        ([[0, 1], [2, 2]], "size-mismatch", "2 x 2"),
+        ([[0, 1, 2], [11, 2, 2]], "predictions", "row 1, column 0"),
+        ([[0, 1, 2], [77, 2, 2]], "unknown-id", "77"),
     ],
 )
-def test_predictions_that_do_not_fit_their_label(tmp_path: Path, pixels: list[list[int]], message: str) -> None:
-    with pytest.raises(DatasetError, match=message) as caught:
+def test_predictions_that_do_not_fit_their_label(tmp_path: Path, pixels: list[list[int]], kind: str, said: str) -> None:
+    with raises(DatasetError, kind=kind, path="p.png") as caught:
         read_prediction(stored(tmp_path / "p.png", pixels), CAMVID_IDS, TARGET, 255, PaletteCheck(), "; hint")
-    assert ("; hint" in str(caught.value)) == ("pixels" not in message)
+    assert said in str(caught.value)
+    assert ("; hint" in str(caught.value)) == (kind != "size-mismatch")
 
 
 def test_a_prediction_that_compression_has_changed(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((2, 3), np.uint8)).save(tmp_path / "p.png", format="jpeg")
-    with pytest.raises(DatasetError, match="p.png is compressed with loss, which changes classes; expected a PNG"):
+    with raises(DatasetError, kind="smeared-mask", path="p.png"):
         read_prediction(tmp_path / "p.png", CAMVID_IDS, TARGET, 255, PaletteCheck())
 
 
 def test_a_file_that_is_no_image(tmp_path: Path) -> None:
     (tmp_path / "p.png").write_text("no image")
-    with pytest.raises(ImageError, match="p.png is no image"):
+    with raises(ImageError, kind="image-format", path="p.png"):
         read_prediction(tmp_path / "p.png", CAMVID_IDS, TARGET, 255, PaletteCheck())
 
 
 def test_names_in_another_case_or_with_other_bytes_for_accents(tmp_path: Path) -> None:
     touch(tmp_path, "X1.PNG", "gru\u0308n_pred.png")
     assert [file.name for file in find_predictions(tmp_path, ["x1", "gr\u00fcn"])] == ["X1.PNG", "gru\u0308n_pred.png"]
-    with pytest.raises(DatasetError, match="no prediction for 2 of 2 images"):
+    with raises(DatasetError, kind="predictions", expected=["a/x1", "b/x1"]):
         find_predictions(tmp_path, ["a/x1", "b/x1"])
 
 
 def test_arrays_in_place_of_images_are_named(tmp_path: Path) -> None:
     touch(tmp_path, "a.npy", "b.npy")
-    with pytest.raises(
-        DatasetError, match="first a; 2 files are in a format that is not read, first a.npy, expected PNG"
-    ):
+    with raises(DatasetError, kind="predictions", expected=["a", "b"]) as error:
         find_predictions(tmp_path, ["a", "b"])
+    assert "a.npy, expected PNG" in str(error.value)
 
 
 def test_a_prediction_of_several_pages(tmp_path: Path) -> None:
     page = Image.fromarray(np.zeros((2, 3), np.uint8))
     page.save(tmp_path / "p.tif", save_all=True, append_images=[page])
-    with pytest.raises(DatasetError, match="p.tif has 2 pages, expected one with the class ids"):
+    with raises(DatasetError, kind="predictions", path="p.tif"):
         read_prediction(tmp_path / "p.tif", CAMVID_IDS, TARGET, 255, PaletteCheck())

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ddsm_zoo.config import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from ddsm_zoo.data.transforms import EvalTransform, ImageTransform, TrainTransform, create_transform
+from tests.support.errors import raises
 
 PLAIN = Preprocess(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 IGNORE = 255
@@ -229,7 +230,7 @@ def test_training_scales_count_from_the_enlarged_image() -> None:
 def test_image_transform_for_four_channels() -> None:
     transform = ImageTransform(Preprocess(mean=(0.5,) * 4, std=(0.25,) * 4))
     assert transform(np.full((2, 3, 4), 255, dtype=np.uint8)).unique().tolist() == [2.0]
-    with pytest.raises(ValueError, match=r"expected \(H, W, 4\)"):
+    with raises(ValueError, kind="array", name="image", got=(2, 3, 3)):
         transform(np.zeros((2, 3, 3), dtype=np.uint8))
 
 
@@ -243,7 +244,7 @@ def test_image_transform_for_four_channels() -> None:
     ],
 )
 def test_image_transform_refuses_other_arrays(array: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="expected \\(H, W, 3\\) of uint8"):
+    with raises(ValueError, kind="array", name="image", got=array.shape):
         ImageTransform(Preprocess())(array)
 
 
@@ -260,7 +261,7 @@ def test_image_transform_refuses_other_arrays(array: np.ndarray) -> None:
     ],
 )
 def test_training_parameters_out_of_range(arguments: dict[str, object], named: str) -> None:
-    with pytest.raises(ValueError, match=f"^{named} is "):
+    with raises(ValueError, kind="argument", name=named):
         TrainTransform(Preprocess(), **arguments)
 
 
@@ -272,5 +273,5 @@ def test_create_transform_picks_by_use() -> None:
         transform = create_transform(preprocess, is_training=True, crop_size=crop_size)
         assert isinstance(transform, TrainTransform)
         assert transform(image, mask)[1].shape == expected
-    with pytest.raises(ValueError, match="crop size"):
+    with raises(ValueError, kind="argument", name="crop_size"):
         create_transform(Preprocess(), is_training=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ddsm_zoo.evaluation.accumulate import PerImageCounts, Prediction, evaluate_model, summed_scores
 from ddsm_zoo.metrics import BoundaryFScore, BoundaryIoU, ConfusionMatrix
 from ddsm_zoo.metrics.bootstrap import Resampling, interval, resample
+from tests.support.errors import raises
 
 CLASSES = 3
 
@@ -100,7 +101,7 @@ def test_no_gradients_even_from_a_bare_model() -> None:
 
 
 def test_empty_set() -> None:
-    with pytest.raises(ValueError, match="the data set is empty"):
+    with raises(ValueError, kind="missing-split", got=0):
         evaluate_model(one_hot, [], CLASSES, 255)
 
 
@@ -111,7 +112,7 @@ def test_nan_names_the_image() -> None:
 
 
 def test_other_number_of_classes() -> None:
-    with pytest.raises(ValueError, match="predicts 3 classes, but the data set has 5"):
+    with raises(ValueError, kind="classes-differ", got=3, expected=5):
         evaluate_model(one_hot, [labeled(np.zeros((2, 2)))], 5, 255)
 
 
@@ -121,7 +122,7 @@ def test_too_little_memory_names_the_size() -> None:
 
 
 def test_label_outside_the_classes() -> None:
-    with pytest.raises(ValueError, match="target holds class id 7"):
+    with raises(ValueError, kind="unknown-id", name="target", got=7):
         evaluate_model(one_hot, [labeled(np.array([[7, 0]]))], CLASSES, 255)
 
 

@@ -19,6 +19,7 @@ from ddsm_zoo.evaluation.evaluate import Request, score_model, score_predictions
 from ddsm_zoo.labels import CITYSCAPES
 from ddsm_zoo.models import Segmenter
 from tests.support.cityscapes_root import HEIGHT, WIDTH, official, official_scores, write_root
+from tests.support.errors import raises
 
 NAMES = ("aachen_000000_000019", "aachen_000001_000019", "bochum_000000_000313")
 
@@ -106,7 +107,7 @@ def test_a_split_without_labels_is_exported_and_not_scored(tmp_path: Path, model
     assert result["count"] == 1
     assert "miou" not in result
     assert [path.name for path in (tmp_path / "upload").iterdir()] == [f"{NAMES[0]}_labelIds.png"]
-    with pytest.raises(DatasetError, match="no mask"):
+    with raises(DatasetError, kind="missing-mask"):
         score_model(model, request)
 
 
@@ -119,12 +120,12 @@ def test_without_object_files_there_is_no_iiou(root: Path, model: Segmenter) -> 
 
 def test_an_object_file_of_another_size(root: Path, model: Segmenter) -> None:
     Image.new("I;16", (3, 2)).save(next(root.glob("gtFine/val/*/*_instanceIds.png")))
-    with pytest.raises(DatasetError, match="is 3 x 2 pixels, expected 80 x 48"):
+    with raises(DatasetError, kind="size-mismatch", path="aachen_000001_000019_gtFine_instanceIds.png"):
         score_model(model, Request(data=f"cityscapes:{root}"))
 
 
 def test_only_cityscapes_has_a_server(model: Segmenter, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="expected cityscapes:ROOT"):
+    with raises(DatasetError, kind="options", got="scenes:1", expected="cityscapes:ROOT"):
         score_model(model, Request(data="scenes:1"), submission=tmp_path)
 
 

@@ -16,6 +16,7 @@ from ddsm_zoo.labels import CAMVID
 from ddsm_zoo.metrics import ConfusionMatrix
 from ddsm_zoo.models import Segmenter
 from tests.support.competing_models import competing_model
+from tests.support.errors import raises
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +66,14 @@ def test_the_gain_is_the_difference_and_is_paired(two: tuple[Evaluation, Evaluat
 
 
 def test_a_gain_needs_the_same_images(two: tuple[Evaluation, Evaluation], model: Segmenter) -> None:
-    with pytest.raises(ValueError, match="of different images"):
+    with raises(ValueError, kind="argument", name="dataset"):
         two[0].gain_over(score_model(model, Request(data="scenes:2", boundary=True)), 10)
 
 
 def test_a_gain_needs_the_same_boundary_measures(two: tuple[Evaluation, Evaluation], model: Segmenter) -> None:
     request = Request(data="scenes:3", boundary=True, boundary_radii=(3, 5, 9, 12))
     for other in (score_model(model, request), score_model(model, Request(data="scenes:3"))):
-        with pytest.raises(ValueError, match="different boundary measures"):
+        with raises(ValueError, kind="argument", name="boundary"):
             two[0].gain_over(other, 10)
 
 

@@ -24,6 +24,7 @@ from ddsm_zoo.layers import resize
 from ddsm_zoo.metrics import ConfusionMatrix
 from ddsm_zoo.utils.files import sha256_of
 from tests.support.binary_set import write_binary_set
+from tests.support.errors import raises
 
 FIRST = 1_000_000_000  # the seed of the first scene of val
 PLAIN = Preprocess(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
@@ -146,11 +147,11 @@ def test_a_module_without_parameters() -> None:
 
 
 def test_what_gives_no_scores(network: Quarter) -> None:
-    with pytest.raises(ValueError, match=r"gives OrderedDict for images \(1, 3, 360, 480\), expected a tensor"):
+    with raises(ValueError, kind="array", got="OrderedDict"):
         evaluate(network, "scenes:1", protocol="flip", device="cpu")
-    with pytest.raises(ValueError, match=r"gives \(1, 360, 480\) for images"):
+    with raises(ValueError, kind="array", got=(1, 360, 480)):
         evaluate(lambda image: image.argmax(1), "scenes:1", device="cpu")
-    with pytest.raises(ValueError, match="predicts 3 classes, but the data set has 11"):
+    with raises(ValueError, kind="classes-differ", got=3, expected=11):
         evaluate(lambda image: resize(image, (9, 9)), "scenes:1", device="cpu")
 
 
@@ -183,6 +184,6 @@ def test_a_wrapped_model_is_scored_as_the_model_inside() -> None:
     for wrapped in (nn.DataParallel(average), ModelEmaV3(model), torch.compile(model, backend="eager")):
         assert evaluate(wrapped, "scenes:1", device="cpu") == plain
     few = ddsm_zoo.create_model("uper_tiny", num_classes=5)
-    with pytest.raises(ValueError, match="the model predicts 5 classes and the data has 11"):
+    with raises(ValueError, kind="classes-differ", got=5, expected=11):
         evaluate(nn.DataParallel(few), "scenes:1", device="cpu")
     assert evaluate(Doubled(model), "scenes:1", device="cpu")["model"] == "Doubled"

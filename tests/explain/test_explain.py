@@ -20,6 +20,7 @@ from ddsm_zoo.labels import CAMVID, LabelSpace
 from ddsm_zoo.layers import DDSM
 from tests.support.brute_force import bilinear
 from tests.support.closeness import rounding_error
+from tests.support.errors import raises
 from tests.support.samplers import unsettled
 
 AT = (75, 41)
@@ -114,19 +115,19 @@ def test_a_model_in_bfloat16_and_one_that_cuts_tiles(scene: Image.Image) -> None
     full, half = (explain(Predictor(model, precision=precision), scene, AT) for precision in ("fp32", "bf16"))
     for one, other in zip(full.levels, half.levels, strict=True):
         assert one.positions == pytest.approx(other.positions, abs=2**one.stage)
-    with pytest.raises(ValueError, match="cut into tiles cannot be explained"):
+    with raises(ValueError, kind="options", name="tile"):
         explain(Predictor(model, tile=MIN_SIDE), scene.resize((1200, 40)), (0, 0))
 
 
 @pytest.mark.parametrize("name", ["uper_tiny", "uper_dcn_tiny", "uper_ddsm_c_tiny"])
 def test_models_that_sample_no_pixels(name: str, scene: Image.Image) -> None:
-    with pytest.raises(ValueError, match=f"{name} has the fusion .*, which samples no pixels; expected a model with"):
+    with raises(ValueError, kind="no-sampling", name=name):
         explain(ddsm_zoo.create_model(name), scene, AT)
 
 
 @pytest.mark.parametrize("at", [(-1, 0), (128, 0), (0, 96)])
 def test_pixels_outside_the_image(at: tuple[int, int], scene: Image.Image) -> None:
-    with pytest.raises(ValueError, match="lies outside the image, expected 0,0 to 127,95"):
+    with raises(ValueError, kind="pixel-outside", got=at):
         explain(ddsm_zoo.create_model("uper_ddsm_tiny"), scene, at)
 
 
@@ -138,9 +139,9 @@ def test_two_models_side_by_side(scene: Image.Image) -> None:
     assert list(comparison.results) == ["ours", "again"]
     for name, result in comparison.results.items():
         assert comparison.wrong()[name] == pytest.approx((result.mask != target)[known].mean())
-    with pytest.raises(ValueError, match="expected the same size"):
+    with raises(ValueError, kind="array", got=(96, 128), expected=(50, 128)):
         compare({"ours": model, "again": model}, scene, target[:50])
-    with pytest.raises(ValueError, match="ours and other have different classes"):
+    with raises(ValueError, kind="classes-differ", got={"ours": 11, "other": 3}):
         compare({"ours": model, "other": ddsm_zoo.create_model("uper_tiny", num_classes=3)}, scene, target)
 
 
@@ -152,5 +153,5 @@ def test_targets_are_read_as_ids_or_colors(tmp_path: Path) -> None:
     for name in ("ids.png", "colors.png"):
         assert read_target(tmp_path / name, labels).tolist() == [[0, 1], [255, 255]]
     Image.fromarray(np.array([[3]], np.uint8)).save(tmp_path / "other.png")
-    with pytest.raises(DatasetError, match="holds id 3"):
+    with raises(DatasetError, kind="unknown-id", path="other.png"):
         read_target(tmp_path / "other.png", labels)

@@ -14,6 +14,7 @@ from ddsm_zoo.explain.explain import compare, explain
 from ddsm_zoo.explain.figures import draw_comparison, draw_explanation, principal_colors, save_figure
 from ddsm_zoo.labels import CAMVID
 from tests.support.closeness import rounding_error
+from tests.support.errors import raises
 from tests.support.samplers import unsettled
 
 AT = (75, 41)
@@ -43,7 +44,7 @@ def test_the_figure_shows_each_module_with_its_taps(
     save_figure(figure, tmp_path / "new" / "why.png")
     with Image.open(tmp_path / "new" / "why.png") as picture:
         assert min(picture.size) > 300
-    with pytest.raises(ValueError, match="no format of a figure, expected a name ending in .png"):
+    with raises(ValueError, kind="file-suffix", path="why.txt"):
         save_figure(figure, tmp_path / "why.txt")
 
 
@@ -64,7 +65,7 @@ def test_the_comparison_shows_image_labels_predictions_and_errors(scene: Image.I
 def test_without_matplotlib_the_error_names_the_extra(scene: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
     explanation = explain(unsettled("uper_ddsm_tiny"), scene, AT)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(LookupError, match="pip install 'ddsm-zoo\\[explain\\]'"):
+    with raises(LookupError, kind="missing-package", name="matplotlib", expected="pip install 'ddsm-zoo[explain]'"):
         draw_explanation(explanation)
 
 

@@ -22,8 +22,9 @@ from ddsm_zoo.utils.files import sha256_of
 from ddsm_zoo.zoo.factory import create_model
 from ddsm_zoo.zoo.publishing import push_to_hub, save_pretrained
 from tests.support.command_line import run_command
+from tests.support.errors import raises
 from tests.support.hub_server import TOKEN, HubServer, guarded_server
-from tests.support.tiny_weights import logits, one_line, trained_model
+from tests.support.tiny_weights import logits, trained_model
 
 FILES = {CONFIG_FILE: b"any text", CARD_FILE: b"# A card", WEIGHTS_FILE: bytes(range(256)) * 100}
 
@@ -57,44 +58,43 @@ def test_a_private_repository(server: HubServer, tmp_path: Path) -> None:
     assert fetch(address, CONFIG_FILE, cache_dir=tmp_path)[0].path.read_bytes() == b"newer"
 
 
-@pytest.mark.parametrize(("is_private", "state"), [(False, "public"), (True, "private")])
-def test_a_repository_that_others_may_see_or_not(server: HubServer, is_private: bool, state: str) -> None:
+@pytest.mark.parametrize("is_private", [False, True])
+def test_a_repository_that_others_may_see_or_not(server: HubServer, is_private: bool) -> None:
     """The client would publish, and leave the repository as it is."""
     push("someone/model", FILES, private=is_private)
-    with pytest.raises(HubError, match=f"exists and is {state}, got private={not is_private}: nothing") as error:
+    with raises(HubError, kind="hub-exists", name="hf-hub:someone/model", got=not is_private):
         push("someone/model", {**FILES, CONFIG_FILE: b"newer"}, private=not is_private)
-    one_line(error)
     assert server.files("someone/model") == FILES
 
 
 def test_the_token_that_is_given_is_used(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_another")
-    with pytest.raises(HubError, match="cannot publish hf-hub:someone/model: .*`hf auth login`") as error:
+    with raises(HubError, kind="hub-access", name="hf-hub:someone/model") as error:
         push("someone/model", FILES)
-    assert "hf_another" not in one_line(error)
+    assert "hf_another" not in str(error.value)
     push("someone/model", FILES, token=TOKEN)
     assert server.files("someone/model") == FILES
 
 
 @pytest.mark.parametrize(
-    ("method", "where", "status", "advice"),
+    ("method", "where", "status", "kind"),
     [
-        ("POST", "/api/repos/create", 401, "hf auth login"),
-        ("POST", "/api/repos/create", 403, "check your token"),
-        ("POST", "/commit/main", 403, "check your token"),
-        ("POST", "/commit/main", 500, "HTTP 500; try again later"),
-        ("POST", "/commit/main", 409, "HTTP 409; check the address"),
-        ("PUT", "", 403, "check your token"),
-        ("POST", "/api/validate-yaml", 502, ""),
+        ("POST", "/api/repos/create", 401, "hub-access"),
+        ("POST", "/api/repos/create", 403, "hub-access"),
+        ("POST", "/commit/main", 403, "hub-access"),
+        ("POST", "/commit/main", 500, "hub"),
+        ("POST", "/commit/main", 409, "hub"),
+        ("PUT", "", 403, "hub-access"),
+        ("POST", "/api/validate-yaml", 502, "hub"),
     ],
 )
 def test_a_refusing_server(
-    server: HubServer, caplog: pytest.LogCaptureFixture, method: str, where: str, status: int, advice: str
+    server: HubServer, caplog: pytest.LogCaptureFixture, method: str, where: str, status: int, kind: str
 ) -> None:
     server.faults[method, where] = status
-    with caplog.at_level(logging.DEBUG), pytest.raises(HubError, match="cannot publish") as error:
+    with caplog.at_level(logging.DEBUG), raises(HubError, kind=kind, name="hf-hub:someone/model") as error:
         push("someone/model", FILES)
-    assert advice in one_line(error)
+    assert status == 502 or f"HTTP {status}" in str(error.value)  # the client hides the status of a checked card
     assert TOKEN not in caplog.text + str(error.value)
     assert "someone/model" not in server.repositories  # nor an empty one
     server.faults.clear()
@@ -115,7 +115,7 @@ def test_an_empty_repository_that_cannot_be_deleted_is_told(
     server: HubServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.faults.update({("POST", "/commit/main"): 500, ("DELETE", "/api/repos/delete"): 500})
-    with pytest.raises(HubError, match="cannot publish hf-hub:someone/model: the server answered HTTP 500"):
+    with pytest.raises(HubError, match="hf-hub:someone/model: .*HTTP 500"):
         push("someone/model", FILES)
     assert "hf-hub:someone/model was created and is empty: delete it on the Hub, or push again" in caplog.text
 
@@ -132,32 +132,30 @@ def test_without_a_token_a_push_ends_before_the_model_is_looked_for(
 
 def test_a_server_that_is_down(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
-    with pytest.raises(HubError, match="cannot be reached") as error:
+    with raises(HubError, kind="hub-unreachable"):
         push("someone/model", FILES)
-    one_line(error)
 
 
 @pytest.mark.parametrize(
-    ("repository", "options", "reason"),
+    ("repository", "options", "kind"),
     [
-        ("model", {}, "names no repository"),
-        ("../model", {}, "names no repository"),
-        ("someone/model", {"revision": "../main"}, "no valid revision"),
-        ("someone/model", {"revision": "v1", "create_pr": True}, "drop one of them"),
+        ("model", {}, "address"),
+        ("../model", {}, "address"),
+        ("someone/model", {"revision": "../main"}, "address"),
+        ("someone/model", {"revision": "v1", "create_pr": True}, "options"),
     ],
 )
-def test_what_cannot_be_published(server: HubServer, repository: str, options: dict[str, str], reason: str) -> None:
-    with pytest.raises(ValueError, match=reason) as error:
+def test_what_cannot_be_published(server: HubServer, repository: str, options: dict[str, str], kind: str) -> None:
+    with raises(ValueError, kind=kind):
         push(repository, FILES, **options)
-    one_line(error)
     assert server.requests == []
 
 
 @pytest.mark.parametrize("token", ["", "hf_a_secret\nX: y", "hf_\xe9"])
 def test_a_token_that_is_none_is_not_repeated(server: HubServer, token: str) -> None:
-    with pytest.raises(ValueError, match="the token is empty or has characters") as error:
+    with raises(ValueError, kind="hub-access", name="token", got=None) as error:
         push("someone/model", FILES, token=token)
-    assert TOKEN not in one_line(error)
+    assert TOKEN not in str(error.value)
     assert server.requests == []
 
 
@@ -170,18 +168,18 @@ def test_a_token_in_the_environment_that_is_none(
         lambda: push("someone/model", FILES),
         lambda: fetch("hf-hub:someone/model", CONFIG_FILE, cache_dir=tmp_path),
     ):
-        with pytest.raises(HubError, match="the token is empty or has characters.*HF_TOKEN.*`hf auth login`") as error:
+        with raises(HubError, kind="hub-access", got=None) as error:
             task()
-        assert "secr" not in one_line(error)
+        assert "HF_TOKEN" in str(error.value)
+        assert "secr" not in str(error.value)
     assert server.requests == []
 
 
 def test_a_server_that_stops_in_the_middle(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "PATIENCE", 0.3)
     server.faults["PUT", ""] = "stall"
-    with pytest.raises(HubError, match="cannot publish hf-hub:someone/model: the server stopped") as error:
+    with raises(HubError, kind="hub", name="hf-hub:someone/model"):
         push("someone/model", FILES)
-    one_line(error)
     assert "someone/model" not in server.repositories
 
 
@@ -190,7 +188,7 @@ def test_a_server_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        with pytest.raises(HubError, match="cannot be reached") as error:
+        with raises(HubError, kind="hub-unreachable") as error:
             push("someone/model", FILES)
     assert error.value.__suppress_context__  # the client's text may repeat what is secret
 
@@ -233,9 +231,8 @@ def test_the_class_fetches_too(server: HubServer, trained: Segmenter, tmp_path: 
         torch.testing.assert_close(logits(model), logits(trained), atol=0.1, rtol=0.1)
     model.save_pretrained(tmp_path / "folder")
     assert torch.equal(logits(Segmenter.from_pretrained(tmp_path / "folder")), logits(model))
-    with pytest.raises(ValueError, match="takes no revision='v1'") as error:
+    with raises(ValueError, kind="options", name="revision", got="v1"):
         Segmenter.from_pretrained(tmp_path / "folder", revision="v1")
-    one_line(error)
 
 
 def test_what_is_published_says_what_it_is(server: HubServer, trained: Segmenter, tmp_path: Path) -> None:

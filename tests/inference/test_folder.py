@@ -17,6 +17,7 @@ from ddsm_zoo.inference.folder import free_folder, free_stem, predict_folder, re
 from ddsm_zoo.inference.inputs import find_inputs
 from ddsm_zoo.inference.tiling import MIN_SIDE
 from ddsm_zoo.labels import CAMVID
+from tests.support.errors import raises
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,6 @@ def test_without_the_package_av_videos_end_before_anything_is_written(
 ) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     sources = [write_scene(tmp_path / "a.png"), tmp_path / "clip.mp4"]
-    with pytest.raises(LookupError, match="pip install 'ddsm-zoo\\[video\\]'"):
+    with raises(LookupError, kind="missing-package", name="av", expected="pip install 'ddsm-zoo[video]'"):
         predict_folder(predictor, sources, tmp_path / "out")
     assert not (tmp_path / "out").exists()

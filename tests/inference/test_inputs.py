@@ -14,6 +14,7 @@ from PIL import Image
 
 from ddsm_zoo.data.images import ImageError, read_image
 from ddsm_zoo.inference.inputs import BROKEN, HIDDEN, OTHERS, RESULTS, VIDEOS, find_inputs, local_file, stem_of
+from tests.support.errors import raises
 
 
 @pytest.fixture
@@ -145,9 +146,9 @@ def test_urls_are_downloaded_and_named_in_errors(here: Path, server: str) -> Non
         copy = path
     assert not copy.exists()
     assert find_inputs("HTTPS://host/drive.mp4", "out").videos == ("HTTPS://host/drive.mp4",)
-    with pytest.raises(ImageError, match=rf"^{server}/text\.png is no image"), local_file(f"{server}/text.png") as path:
+    with raises(ImageError, kind="image-format", name=f"{server}/text.png"), local_file(f"{server}/text.png") as path:
         read_image(path)
-    with pytest.raises(ImageError, match=r"cannot download .*absent\.png: HTTP Error 404"):
+    with raises(ImageError, kind="download", name=f"{server}/absent.png"):
         local_file(f"{server}/absent.png").__enter__()
 
 
@@ -164,17 +165,12 @@ class EndsEarly(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize(
-    ("name", "reason"),
-    [
-        ("cut.png", "the connection ended after 3 bytes, expected 7 more"),
-        ("vast.png", "it has more than 4294967296 bytes"),
-    ],
-)
-def test_downloads_that_end_early_or_are_too_large(name: str, reason: str) -> None:
+@pytest.mark.parametrize(("name", "said"), [("cut.png", "after 3 bytes, expected 7 more"), ("vast.png", "4294967296")])
+def test_downloads_that_end_early_or_are_too_large(name: str, said: str) -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), EndsEarly) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{running.server_port}/{name}"
-        with pytest.raises(ImageError, match=f"cannot download {url}: {reason}"):
+        with raises(ImageError, kind="download", name=url) as error:
             local_file(url).__enter__()
+        assert said in str(error.value)
         running.shutdown()

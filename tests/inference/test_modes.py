@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ddsm_zoo.inference.modes import full_image, multi_scale, sliding_window
 from tests.support.closeness import rounding_error
+from tests.support.errors import raises
 
 
 def pointwise(image: Tensor) -> Tensor:
@@ -65,7 +66,7 @@ def test_overlap_is_weighted_toward_the_middle_of_each_window() -> None:
 
 @pytest.mark.parametrize("stride", [(0, 4), (4, 9)])
 def test_stride_that_leaves_gaps(stride: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="expected 1 to 8"):
+    with raises(ValueError, name="stride", expected="1 to 8"):
         sliding_window(pointwise, (8, 8), stride)
 
 
@@ -89,7 +90,7 @@ def test_flip_makes_the_result_mirror_symmetric() -> None:
 
 @pytest.mark.parametrize("scales", [[], [1.0, 0.0]])
 def test_bad_scales(scales: list[float]) -> None:
-    with pytest.raises(ValueError, match="expected one or more positive numbers"):
+    with raises(ValueError, kind="argument", name="scales"):
         multi_scale(pointwise, scales)
 
 

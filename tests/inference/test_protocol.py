@@ -9,6 +9,7 @@ from torch import Tensor
 from ddsm_zoo.config import ConfigError
 from ddsm_zoo.inference.modes import multi_scale, sliding_window
 from ddsm_zoo.inference.protocol import PROTOCOLS, InferenceProtocol
+from tests.support.errors import raises
 
 
 def blurred(image: Tensor) -> Tensor:
@@ -81,5 +82,5 @@ def test_a_file_that_is_no_protocol(tmp_path: Path, text: str, message: str) -> 
 
 
 def test_neither_name_nor_file() -> None:
-    with pytest.raises(FileNotFoundError, match="no protocol 'slidding', expected whole, flip, sliding"):
+    with raises(FileNotFoundError, kind="missing-file", name="slidding"):
         InferenceProtocol.load("slidding")

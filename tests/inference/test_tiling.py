@@ -17,6 +17,7 @@ from ddsm_zoo.data.scenes.render import render_scene
 from ddsm_zoo.inference.modes import full_image
 from ddsm_zoo.inference.tiling import BLEND, MARGIN, MIN_SIDE, Tiling, largest_side, predict_bands, tiled_memory
 from ddsm_zoo.utils.memory import working_memory
+from tests.support.errors import raises
 
 SIDES = st.integers(1, 3000)
 
@@ -111,7 +112,7 @@ def test_tiles_that_meet_in_corners() -> None:
 
 
 def test_tiles_too_small_for_their_margins() -> None:
-    with pytest.raises(ValueError, match=f"at least {MIN_SIDE}"):
+    with raises(ValueError, kind="argument", name="tile", expected=MIN_SIDE):
         Tiling(size=(10, 10), side=MIN_SIDE - 1)
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from ddsm_zoo.models import backbone as backbone_module
 from ddsm_zoo.models.backbone import Backbone, BackboneError, hub_uri, packaged_weights
+from tests.support.errors import raises
 
 ROUNDS_UP = "test_resnet.r160_in1k"
 DROPS_THE_REST = "test_convnext.r160_in1k"  # its stem cuts the image into 4 x 4 patches
@@ -75,22 +76,21 @@ def test_other_channels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "kind", "got"),
     [
-        ("resnet51", r"timm cannot build backbone 'resnet51'.*Unknown model"),
-        ("resnet18.no_such_tag", r"'resnet18.no_such_tag'.*no_such_tag"),
-        ("test_vit", r"'test_vit' has feature levels at strides \[16, 16, 16\], expected four at strides 4, 8, 16, 32"),
-        ("hiera_tiny_224", "'hiera_tiny_224' does not take images of any size: .* choose .* Swin or hieradet"),
+        ("resnet51", "backbone", None),
+        ("resnet18.no_such_tag", "backbone", None),
+        ("test_vit", "backbone-levels", [16, 16, 16]),
+        ("hiera_tiny_224", "backbone-levels", None),
     ],
 )
-def test_networks_that_cannot_serve(name: str, message: str) -> None:
-    with pytest.raises(BackboneError, match=message) as caught:
+def test_networks_that_cannot_serve(name: str, kind: str, got: object) -> None:
+    with raises(BackboneError, kind=kind, name=name, got=got):
         Backbone(name)
-    assert "\n" not in str(caught.value)
 
 
 def test_networks_that_cannot_be_dilated() -> None:
-    with pytest.raises(BackboneError, match="'test_mambaout'.*output_stride"):
+    with raises(BackboneError, kind="backbone", name="test_mambaout"):
         Backbone("test_mambaout", output_stride=16)
 
 
@@ -99,7 +99,7 @@ def test_checkpointing_that_a_network_does_not_have(name: str) -> None:
     """timm's own answer is an assertion."""
     with torch.device("meta"):
         backbone = Backbone(name)
-    with pytest.raises(BackboneError, match=f"{name} has no gradient checkpointing; leave it off"):
+    with raises(BackboneError, kind="backbone", name=name):
         backbone.set_grad_checkpointing()
 
 
@@ -179,16 +179,12 @@ def test_options_reach_the_network() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "args", "message"),
-    [
-        (ROUNDS_UP, {"window_size": 7}, "timm cannot build backbone 'test_resnet.r160_in1k' with .*window_size"),
-        (ROUNDS_UP, {"act_layer": "no_such_thing"}, "timm cannot build"),
-    ],
+    ("name", "args"), [(ROUNDS_UP, {"window_size": 7}), (ROUNDS_UP, {"act_layer": "no_such_thing"})]
 )
-def test_options_that_a_network_does_not_have(name: str, args: dict[str, object], message: str) -> None:
-    with pytest.raises(BackboneError, match=message) as error:
+def test_options_that_a_network_does_not_have(name: str, args: dict[str, object]) -> None:
+    with raises(BackboneError, kind="backbone", name=name) as error:
         Backbone(name, args=args)
-    assert "\n" not in str(error.value)
+    assert str(args)[1:-1] in str(error.value)
 
 
 def test_packaged_imagenet_weights() -> None:
@@ -247,9 +243,8 @@ def test_given_weights_on_a_gray_image() -> None:
 
 def test_weights_of_another_network() -> None:
     weights = timm.create_model("test_efficientnet").state_dict()
-    with pytest.raises(BackboneError, match=f"'{ROUNDS_UP}' lack [0-9]+ tensors") as caught:
+    with raises(BackboneError, kind="weights-mismatch", name=ROUNDS_UP):
         Backbone(ROUNDS_UP, weights=weights)
-    assert "\n" not in str(caught.value)
 
 
 def test_weights_that_lack_a_stage() -> None:
@@ -267,7 +262,7 @@ def test_addresses_of_imagenet_weights() -> None:
 
 @pytest.mark.parametrize("name", ["no_such_network", "test_mambaout", "resnet18.no_such_tag"])
 def test_networks_without_imagenet_weights(name: str) -> None:
-    with pytest.raises(BackboneError, match=f"'?{name}"):
+    with raises(BackboneError, kind="backbone", name=name):
         hub_uri(name)
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-import pytest
 from torch import nn
 
 from ddsm_zoo import create_model, model_config
 from ddsm_zoo.config import ConfigError
+from tests.support.errors import raises
 
 
 def smoothed(name: str, **overrides: object) -> list[bool]:
@@ -26,5 +26,5 @@ def test_plain_levels_are_smoothed_unless_asked_otherwise() -> None:
 
 def test_what_another_decoder_has_not_is_refused() -> None:
     config = model_config("deeplabv3plus_ddsm_tiny")
-    with pytest.raises(ConfigError, match="smoothing"):
+    with raises(ConfigError, kind="config", name="smoothing"):
         dataclasses.replace(config, smoothing="all")

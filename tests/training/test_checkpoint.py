@@ -29,6 +29,7 @@ from ddsm_zoo.training.checkpoint import (
     save_weights,
 )
 from ddsm_zoo.utils.files import OutputError
+from tests.support.errors import raises
 
 STATE = {"model": {"w": torch.arange(5000.0)}, "position": {"epoch": 3, "miou": float("nan")}, "average": None}
 
@@ -80,9 +81,9 @@ def test_weights_are_plain_float32_without_the_auxiliary_head(tmp_path: Path) ->
 def test_a_full_disk_keeps_the_old_files(tmp_path: Path) -> None:
     save_state(tmp_path / "state.pt", {"model": {}, "old": True})
     save_weights(tmp_path / "model.safetensors", {"old": torch.ones(1)})
-    with full_disk(), pytest.raises(OutputError, match=r"cannot write .*state\.pt: "):
+    with full_disk(), raises(OutputError, path="state.pt"):
         save_state(tmp_path / "state.pt", STATE)
-    with full_disk(), pytest.raises(OutputError, match=r"cannot write .*model\.safetensors: "):
+    with full_disk(), raises(OutputError, path="model.safetensors"):
         save_weights(tmp_path / "model.safetensors", {"w": torch.arange(5000.0)})
     assert load_state(tmp_path / "state.pt")["old"]
     assert set(safetensors.torch.load_file(tmp_path / "model.safetensors")) == {"old"}
@@ -96,7 +97,7 @@ def test_a_truncated_state_is_refused(tmp_path: Path, cut: float) -> None:
     save_state(path, STATE)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(cut * len(whole))])
-    with pytest.raises(CheckpointError, match="is damaged: delete it to train from the start"):
+    with raises(CheckpointError, kind="damaged-state", path="state.pt"):
         load_state(path)
 
 
@@ -106,7 +107,7 @@ def test_a_flipped_bit_in_a_tensor_is_noticed(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[data.index(torch.tensor(1234.0).numpy().tobytes())] ^= 1
     path.write_bytes(data)
-    with pytest.raises(CheckpointError, match="is damaged"):
+    with raises(CheckpointError, kind="damaged-state", path="state.pt"):
         load_state(path)
 
 
@@ -119,13 +120,13 @@ def test_other_files_are_refused_and_nothing_in_them_runs(tmp_path: Path) -> Non
     path = tmp_path / "state.pt"
     for content in ({"format": 1, "model": Bomb()}, {"format": 0}, [1, 2], {"weight": torch.ones(1)}):
         torch.save(content, path)
-        with pytest.raises(CheckpointError, match="is not a training state of format 1"):
+        with raises(CheckpointError, kind="damaged-state", path="state.pt"):
             load_state(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("hello.txt", "hello")
-    with pytest.raises(CheckpointError, match="is not a training state"):
+    with raises(CheckpointError, kind="damaged-state", path="state.pt"):
         load_state(path)
-    with pytest.raises(FileNotFoundError, match="no training state at"):
+    with raises(FileNotFoundError, kind="missing-file", path="absent.pt"):
         load_state(tmp_path / "absent.pt")
 
 
@@ -190,13 +191,11 @@ def test_two_damaged_states_are_one_line(tmp_path: Path) -> None:
     for epoch in (1, 2):
         save_last_state(tmp_path, at(epoch))
         torn(tmp_path / "last" / "state.pt")
-    with pytest.raises(
-        CheckpointError, match=r"state\.pt and .*before\.pt are damaged: delete both to train from"
-    ) as error:
+    with raises(CheckpointError, kind="damaged-state", path="state.pt") as error:
         load_last_state(tmp_path)
-    assert "\n" not in str(error.value)
+    assert str(tmp_path / "last" / "before.pt") in str(error.value)
     gone(tmp_path / "last" / "state.pt")
-    with pytest.raises(CheckpointError, match=r"before\.pt is damaged: delete it"):
+    with raises(CheckpointError, kind="damaged-state", path="before.pt"):
         load_last_state(tmp_path)
 
 
@@ -205,9 +204,8 @@ def test_a_full_disk_keeps_both_states(tmp_path: Path) -> None:
     for epoch in (1, 2):
         save_last_state(tmp_path, at(epoch))
     before = {path.name: path.read_bytes() for path in (tmp_path / "last").iterdir()}
-    with full_disk(), pytest.raises(OutputError, match=r"cannot write .*state\.pt: ") as error:
+    with full_disk(), raises(OutputError, path="state.pt"):
         save_last_state(tmp_path, at(3))
-    assert "\n" not in str(error.value)
     assert {path.name: path.read_bytes() for path in (tmp_path / "last").iterdir()} == before
 
 
@@ -255,5 +253,5 @@ def test_resuming_drops_the_lines_of_what_will_be_redone(tmp_path: Path) -> None
 @pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files, which Windows cannot")
 def test_a_log_on_a_full_disk(tmp_path: Path) -> None:
     log = RunLog(tmp_path / "log.jsonl", epochs=None)
-    with full_disk(), pytest.raises(OutputError, match=r"cannot write .*log\.jsonl: "):
+    with full_disk(), raises(OutputError, path="log.jsonl"):
         log.write("start", text="x" * 5000)

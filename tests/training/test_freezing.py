@@ -13,6 +13,7 @@ from ddsm_zoo.models import Segmenter
 from ddsm_zoo.training.freezing import freeze, freeze_norm_stats, layer_groups
 from ddsm_zoo.training.optimizer import parameter_groups
 from ddsm_zoo.training.recipe import Recipe
+from tests.support.errors import raises
 
 # of each backbone the parameters of its stem, then of each stage, by how their names begin
 BACKBONES: dict[str, list[tuple[str, ...]]] = {
@@ -118,5 +119,5 @@ def test_a_frozen_norm_gives_what_it_gives_in_evaluation() -> None:
 
 
 def test_more_stages_than_there_are() -> None:
-    with pytest.raises(ConfigError, match="frozen_stages is 6, expected at most the 5 of this backbone, or all"):
+    with raises(ConfigError, kind="config", name="frozen_stages", got=6):
         freeze(segmenter(), Recipe(model="m", frozen_stages=6))

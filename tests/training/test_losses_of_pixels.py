@@ -16,6 +16,7 @@ from torch import Tensor
 from ddsm_zoo.config import ConfigError
 from ddsm_zoo.training.losses import SegmentationLoss, create_loss, dice_loss, lovasz_softmax_loss
 from ddsm_zoo.training.recipe import Recipe
+from tests.support.errors import raises
 
 IGNORED = 255
 
@@ -114,7 +115,7 @@ def test_a_recipe_names_every_part_of_its_loss() -> None:
     assert plain.item() == pytest.approx(F.cross_entropy(logits, targets, ignore_index=IGNORED).item())
 
 
-@pytest.mark.parametrize(("weights", "given"), [((1.0, 2.0), "2"), ("auto", "auto")])
-def test_class_weights_are_one_for_each_class(weights: Any, given: str) -> None:
-    with pytest.raises(ConfigError, match=f"class_weights is {given}.*, expected 3 numbers, one for each class"):
+@pytest.mark.parametrize(("weights", "given"), [((1.0, 2.0), 2), ("auto", "auto")])
+def test_class_weights_are_one_for_each_class(weights: Any, given: object) -> None:
+    with raises(ConfigError, name="class_weights", got=given, expected="3 numbers, one for each class"):
         create_loss(Recipe(model="m", class_weights=weights), 3, IGNORED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from ddsm_zoo.config import ConfigError
 from ddsm_zoo.training.optimizer import create_optimizer, parameter_groups, schedule, set_learning_rate
 from ddsm_zoo.training.recipe import Recipe, UnknownRecipeError, copy_recipe, list_recipes, parse_change
 from ddsm_zoo.utils.files import OutputError
+from tests.support.errors import raises
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -71,7 +73,7 @@ def test_about_is_for_readers_alone(tmp_path: Path) -> None:
     assert recipe == Recipe(model="m")
     assert recipe.to_plain() == Recipe(model="m").to_plain()
     assert "about" not in recipe.to_plain()
-    with pytest.raises(ConfigError, match="unknown field 'hardwear', expected purpose, hardware, duration, score"):
+    with raises(ConfigError, kind="unknown-field", name="hardwear", expected="purpose, hardware, duration, score"):
         Recipe.load(write(tmp_path, 'about.hardwear = "a laptop"\nmodel = "m"\n'))
 
 
@@ -92,9 +94,9 @@ def test_a_copy_is_the_same_recipe_and_its_command_names_the_copy(
 
 def test_a_copy_overwrites_nothing(tmp_path: Path) -> None:
     taken = write(tmp_path, "mine")
-    with pytest.raises(OutputError, match="recipe.toml: it exists already"):
+    with raises(OutputError, path="recipe.toml", errno=errno.EEXIST):
         copy_recipe("finetune", taken)
-    with pytest.raises(ValueError, match=r"mine, expected a name that ends in \.toml"):
+    with raises(ValueError, kind="file-suffix", path="mine", expected=".toml"):
         copy_recipe("finetune", tmp_path / "mine")
     with pytest.raises(UnknownRecipeError):
         copy_recipe("finetun", tmp_path / "mine.toml")
@@ -169,9 +171,9 @@ def test_words_and_values_of_one_field(tmp_path: Path) -> None:
 def test_changes_take_the_place_of_fields(tmp_path: Path) -> None:
     path = write(tmp_path, 'model = "m"\nlr = 1.0\nepochs = 3\n')
     assert Recipe.load(path, {"lr": 2, "model": "n"}) == Recipe(model="n", lr=2.0, epochs=3)
-    with pytest.raises(ConfigError, match="unknown field 'lrr'"):
+    with raises(ConfigError, kind="unknown-field", name="lrr"):
         Recipe.load(path, {"lrr": 2})
-    with pytest.raises(ConfigError, match="epochs is 'x' \\(str\\), expected int"):
+    with raises(ConfigError, name=f"{path}.epochs", got="x", expected="int"):
         Recipe.load(path, {"epochs": "x"})
 
 
@@ -192,19 +194,18 @@ def test_a_change_is_a_field_and_a_value_of_toml(name: str, value: object, gap: 
 
 @pytest.mark.parametrize("text", ["", "lr", "=3", "lr=", "lr = ", "learning rate=3", "a.b=1", "lr\nx=3"])
 def test_what_is_no_change(text: str) -> None:
-    with pytest.raises(ConfigError, match="expected FIELD=VALUE") as error:
+    with raises(ConfigError, kind="config", got=text):
         parse_change(text)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["absent.toml", "."])
 def test_no_recipe(tmp_path: Path, name: str) -> None:
-    with pytest.raises(FileNotFoundError, match="no recipe at"):
+    with raises(FileNotFoundError, kind="missing-file", path=str(tmp_path / name)):
         Recipe.load(tmp_path / name)
 
 
 def test_a_path_that_ends_like_a_name_says_so(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="expected a TOML file or a name; the package has the recipe finetune"):
+    with pytest.raises(FileNotFoundError, match="the recipe finetune$"):
         Recipe.load(f"{tmp_path}/recipes/finetune.toml")
 
 
@@ -264,7 +265,7 @@ def test_frozen_parameters_are_left_out() -> None:
     net.backbone.requires_grad_(False)
     groups = parameter_groups(net, Recipe(model="m", backbone_lr=0.1))
     assert [len(group["params"]) for group in groups] == [3]
-    with pytest.raises(ValueError, match="no trainable parameter"):
+    with raises(ValueError, name="model", got=0):
         create_optimizer(net.requires_grad_(False), Recipe(model="m"))
 
 

@@ -22,6 +22,7 @@ from ddsm_zoo.training.loop import ProgressEvent
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.training.run import train
 from ddsm_zoo.utils.files import CheckpointError
+from tests.support.errors import raises
 
 
 def test_a_tiny_model_learns_rendered_scenes(tmp_path: Path) -> None:
@@ -41,7 +42,7 @@ def test_a_tiny_model_learns_rendered_scenes(tmp_path: Path) -> None:
 
 
 def test_changes_are_of_a_recipe_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="a Recipe and changes of epochs, expected its name or path"):
+    with raises(ValueError, kind="options", name="changes", got=["epochs"]):
         train(Recipe.load("tiny_scenes"), "scenes:4", tmp_path, changes={"epochs": 1})
 
 
@@ -71,7 +72,7 @@ def test_a_refused_run_leaves_the_model_of_the_earlier_one(tmp_path: Path) -> No
     recipe = Recipe(model="uper_ddsm_tiny", epochs=1, batch_size=2, crop_size=(32, 32), workers=0)
     train(recipe, "scenes:2", tmp_path, pretrained=False)
     before = {path.name: path.read_bytes() for path in (tmp_path / "best").iterdir()}
-    with pytest.raises(CheckpointError, match="holds the state of a run"):
+    with raises(CheckpointError, kind="run-exists", path=tmp_path):
         train(recipe, "scenes:2", tmp_path, pretrained=False)
     assert {path.name: path.read_bytes() for path in (tmp_path / "best").iterdir()} == before
 
@@ -101,22 +102,23 @@ def test_a_built_model_is_trained_from_the_weights_that_it_has(tmp_path: Path) -
 def test_a_built_model_of_other_classes_or_with_a_second_source_of_weights_is_refused(tmp_path: Path) -> None:
     recipe = Recipe(model="uper_ddsm_tiny", epochs=1, batch_size=2, crop_size=(32, 32), workers=0)
     other = ddsm_zoo.create_model("uper_ddsm_tiny", num_classes=3)
-    with pytest.raises(ValueError, match="3 classes, expected the 11 of the data"):
+    with raises(ValueError, kind="classes-differ", got=3, expected=11):
         train(recipe, "scenes:2", tmp_path, model=other)
-    with pytest.raises(ValueError, match="pretrained=True, expected one source of weights"):
+    with raises(ValueError, kind="options", name="pretrained", got=True):
         train(recipe, "scenes:2", tmp_path, model=other, pretrained=True)
     assert not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("options", "fused", "reason"), [({}, True, "fused"), ({"in_chans": 1}, False, "1 channels")])
+@pytest.mark.parametrize(
+    ("options", "fused", "kind"), [({}, True, "fused-model"), ({"in_chans": 1}, False, "channels")]
+)
 def test_a_built_model_that_cannot_be_trained_is_refused_before_anything_is_written(
-    tmp_path: Path, options: dict[str, Any], fused: bool, reason: str
+    tmp_path: Path, options: dict[str, Any], fused: bool, kind: str
 ) -> None:
     recipe = Recipe(model="uper_tiny", epochs=1, batch_size=2, crop_size=(32, 32), workers=0)
     model = ddsm_zoo.create_model("uper_tiny", labels=CAMVID, **options)
-    with pytest.raises(ValueError, match=reason) as error:
+    with raises(ValueError, kind=kind):
         train(recipe, "scenes:2", tmp_path, model=model.fuse() if fused else model)
-    assert "\n" not in str(error.value)
     assert not any(tmp_path.iterdir())
 
 
@@ -165,15 +167,14 @@ def test_an_image_that_is_damaged_inside_is_one_line_from_a_loading_process_too(
         content[len(content) // 2] ^= 0xFF
         image.write_bytes(content)
     recipe = Recipe(model="uper_ddsm_tiny", epochs=1, batch_size=1, crop_size=(64, 64), workers=1)
-    with pytest.raises(ImageError, match=r"a\.png is truncated or damaged") as error:
+    with raises(ImageError, kind="damaged-image", path="a.png") as error:
         train(recipe, f"folder:{tmp_path}", tmp_path / "out", pretrained=False)
     assert "Traceback" not in str(error.value)
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["checkpoint_path", "num_classes", "in_chans"])
 def test_overrides_are_of_the_architecture_alone(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match=f"overrides '{name}'"):
+    with raises(ConfigError, kind="unknown-field", name=name):
         train(Recipe(model="uper_ddsm_tiny", overrides={name: 4}), "scenes:2", tmp_path, pretrained=False)
 
 

@@ -17,6 +17,7 @@ from ddsm_zoo.data.datasets import SegmentationDataset, open_dataset
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.training.visual_log import VisualLog, draw_curve, sample_sheet
 from tests.support.data_sets import write, write_labels
+from tests.support.errors import raises
 
 LABELS = LabelSpace.from_names(["road", "car", "sky"])
 ENTRY = {"epoch": 3, "loss": 0.5, "lr": 0.1, "miou": 0.25, "iou": [0.5, 0.0, math.nan]}
@@ -161,5 +162,5 @@ def test_tensorboard_that_is_not_installed_is_said_before_the_run(
     tmp_path: Path, val_set: SegmentationDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(LookupError, match="pip install tensorboard"):
+    with raises(LookupError, kind="missing-package", name="tensorboard"):
         VisualLog(tmp_path, val_set, tensorboard=True)

@@ -23,6 +23,7 @@ from ddsm_zoo.utils.files import CheckpointError
 from ddsm_zoo.zoo.convert import convert_weights, read_checkpoint
 from ddsm_zoo.zoo.factory import create_model
 from ddsm_zoo.zoo.publishing import save_pretrained
+from tests.support.errors import raises
 from tests.support.tiny_weights import one_line
 
 
@@ -389,7 +390,7 @@ def test_a_file_that_is_no_checkpoint(
         read_checkpoint(tmp_path / "theirs.pth")
     one_line(error)
     assert not Path("exploded").exists()
-    with pytest.raises(FileNotFoundError, match="expected a checkpoint"):
+    with raises(FileNotFoundError, kind="missing-file", path="absent.pth"):
         read_checkpoint(tmp_path / "absent.pth")
 
 
@@ -413,6 +414,5 @@ def test_bytes_that_changed_on_the_way(tmp_path: Path) -> None:
 
 def test_more_than_tensors_in_a_pytorch_file(tmp_path: Path) -> None:
     torch.save({"state_dict": {"weight": torch.zeros(2), "note": "text"}}, tmp_path / "theirs.pth")
-    with pytest.raises(CheckpointError, match="expected tensors by name") as error:
+    with raises(CheckpointError, kind="checkpoint", path="theirs.pth"):
         read_checkpoint(tmp_path / "theirs.pth")
-    one_line(error)

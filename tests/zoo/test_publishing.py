@@ -21,6 +21,7 @@ from ddsm_zoo.zoo import registry
 from ddsm_zoo.zoo.factory import create_model, from_pretrained, resolve_data_config
 from ddsm_zoo.zoo.publishing import describe_weights, save_pretrained
 from ddsm_zoo.zoo.sources import look_up
+from tests.support.errors import raises
 from tests.support.tiny_weights import LABELS, NAME, WEIGHTS, logits, saved_model, trained_model
 
 trained = pytest.fixture(scope="module")(trained_model)
@@ -115,7 +116,7 @@ def test_a_folder_in_the_home_folder(trained: Segmenter, tmp_path: Path, monkeyp
 
 
 def test_describing_needs_a_label_for_each_class(trained: Segmenter) -> None:
-    with pytest.raises(ValueError, match="19 labels for a model of 3 classes"):
+    with raises(ValueError, kind="classes-differ", got=19, expected=3):
         describe_weights(trained, WeightsSpec(uri="file:x", dataset="cityscapes", labels=CITYSCAPES))
 
 

@@ -21,7 +21,7 @@ Bitmap = npt.NDArray[np.bool_]
 # Function ``paint(height, width)`` that returns the pixels of an area, (H, W)
 Paint = Callable[[int, int], Bitmap]
 
-IGNORE = "ignore"  # as the name of the background: pixels of no class
+IGNORE = "ignore"  # as the name of the background: its pixels have no class
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,11 @@ def class_table(annotations: Annotations, options: ImportOptions, findings: Find
     ignored = {*annotations.ignored, *options.ignore}
     if unknown := sorted(set(options.ignore) - set(annotations.names)):
         raise DatasetError(
-            f"--ignore names {', '.join(unknown)}, the classes are {', '.join(annotations.names)}", kind="import"
+            f"--ignore has {', '.join(unknown)}, expected some of the classes {', '.join(annotations.names)}",
+            kind="import",
+            name="ignore",
+            got=unknown,
+            expected=annotations.names,
         )
     names = [name for name in annotations.names if name not in ignored]
     # the source's own word for everything else, such as labelme's _background_

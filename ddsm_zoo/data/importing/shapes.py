@@ -20,7 +20,7 @@ Points = npt.NDArray[np.float64]
 # COCO's tools walk along every edge, so a wild coordinate would take all memory
 _FARTHEST = 1e5
 
-# what is said of boxes in every format
+# Line for boxes, the same for every format
 NO_MASK = "boxes without a mask (--boxes fill draws them as filled rectangles)"
 
 

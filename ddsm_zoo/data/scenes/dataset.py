@@ -24,7 +24,13 @@ class SceneDataset(SegmentationDataset):
 
     def __init__(self, count: int, split: str, transform: Transform | None = None, seed: int = 0) -> None:
         if split not in self.SPLITS:
-            raise DatasetError(f"rendered scenes have no split {split!r}, expected one of {', '.join(self.SPLITS)}")
+            expected = ", ".join(self.SPLITS)
+            raise DatasetError(
+                f"rendered scenes have no split {split!r}, expected one of {expected}",
+                kind="missing-split",
+                name=split,
+                expected=expected,
+            )
         names = [f"scene_{self.SPLITS[split] + index:010d}" for index in range(count)]
         pairs = [Pair(Path(f"{name}.png"), Path(f"{name}_mask.png"), name) for name in names]
         super().__init__(pairs, CAMVID, CAMVID_IDS, transform, seed)
@@ -42,8 +48,9 @@ class Scenes:
     def __init__(self, count: str) -> None:
         """Raise DatasetError unless ``count`` is a whole number from 1 to `MOST`."""
         if not (count.isascii() and count.isdigit() and 1 <= int(count) <= MOST):
-            raise DatasetError(
-                f"data set {f'scenes:{count}'!r} has {count!r} scenes, expected scenes:N with N from 1 to {MOST}"
+            expected = f"scenes:N with N from 1 to {MOST}"
+            raise DatasetError.of(
+                "data set", f"scenes:{count}", expected, kind="unknown-data", shown=f"'scenes:{count}'"
             )
         self.count = int(count)
 

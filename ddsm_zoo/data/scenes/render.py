@@ -27,6 +27,7 @@ from ddsm_zoo.data.scenes.canvas import (
     shaded,
 )
 from ddsm_zoo.data.scenes.objects import LEAVES, placed, tree
+from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.labels import Color
 
 Array = npt.NDArray[np.uint8]
@@ -77,7 +78,7 @@ def render_scene(seed: int, size: tuple[int, int] = (360, 480)) -> tuple[Array, 
         ValueError: The size is below 1 x 1 or the seed is negative.
     """
     if min(size) < 1:
-        raise ValueError(f"a scene of size {size[0]} x {size[1]} was asked for, expected at least 1 x 1 pixels")
+        raise ArgumentError.of("size", size, "at least 1 x 1 pixels", shown=f"{size[0]} x {size[1]}")
     rng = np.random.Generator(np.random.PCG64(seed))
     canvas = Canvas(rng, size)
     kerb = {-1: rng.uniform(-4.8, -2.8), 1: rng.uniform(4.6, 7.5)}

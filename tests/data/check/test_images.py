@@ -13,6 +13,7 @@ from ddsm_zoo.data.check.report import require_sound
 from ddsm_zoo.data.datasets import open_dataset
 from ddsm_zoo.data.masks import DatasetError
 from tests.support.deep_images import write_png
+from tests.support.errors import raises
 from tests.support.label_doctor import IDS, NAMES, build, check, found, four, text_of
 
 
@@ -76,7 +77,7 @@ def test_images_that_use_few_of_16_bits_are_said(tmp_path: Path, quick: bool) ->
     image = open_dataset(f"folder:{root}", "train")[0][0]
     assert np.array_equal(image[0].numpy(), np.rint(dark / (4095 / 255)))
     (root / "labels.json").write_text(json.dumps({"names": NAMES, "bits": 99}))
-    with pytest.raises(DatasetError, match=r"labels\.json cannot be used: bits is 99, expected the bits in use"):
+    with raises(DatasetError, kind="label-file", path="labels.json", name="bits", got=99):
         check(root)
 
 
