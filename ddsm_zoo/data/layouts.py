@@ -11,6 +11,7 @@ from typing import NamedTuple
 from ddsm_zoo.data.arrangements import arrange
 from ddsm_zoo.data.class_files import class_masks_hint
 from ddsm_zoo.data.importing.detect import import_hint
+from ddsm_zoo.data.importing.files import split_of
 from ddsm_zoo.data.label_file import LABEL_FILE, read_label_file, read_text
 from ddsm_zoo.data.listing import Named, Pairing, by_name, images_in, pair_masks, subfolders
 from ddsm_zoo.data.masks import (
@@ -23,7 +24,7 @@ from ddsm_zoo.data.masks import (
     settle,
 )
 from ddsm_zoo.data.pairs import Pair, SegmentationDataset, Transform, UnlabeledImages
-from ddsm_zoo.data.problems import SHOWN, Problem
+from ddsm_zoo.data.problems import Problem
 from ddsm_zoo.labels import CAMVID, CITYSCAPES, LabelSpace
 
 # Others, such as the test split of a benchmark, may come without masks.
@@ -133,90 +134,73 @@ class Layout:
 
     def problems(self, split: str, files: SplitFiles) -> list[Problem]:
         """List the problems of a split that the names of its files show."""
-        images, masks = files.images, files.masks
-        unlabeled = [name for name in images if name not in masks]
-        unused = [name for name in masks if name not in images]
-        guessed = [f"{masks[name].name} for {images[name].name}" for name in files.guessed[:SHOWN]]
-        strict = bool(masks) or split in LABELED_SPLITS
+        images, masks, show = files.images, files.masks, self.below_root
+        of = functools.partial(Problem.of, split=split)
         found = [
-            Problem(
+            of(
+                [" and ".join(show(*pair)) for pair in files.twins],
                 kind="same-name",
-                split=split,
                 what="the same name as another file for",
+                total=len(files.twins) + len(images) + len(masks),
                 noun="files",
                 advice="expected one file for each name",
-                count=len(files.twins),
-                total=len(files.twins) + len(images) + len(masks),
-                examples=tuple(" and ".join(self.below_root(*pair)) for pair in files.twins[:SHOWN]),
             ),
-            Problem(
+            of(
+                [repr(name) for name in files.absent],
                 kind="missing-image",
-                split=split,
                 what="no image for",
-                noun=f"names in {files.listed.name}" if files.listed else "names",
-                count=len(files.absent),
                 total=len(files.absent) + len(images),
-                examples=tuple(map(repr, files.absent[:SHOWN])),
+                noun=f"names in {files.listed.name}" if files.listed else "names",
             ),
-            Problem(
+            of(
+                show(*(image for name, image in images.items() if name not in masks)),
                 kind="missing-mask",
-                severity="error" if strict else "warning",
-                split=split,
+                severity="error" if masks or split in LABELED_SPLITS else "warning",
                 what="no mask for",
+                total=len(images),
                 noun="images",
                 advice=f"expected {files.expected}",
-                count=len(unlabeled),
-                total=len(images),
-                examples=self.below_root(*(images[name] for name in unlabeled[:SHOWN])),
             ),
-            Problem(
+            of(
+                show(*(mask for name, mask in masks.items() if name not in images)),
                 kind="unused-mask",
                 severity="warning",
-                split=split,
                 what="no image for",
-                advice="which are left out",
-                count=len(unused),
                 total=len(masks),
-                examples=self.below_root(*(masks[name] for name in unused[:SHOWN])),
+                advice="which are left out",
             ),
-            Problem(
+            of(
+                show(*files.left_out),
                 kind="left-out",
                 severity="warning",
-                split=split,
                 what="a format that is not read in",
+                total=len(files.left_out) + len(images) + len(masks),
                 noun="files",
                 advice="which are left out: convert images to JPEG or PNG, masks to PNG",
-                count=len(files.left_out),
-                total=len(files.left_out) + len(images) + len(masks),
-                examples=self.below_root(*files.left_out[:SHOWN]),
             ),
-            Problem(
+            of(
+                show(*self.outside),
                 kind="outside-image",
                 severity="warning",
-                split=split,
                 what="no part in this or any split for",
+                total=len(self.outside) + len(images),
                 noun="images",
                 advice="which are left out: move them into the folder of a split",
-                count=len(self.outside),
-                total=len(self.outside) + len(images),
-                examples=self.below_root(*self.outside[:SHOWN]),
             ),
-            Problem(
+            of(
+                [f"{masks[name].name} for {images[name].name}" for name in files.guessed],
                 kind="mask-name",
                 severity="note",
-                split=split,
                 what="another name than the image's for",
-                advice="matched by the rest of the name",
-                count=len(files.guessed),
                 total=len(masks),
-                examples=tuple(guessed),
+                advice="matched by the rest of the name",
             ),
             Problem(
                 kind="arrangement",
                 severity="note",
                 split=split,
                 what=files.understood,
-                count=int(bool(files.understood)),
+                count=int(files.understood != ""),
             ),
         ]
         return [problem for problem in found if problem.count]
@@ -230,8 +214,7 @@ class Layout:
 
 def split_hint(split: str, present: Iterable[str]) -> str:
     """Return a hint at the folder that probably is the missing ``split``, such as ``valid``; empty without one."""
-    meant = {"val": ("val", "valid", "validation", "dev"), "train": ("train", "training")}.get(split, (split,))
-    near = [name for name in present if name != split and name.casefold() in meant]
+    near = [name for name in present if name != split and (split_of(name) or name.casefold()) == split]
     return f"; is {near[0]} meant? Call its folders {split}" if near else ""
 
 

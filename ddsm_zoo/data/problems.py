@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -28,6 +29,11 @@ class Problem:
     count: int = 0
     total: int = 0
     examples: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, examples: Sequence[str], **facts: Any) -> Problem:
+        """Build a problem that all these examples have: their number and the first of them."""
+        return cls(count=len(examples), examples=tuple(examples[:SHOWN]), **facts)
 
     def __str__(self) -> str:
         text = f"{self.split}: {self.what}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ddsm_zoo.data.facts import ImageFacts, describe_dark, image_facts
 from ddsm_zoo.data.images import ImageError
-from ddsm_zoo.data.problems import SHOWN, Problem
+from ddsm_zoo.data.problems import Problem
 
 
 class ImageCheck:
@@ -55,14 +55,13 @@ class ImageCheck:
         ]
 
     def _problem(self, kind: str, what: str, files: list[str], advice: str) -> Problem:
-        return Problem(
+        return Problem.of(
+            files,
             kind=kind,
             severity="warning",
             split=self.split,
             what=what,
             noun="images",
             advice=advice,
-            count=len(files),
             total=len(self._facts),
-            examples=tuple(files[:SHOWN]),
         )

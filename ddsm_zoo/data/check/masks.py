@@ -317,15 +317,14 @@ class MaskCheck:
         return f"{value} nearest {name} {near}"
 
     def _problem(self, kind: str, what: str, files: list[str], advice: str, severity: Severity = "error") -> Problem:
-        return Problem(
+        return Problem.of(
+            files,
             kind=kind,
             severity=severity,
             split=self.split,
             what=what,
             advice=advice,
-            count=len(files),
             total=len(self._masks),
-            examples=tuple(files[:SHOWN]),
         )
 
 

@@ -22,7 +22,7 @@ from ddsm_zoo.data.kinds import open_layout, open_source
 from ddsm_zoo.data.layouts import LABELED_SPLITS, Layout, SplitFiles, split_hint
 from ddsm_zoo.data.mask_files import read_stored
 from ddsm_zoo.data.masks import DatasetError
-from ddsm_zoo.data.problems import SEVERITIES, SHOWN, Problem
+from ddsm_zoo.data.problems import SEVERITIES, Problem
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.utils import Progress
 from ddsm_zoo.utils.files import sha256_of
@@ -228,15 +228,7 @@ class _SplitCheck:
         return f"{self._name(path)} ({reason})"
 
     def _problem(self, kind: str, what: str, noun: str, files: list[str], total: int) -> Problem:
-        return Problem(
-            kind=kind,
-            split=self.split,
-            what=what,
-            noun=noun,
-            count=len(files),
-            total=total,
-            examples=tuple(files[:SHOWN]),
-        )
+        return Problem.of(files, kind=kind, split=self.split, what=what, noun=noun, total=total)
 
 
 def _leaks(layout: Layout, checks: Mapping[str, _SplitCheck], *, quick: bool) -> list[Problem]:
@@ -254,7 +246,8 @@ def _leaks(layout: Layout, checks: Mapping[str, _SplitCheck], *, quick: bool) ->
             ]
             if common:
                 problems.append(
-                    Problem(
+                    Problem.of(
+                        common,
                         kind="leak",
                         # trainval has the images of train and of val, as its name says
                         severity="warning" if earlier in later else "error",
@@ -262,9 +255,7 @@ def _leaks(layout: Layout, checks: Mapping[str, _SplitCheck], *, quick: bool) ->
                         what=f"the same picture as in {earlier} for",
                         noun="images",
                         advice="whose score says nothing about new pictures",
-                        count=len(common),
                         total=len(checks[later].files.images),
-                        examples=tuple(common[:SHOWN]),
                     )
                 )
     return problems

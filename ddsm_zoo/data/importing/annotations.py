@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -129,6 +129,11 @@ class Tally:
         places = self.examples.setdefault(what, [])
         if where and where not in places and len(places) < SHOWN:
             places.append(where)
+
+    def add_files(self, what: str, files: Iterable[Path]) -> None:
+        """Add a finding for each file."""
+        for file in files:
+            self.add(what, file.name)
 
     def update(self, other: Tally) -> None:
         for what, count in other.counts.items():

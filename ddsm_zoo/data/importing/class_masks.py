@@ -54,7 +54,7 @@ def read_class_masks(source: Path, options: ImportOptions, findings: Findings) -
                 findings.left_out.add("images without a mask", name)
                 continue
             regions = [
-                Region(label, partial(_paint, masks[groups[name][plain_name(label)]]), maybe_empty=True)
+                Region(label, shapes.whole(partial(_decode, masks[groups[name][plain_name(label)]])), maybe_empty=True)
                 for label in names
                 if plain_name(label) in groups[name]
             ]
@@ -76,12 +76,10 @@ def _names(label_file: Path, classes: set[str]) -> list[str]:
     return sorted(classes)
 
 
-def _paint(path: Path, height: int, width: int) -> Bitmap:
+def _decode(path: Path) -> Bitmap:
     """Read the pixels of a class (H, W): those above half of white, where edges are smooth or compressed."""
     stored = read_stored(path)
     values = stored.values.max(-1) if stored.values.ndim == 3 else stored.values
-    if values.shape != (height, width):
-        raise shapes.BadShape("masks of another size than their image")
     if stored.shown and set(stored.shown.values()) <= {BLACK, WHITE}:
         white = [index for index, color in stored.shown.items() if color == WHITE]
         return np.isin(values, white)

@@ -44,8 +44,7 @@ def read_coco(source: Path, options: ImportOptions, findings: Findings) -> Annot
                     both = [*images[key].regions, *image.regions]
                     image = AnnotatedImage(**{**vars(image), "regions": both})
                 images[key] = image
-    for path in finder.unused():
-        findings.left_out.add("image files that no annotation file lists", path.name)
+    findings.left_out.add_files("image files that no annotation file lists", finder.unused())
     return Annotations(names=list(categories), images=list(images.values()))
 
 
@@ -110,16 +109,13 @@ def _regions(
         elif label is None:
             findings.left_out.add("annotations of unknown classes", where)
         else:
-            try:
+            with shapes.counted(findings, where):
                 paint = _paint(annotation, options)
-            except shapes.BadShape as error:
-                findings.left_out.add(str(error), where)
-                continue
-            if annotation.get("iscrowd") and not options.crowd:
-                findings.notes.add(CROWD, where)
-                crowds[image].append(Region(None, paint))
-            else:
-                objects[image].append(Region(label, paint))
+                if annotation.get("iscrowd") and not options.crowd:
+                    findings.notes.add(CROWD, where)
+                    crowds[image].append(Region(None, paint))
+                else:
+                    objects[image].append(Region(label, paint))
     return {image: [*crowds[image], *objects[image]] for image in {*crowds, *objects}}
 
 
@@ -151,7 +147,7 @@ def _image(
     size = (int(entry.get("height") or 0), int(entry.get("width") or 0))
     return AnnotatedImage(
         name=name,
-        split=split or (finder.split_of(path) if path else None),
+        split=split or finder.split_of(path),
         file=path,
         size=size if all(size) else None,
         regions=list(regions),

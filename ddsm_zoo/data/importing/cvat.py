@@ -61,8 +61,7 @@ def read_cvat(source: Path, options: ImportOptions, findings: Findings) -> Annot
             kind="import",
             path=source,
         )
-    for path in finder.unused():
-        findings.left_out.add("image files that no annotation file lists", path.name)
+    findings.left_out.add_files("image files that no annotation file lists", finder.unused())
     return Annotations(names=list(names), images=images, colors=colors)
 
 
@@ -81,20 +80,17 @@ def _image(
     layers: list[tuple[int, Region]] = []
     for shape in entry:
         label = shape.get("label", "").strip()
-        try:
+        with shapes.counted(findings, f"{label} in {name}"):
             if shape.get("outside") == "1":
                 raise shapes.BadShape("shapes outside of the image")
             paint = _paint(shape, options)
             if label not in names:
                 raise shapes.BadShape("shapes of unknown classes")
-        except shapes.BadShape as error:
-            findings.left_out.add(str(error), f"{label} in {name}")
-        else:
             layers.append((int(shape.get("z_order", 0)), Region(label, paint)))
     layers.sort(key=lambda layer: layer[0])  # stable: the order of the file within a layer
     return AnnotatedImage(
         name=name,
-        split=split or (finder.split_of(path) if path else None),
+        split=split or finder.split_of(path),
         file=path,
         size=(int(entry.attrib["height"]), int(entry.attrib["width"])),
         regions=[region for _, region in layers],
@@ -116,8 +112,7 @@ def _paint(shape: Any, options: ImportOptions) -> Paint:
         counts = [int(part) for part in shape.attrib["rle"].split(",")]
         return shapes.bitmap(partial(shapes.run_lengths, counts, height, width), at_x, at_y)
     if shape.tag == "box":
-        if not options.boxes:
-            raise shapes.BadShape(shapes.NO_MASK)
+        shapes.require_boxes(options)
         left, top, right, bottom = numbers("xtl", "ytl", "xbr", "ybr")
         return shapes.box(left, top, right, bottom, degrees)
     kinds = {"points": "points", "polyline": "lines", "tag": "tags", "skeleton": "skeletons (keypoints)"}

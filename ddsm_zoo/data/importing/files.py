@@ -109,8 +109,10 @@ class ImageFinder:
             return None
         return ranked[-1][1]
 
-    def split_of(self, file: Path) -> str | None:
-        """Return the split that the folders of an image name."""
+    def split_of(self, file: Path | None) -> str | None:
+        """Return the split that the folders of an image name, None for a missing image."""
+        if file is None:
+            return None
         root = next((root for root in self.roots if file.is_relative_to(root)), None)
         return None if root is None else split_of(*reversed(file.parent.relative_to(root).parts))
 

@@ -54,8 +54,7 @@ def read_labelme(source: Path, options: ImportOptions, findings: Findings) -> An
             kind="import",
             path=source,
         )
-    for path in finder.unused():
-        findings.left_out.add("images without a JSON file, as not annotated", path.name)
+    findings.left_out.add_files("images without a JSON file, as not annotated", finder.unused())
     found = sorted({str(region.label) for image in images for region in image.regions})
     names = [name for name in (known or found) if name != _IGNORED]
     return Annotations(names=names, images=images, ignored=frozenset([_IGNORED]))
@@ -79,10 +78,8 @@ def _image(
         if known is not None and label not in known:
             findings.left_out.add("shapes of classes that labels.txt lacks", f"{label} in {file.name}")
             continue
-        try:
+        with shapes.counted(findings, file.name):
             regions.append(Region(label, _paint(shape, options)))
-        except shapes.BadShape as error:
-            findings.left_out.add(str(error), file.name)
     path = _find_image(file, str(content["imagePath"]), finder)
     embedded = content.get("imageData")
     size = (int(content.get("imageHeight") or 0), int(content.get("imageWidth") or 0))
@@ -90,7 +87,7 @@ def _image(
     name = posix(str(content["imagePath"])).rpartition("/")[2]
     return AnnotatedImage(
         name="/".join((*folders, name)),
-        split=split_of(*reversed(folders)) or (finder.split_of(path) if path else None),
+        split=split_of(*reversed(folders)) or finder.split_of(path),
         file=path or (_embedded(file, str(embedded)) if embedded else None),
         size=size if all(size) else None,
         regions=regions,
@@ -134,7 +131,6 @@ def _paint(shape: Mapping[str, Any], options: ImportOptions) -> Paint:
         left, top = points.min(0).astype(int).tolist()
         return shapes.bitmap(partial(_decode_mask, str(shape["mask"])), left, top)
     if kind == "rectangle":
-        if not options.boxes:
-            raise shapes.BadShape(shapes.NO_MASK)
+        shapes.require_boxes(options)
         return shapes.box(*points.min(0), *points.max(0))
     raise shapes.BadShape({"point": "points", "points": "points"}.get(kind, "lines" if "line" in kind else f"{kind}s"))

@@ -5,14 +5,15 @@ A pixel belongs to an area if the area holds its center, as in COCO's tools, whi
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ddsm_zoo.data.importing.annotations import Bitmap, Paint
+from ddsm_zoo.data.importing.annotations import Bitmap, Findings, ImportOptions, Paint
 from ddsm_zoo.errors import PackageError
 
 Points = npt.NDArray[np.float64]
@@ -26,6 +27,21 @@ NO_MASK = "boxes without a mask (--boxes fill draws them as filled rectangles)"
 
 class BadShape(ValueError):
     """Shape without an area, or beyond all images."""
+
+
+@contextlib.contextmanager
+def counted(findings: Findings, where: str) -> Iterator[None]:
+    """Count a BadShape inside the block among what was left out."""
+    try:
+        yield
+    except BadShape as error:
+        findings.left_out.add(str(error), where)
+
+
+def require_boxes(options: ImportOptions) -> None:
+    """Raise BadShape unless boxes without a mask are drawn."""
+    if not options.boxes:
+        raise BadShape(NO_MASK)
 
 
 def points_of(flat: Any) -> Points:

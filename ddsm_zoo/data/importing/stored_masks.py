@@ -66,8 +66,7 @@ def read_voc(source: Path, options: ImportOptions, findings: Findings) -> Annota
         image = by_name.pop(name, None)
         stored = partial(_voc_mask, masks[name], classes)
         images.append(AnnotatedImage(name=image.name if image else name, split=split, file=image, stored=stored))
-    for path in by_name.values():
-        findings.left_out.add("images that no list names, or without a mask", path.name)
+    findings.left_out.add_files("images that no list names, or without a mask", by_name.values())
     return Annotations(names=list(classes.colors), images=images, colors=classes.colors)
 
 
@@ -238,8 +237,7 @@ def read_ade20k(source: Path, options: ImportOptions, findings: Findings) -> Ann
             stored = partial(_ids, mask, classes)
             name = file.name if file else mask.stem
             images.append(AnnotatedImage(name=name, split=split_of(split_folder.name), file=file, stored=stored))
-        for file in files.values():
-            findings.left_out.add("images without a mask", file.name)
+        findings.left_out.add_files("images without a mask", files.values())
     return Annotations(names=["background", *names], images=images, background=IGNORE)
 
 

@@ -143,10 +143,8 @@ def _image(
     for number, line in enumerate(read_text(labels).splitlines() if labels.is_file() else (), 1):
         if not line.strip():
             continue
-        try:
+        with shapes.counted(findings, f"{labels.name} line {number}"):
             regions.append(_region(line.split(), names, options, keypoints=keypoints))
-        except shapes.BadShape as error:
-            findings.left_out.add(str(error), f"{labels.name} line {number}")
     name = (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
     return AnnotatedImage(name=name, split=split, file=path, regions=regions)
 
@@ -169,8 +167,7 @@ def _region(words: Sequence[str], names: Mapping[int, str], options: ImportOptio
     if keypoints:
         raise shapes.BadShape("keypoints without a mask")
     if len(values) == 4:
-        if not options.boxes:
-            raise shapes.BadShape(shapes.NO_MASK)
+        shapes.require_boxes(options)
         x, y, width, height = values
         left, right, top, bottom = x - width / 2, x + width / 2, y - height / 2, y + height / 2
         values = np.array([left, top, right, top, right, bottom, left, bottom])

@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_counted(export: Path, tmp_path: Path) -> None:
         "images without a mask": 1,
         "masks without an image": 1,
         "masks of more than two values, expected black and white": 1,
-        "masks of another size than their image": 1,
+        "areas of another size than their image": 1,
     }
     assert "images where areas of several classes overlap, the later one on top" in notes(report)
 
