@@ -25,7 +25,7 @@ from hypothesis import settings  # noqa: E402 - after the environment is set
 import ddsm_zoo.models.segmenter  # noqa: E402, F401 - fills the registries of decoders and fusions
 from ddsm_zoo.data.kinds import DATASET_KINDS  # noqa: E402 - after the environment is set
 from ddsm_zoo.utils.registry import DECODERS, FUSIONS  # noqa: E402 - after the environment is set
-from ddsm_zoo.zoo import registry  # noqa: E402 - after the environment is set
+from ddsm_zoo.zoo import registry, table  # noqa: E402 - after the environment is set
 
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, database=None)
@@ -54,7 +54,7 @@ def fixed_seed() -> None:
 
 
 # What the package registers itself; a fixture of a whole module may register more before a test begins
-_REGISTRIES = {id(each): (each, dict(each)) for each in (DATASET_KINDS, DECODERS, FUSIONS, registry.BACKBONES)}
+_REGISTRIES = {id(each): (each, dict(each)) for each in (DATASET_KINDS, DECODERS, FUSIONS, table.BACKBONES)}
 _TABLE = dict(registry._TABLE)
 
 

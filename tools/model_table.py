@@ -14,7 +14,7 @@ from ddsm_zoo.errors import SECTIONS
 from ddsm_zoo.models import complexity
 from ddsm_zoo.training.recipe import Recipe, list_recipes
 from ddsm_zoo.utils.files import write_text
-from ddsm_zoo.zoo import registry
+from ddsm_zoo.zoo import registry, table
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZE = (1024, 1024)
@@ -28,7 +28,7 @@ def figures(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{value:.2f} {name}" for name, value in metrics.items()) or "-"
 
 
-def status(entry: registry.Entry, weights: WeightsSpec) -> str:
+def status(entry: table.Entry, weights: WeightsSpec) -> str:
     if not entry.published:
         return "not published yet"
     return "in the package" if weights.uri.startswith("bundled:") else "on the Hub"
@@ -38,12 +38,12 @@ def row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def size_cells(entry: registry.Entry) -> list[str]:
+def size_cells(entry: table.Entry) -> list[str]:
     cost = count(entry.config, SIZE)
     return [f"{cost.params / 1e6:.2f}", f"{cost.multiply_adds / 1e9:.1f}"]
 
 
-def task_table(entries: Sequence[registry.Entry]) -> list[str]:
+def task_table(entries: Sequence[table.Entry]) -> list[str]:
     """One row per model with a task: size, scores and where its weights are."""
     lines = [
         row(["Model", "Data", "Params (M)", "Multiply-adds (G)", "Paper (%)", "Measured (%)", "Weights", "Recipe"]),
@@ -59,7 +59,7 @@ def task_table(entries: Sequence[registry.Entry]) -> list[str]:
     return lines
 
 
-def architecture_table(entries: Sequence[registry.Entry]) -> list[str]:
+def architecture_table(entries: Sequence[table.Entry]) -> list[str]:
     """One row per model without a task: the sizes, at the class count of its config."""
     lines = [
         row(["Architecture", "Backbone", "Classes", "Params (M)", "Multiply-adds (G)"]),
@@ -73,11 +73,11 @@ def architecture_table(entries: Sequence[registry.Entry]) -> list[str]:
     return lines
 
 
-def published_page(entries: Sequence[registry.Entry]) -> list[str]:
+def published_page(entries: Sequence[table.Entry]) -> list[str]:
     return task_table([entry for entry in entries if entry.published])
 
 
-def full_page(entries: Sequence[registry.Entry]) -> list[str]:
+def full_page(entries: Sequence[table.Entry]) -> list[str]:
     return ["## Models with a task", "", *task_table(entries), "", "## Architectures", "", *architecture_table(entries)]
 
 
@@ -100,7 +100,7 @@ def error_tables() -> list[str]:
     return lines[:-1]
 
 
-PAGES: dict[str, Callable[[Sequence[registry.Entry]], list[str]]] = {
+PAGES: dict[str, Callable[[Sequence[table.Entry]], list[str]]] = {
     "README.md": published_page,
     "docs/models.md": full_page,
     "docs/recipes.md": lambda _: recipe_table(),

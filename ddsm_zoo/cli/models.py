@@ -11,7 +11,7 @@ from ddsm_zoo.cli.console import check_output, print_lines, print_table, report
 from ddsm_zoo.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from ddsm_zoo.zoo.registry import Entry
+    from ddsm_zoo.zoo.table import Entry
 
 
 @app.command("list")

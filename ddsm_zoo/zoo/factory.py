@@ -16,7 +16,7 @@ from ddsm_zoo.hub.state_dict import CLASSIFIER, check_fit, unwrap_names
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.models import Segmenter, imagenet_preprocess, saving, unwrap
 from ddsm_zoo.utils.files import LocalFile
-from ddsm_zoo.zoo import registry
+from ddsm_zoo.zoo import table
 from ddsm_zoo.zoo.loading import load_checkpoint, load_classes, load_task_weights
 from ddsm_zoo.zoo.overrides import as_labels, configure
 from ddsm_zoo.zoo.publishing import describe_weights as describe_weights  # documented here
@@ -173,7 +173,7 @@ def resolve_data_config(model: Segmenter) -> Preprocess:
     return unwrap(model).provenance.preprocess
 
 
-def _describe(entry: registry.Entry, config: ModelConfig, labels: LabelSpace | None) -> Provenance:
+def _describe(entry: table.Entry, config: ModelConfig, labels: LabelSpace | None) -> Provenance:
     """Build the provenance of a model before any weights are loaded: name, input and, if known, labels."""
     preprocess = entry.preprocess or imagenet_preprocess(config.backbone)
     if labels is not None:

@@ -16,7 +16,7 @@ from ddsm_zoo.hub.state_dict import CLASSIFIER, load_state_dict, remap_classifie
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.models import Segmenter, saving
 from ddsm_zoo.utils.files import LocalFile
-from ddsm_zoo.zoo import registry
+from ddsm_zoo.zoo import table
 from ddsm_zoo.zoo.label_matching import match_classes
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class _Loaded:
 
 
 def load_task_weights(
-    model: Segmenter, entry: registry.Entry, task: WeightsSpec, file: LocalFile, labels: LabelSpace | None, load: _Load
+    model: Segmenter, entry: table.Entry, task: WeightsSpec, file: LocalFile, labels: LabelSpace | None, load: _Load
 ) -> None:
     loaded = load(task.labels, labels, entry.config.in_chans)
     # after the strict checks: their messages name the problem, a hash mismatch does not

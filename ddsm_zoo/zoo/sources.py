@@ -20,7 +20,7 @@ from ddsm_zoo.hub.model_files import CONFIG_FILE, WEIGHTS_FILE
 from ddsm_zoo.hub.safetensors_io import read_tensors
 from ddsm_zoo.models import hub_uri, packaged_weights, saving
 from ddsm_zoo.utils.files import CheckpointError, LocalFile
-from ddsm_zoo.zoo import registry
+from ddsm_zoo.zoo import registry, table
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class WeightsNotFoundError(UserError, LookupError):
     kind = "no-task-weights"
 
 
-def look_up(model_name: str) -> registry.Entry:
+def look_up(model_name: str) -> table.Entry:
     """Look up the architecture, weights and input of a name or an address. Downloads at most a config.
 
     Raises UnknownModelError, HubError, FileNotFoundError, and ConfigError for an invalid config.
@@ -65,7 +65,7 @@ def fetcher(
     )
 
 
-def resolve(name: str, backbone: str | None, pretrained: bool, fetch: Fetch) -> tuple[registry.Entry, LocalFile | None]:
+def resolve(name: str, backbone: str | None, pretrained: bool, fetch: Fetch) -> tuple[table.Entry, LocalFile | None]:
     """Return the entry for a name or an address, and for an address its weights file if ``pretrained``."""
     if not is_uri(name):
         if "/" in name or ":" in name:
@@ -79,7 +79,7 @@ def resolve(name: str, backbone: str | None, pretrained: bool, fetch: Fetch) -> 
     files = fetch(name, *wanted)
     manifest = saving.read_saved(files[0].path)
     weights = dataclasses.replace(manifest.pretrained_cfg, uri=name)
-    entry = registry.Entry(
+    entry = table.Entry(
         name=manifest.architecture, config=manifest.model_args, weights=weights, preprocess=weights.preprocess
     )
     return registry.with_backbone(entry, backbone), files[1] if pretrained else None
@@ -94,7 +94,7 @@ def fetch_imagenet_weights(timm_name: str, fetch: Fetch) -> Mapping[str, Tensor]
     return read_tensors(file.path)
 
 
-def fetch_task_weights(entry: registry.Entry, task: WeightsSpec, fetch: Fetch) -> tuple[LocalFile, WeightsSpec]:
+def fetch_task_weights(entry: table.Entry, task: WeightsSpec, fetch: Fetch) -> tuple[LocalFile, WeightsSpec]:
     """Download the task weights, and describe them as their repository on the Hub does."""
     hosted = task.uri.startswith("hf-hub:")
     wanted = (CONFIG_FILE, WEIGHTS_FILE) if hosted else (WEIGHTS_FILE,)

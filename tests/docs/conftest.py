@@ -12,7 +12,7 @@ import torch
 
 from ddsm_zoo.data.kinds import DATASET_KINDS
 from ddsm_zoo.training import recipe
-from ddsm_zoo.zoo import registry
+from ddsm_zoo.zoo import registry, table
 from tests.support import stand_ins
 from tests.support.hub_server import HubServer, guarded_server
 from tests.support.pages import ROOT
@@ -23,7 +23,7 @@ BUNDLED = "uper_ddsm_lite0_camvid"
 server = pytest.fixture(guarded_server)
 
 
-def without_min_size(entry: registry.Entry) -> registry.Entry:
+def without_min_size(entry: table.Entry) -> table.Entry:
     assert entry.weights is not None
     preprocess = replace(entry.preprocess, min_size=None)
     return replace(entry, preprocess=preprocess, weights=replace(entry.weights, preprocess=preprocess))

@@ -18,7 +18,7 @@ from ddsm_zoo.config import DDSMConfig, ModelConfig, Provenance
 from ddsm_zoo.layers import DDSM
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.models.backbone import BackboneError
-from ddsm_zoo.zoo import registry
+from ddsm_zoo.zoo import table
 from tests.support.errors import raises
 
 TINY = ddsm_zoo.list_models("*_tiny")
@@ -28,7 +28,7 @@ BACKBONES = ["test_resnet.r160_in1k", "test_convnext.r160_in1k", "test_efficient
 
 def tiny(decoder: str = "uper", fusion: str = "ddsm", **changes: object) -> ModelConfig:
     """Small, and without the dropout that would make two runs differ."""
-    config = registry.architecture(decoder, fusion, "tiny", num_classes=5)
+    config = table.architecture(decoder, fusion, "tiny", num_classes=5)
     return dataclasses.replace(config, **{"dropout": 0.0, **changes})
 
 
@@ -313,7 +313,7 @@ def test_layers_from_input_to_output(backbone: str, stages: list[str], coarse: b
 
 def test_blocks_are_layers_of_their_own() -> None:
     with torch.device("meta"):
-        model = Segmenter(registry.architecture("uper", "none", "r18"))
+        model = Segmenter(table.architecture("uper", "none", "r18"))
     layers = order_of_layers(model, coarse=False)
     blocks = [layers[f"backbone.body.layer{stage}.{block}.conv1.weight"] for stage in (1, 2, 3, 4) for block in (0, 1)]
     assert blocks == list(range(1, 9))

@@ -92,7 +92,7 @@ SETTINGS = {
         swaps={
             "uper_ddsm_r101": "uper_ddsm_tiny",
             "$(mktemp -d)": "empty",
-            "_PUBLICATIONS = {": "from ddsm_zoo.zoo.registry import Publication\n_PUBLICATIONS = {",
+            "_PUBLICATIONS = {": "from ddsm_zoo.zoo.table import Publication\n_PUBLICATIONS = {",
         },
     ),
     "docs/scaling.md": Setting(

@@ -19,7 +19,7 @@ from ddsm_zoo.labels import CAMVID
 from ddsm_zoo.layers import ConvNormAct, resize
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.utils.registry import DECODERS, FUSIONS, UnregisteredError
-from ddsm_zoo.zoo.registry import BACKBONES
+from ddsm_zoo.zoo.table import BACKBONES
 from tests.support.errors import raises
 from tests.support.tiny_weights import logits
 

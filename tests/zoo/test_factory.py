@@ -8,7 +8,7 @@ import torch
 
 import ddsm_zoo
 from ddsm_zoo.models import Segmenter
-from ddsm_zoo.zoo import registry
+from ddsm_zoo.zoo import registry, table
 from ddsm_zoo.zoo.factory import create_model, create_trained, resolve_data_config
 from ddsm_zoo.zoo.sources import WeightsNotFoundError
 from tests.support.tiny_weights import NAME, one_line, saved_model, trained_model
@@ -41,7 +41,7 @@ def test_unknown_names_are_refused() -> None:
         assert "hf_secret" not in one_line(error)
 
 
-@pytest.mark.parametrize("backbone", ["tf_efficientnet_lite3.in1k", "convnext_tiny.fb_in22k", *registry.BACKBONES])
+@pytest.mark.parametrize("backbone", ["tf_efficientnet_lite3.in1k", "convnext_tiny.fb_in22k", *table.BACKBONES])
 def test_the_input_is_what_the_backbone_was_trained_on(backbone: str) -> None:
     with torch.device("meta"):
         model = create_model("uper", backbone=backbone)

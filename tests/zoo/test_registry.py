@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ddsm_zoo.config import ModelConfig, WeightsSpec
 from ddsm_zoo.labels import CAMVID, CITYSCAPES, LabelSpace
 from ddsm_zoo.models import saving
-from ddsm_zoo.zoo import registry
+from ddsm_zoo.zoo import registry, table
 from ddsm_zoo.zoo.registry import UnknownModelError
 from tests.support.errors import raises
 
@@ -163,8 +163,8 @@ def test_registering_refuses(own_table: None) -> None:
 
 
 def test_a_publication_pins_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    publication = registry.Publication(commit="c" * 40, sha256="0" * 64, metrics={"miou (val)": 80.0})
-    monkeypatch.setattr(registry, "_TABLE", registry._build_table({"uper_ddsm_r101_camvid_cs": publication}))
+    publication = table.Publication(commit="c" * 40, sha256="0" * 64, metrics={"miou (val)": 80.0})
+    monkeypatch.setattr(registry, "_TABLE", table.build_table({"uper_ddsm_r101_camvid_cs": publication}))
     assert registry.list_pretrained("*_r101_*") == ["uper_ddsm_r101_camvid_cs"]
     weights = registry.find("uper_ddsm_r101_camvid_cs").weights
     assert weights is not None
@@ -188,8 +188,8 @@ def test_the_name_of_an_architecture(name: str | None, expected: str) -> None:
 
 
 def test_the_organization_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    publication = registry.Publication(commit="c" * 40, sha256="0" * 64, metrics={"miou (val)": 80.0})
-    monkeypatch.setattr(registry, "_TABLE", registry._build_table({"uper_ddsm_r50_cityscapes": publication}))
+    publication = table.Publication(commit="c" * 40, sha256="0" * 64, metrics={"miou (val)": 80.0})
+    monkeypatch.setattr(registry, "_TABLE", table.build_table({"uper_ddsm_r50_cityscapes": publication}))
     monkeypatch.setenv("DDSM_ZOO_ORG", "somebody")
     weights, bundled = (
         registry.find("uper_ddsm_r50_cityscapes").weights,
