@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from ddsm_zoo.config import ConfigError, DDSMConfig, ModelConfig, from_dict
+from ddsm_zoo.config import DDSMConfig, ModelConfig
 from ddsm_zoo.data.datasets import open_layout
 from ddsm_zoo.data.images import read_image
 from ddsm_zoo.data.masks import MaskDecoder
@@ -21,6 +21,7 @@ from ddsm_zoo.models.decoders import register_decoder
 from ddsm_zoo.training.checkpoint import load_state
 from ddsm_zoo.training.recipe import find_recipe
 from ddsm_zoo.utils.files import OutputError, write_text
+from ddsm_zoo.utils.plain_data import ConfigError, from_dict
 from ddsm_zoo.zoo import registry
 
 

@@ -8,9 +8,9 @@ from torch import nn
 from benchmarks.evidence.fusions import register_controls
 from benchmarks.evidence.matrix import Arm, Matrix
 from ddsm_zoo import create_model
-from ddsm_zoo.config import ConfigError
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.models import Segmenter
+from ddsm_zoo.utils.plain_data import ConfigError
 
 
 def build_arm(matrix: Matrix, name: str, labels: LabelSpace, seed: int) -> Segmenter:

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ddsm_zoo.config import ConfigError, from_dict
 from ddsm_zoo.training.recipe import Recipe
+from ddsm_zoo.utils.plain_data import ConfigError, from_dict
 
 if sys.version_info >= (3, 11):
     import tomllib

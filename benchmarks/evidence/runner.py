@@ -17,7 +17,7 @@ from benchmarks.evidence.arms import check_arm
 from benchmarks.evidence.cell import BUSY, INTERRUPTED, OtherRunError, Place, describe, is_finished, train_cell
 from benchmarks.evidence.folds import Fold, never_held_out, open_folds
 from benchmarks.evidence.matrix import ROOT, Cell, Matrix
-from ddsm_zoo.config import ConfigError
+from ddsm_zoo.utils.plain_data import ConfigError
 from ddsm_zoo.utils.signals import interruptible
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")

@@ -55,8 +55,8 @@ def info(
     """
     height, width = parse_size(size)
     check_output(json)
-    from ddsm_zoo.config import to_dict
     from ddsm_zoo.models import complexity
+    from ddsm_zoo.utils.plain_data import to_dict
     from ddsm_zoo.zoo.sources import look_up
 
     entry = look_up(model)

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ddsm_zoo.config import from_dict
 from ddsm_zoo.data.depth import require_bits
 from ddsm_zoo.data.importing.detect import import_hint
 from ddsm_zoo.data.masks import LARGEST_ID, DatasetError, MaskDecoder
 from ddsm_zoo.errors import ArgumentError, facts
 from ddsm_zoo.labels import Color, LabelSpace
+from ddsm_zoo.utils.plain_data import from_dict
 
 LABEL_FILE = "labels.json"
 _EXPECTED = 'an object like {"names": ["road", "car"]}'

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ddsm_zoo.config import Preprocess, check_threshold, to_dict
+from ddsm_zoo.config import Preprocess, check_threshold
 from ddsm_zoo.data.check.palettes import PaletteCheck
 from ddsm_zoo.data.check.report import require_sound
 from ddsm_zoo.data.datasets import SegmentationDataset, open_dataset
@@ -40,6 +40,7 @@ from ddsm_zoo.metrics.bootstrap import Resampling, check_unit
 from ddsm_zoo.metrics.boundary import DIAGONAL_SHARES, check_radii
 from ddsm_zoo.utils import Progress
 from ddsm_zoo.utils.distributed import shard, world_size
+from ddsm_zoo.utils.plain_data import to_dict
 from ddsm_zoo.version import __version__
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddsm_zoo.config import Preprocess, to_dict
+from ddsm_zoo.config import Preprocess
 from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.hub.address import public_uri
 from ddsm_zoo.hub.safetensors_io import pack_tensors
@@ -21,6 +21,7 @@ from ddsm_zoo.inference.predictor import choose_device, model_labels, model_thre
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.layers import resize
 from ddsm_zoo.models import Segmenter, as_segmenter, unwrap
+from ddsm_zoo.utils.plain_data import to_dict
 from ddsm_zoo.zoo.factory import resolve_data_config
 
 logger = logging.getLogger(__name__)

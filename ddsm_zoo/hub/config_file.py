@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ddsm_zoo.config import ConfigError, ModelConfig, WeightsSpec, from_dict, to_dict
+from ddsm_zoo.config import ModelConfig, WeightsSpec
 from ddsm_zoo.errors import ArgumentError, MissingFileError
 from ddsm_zoo.utils.files import to_json
+from ddsm_zoo.utils.plain_data import ConfigError, from_dict, to_dict
 
 MAX_CONFIG_BYTES = 16 * 2**20
 _PREPROCESS_KEYS = ("mean", "std", "size", "min_size")

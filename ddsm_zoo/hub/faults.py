@@ -10,8 +10,8 @@ from huggingface_hub import errors
 # The client uses httpx in version 1 and httpx2 in version 2: the base of its errors names the right one
 from huggingface_hub.errors import HTTPError as ClientError  # type: ignore[attr-defined]  # not in its __all__
 
-from ddsm_zoo.config import printable
 from ddsm_zoo.errors import UserError
+from ddsm_zoo.utils.plain_data import printable
 
 
 class HubError(UserError, LookupError):

@@ -10,9 +10,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ddsm_zoo.config import printable
 from ddsm_zoo.errors import MissingFileError
 from ddsm_zoo.utils.files import CheckpointError, LocalFile, sha256_of
+from ddsm_zoo.utils.plain_data import printable
 
 MAX_HEADER_BYTES = 16 * 2**20
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ddsm_zoo.config import ConfigError, from_dict
 from ddsm_zoo.errors import MissingFileError, facts
 from ddsm_zoo.inference.modes import Predict, multi_scale, sliding_window
 from ddsm_zoo.layers import resize
+from ddsm_zoo.utils.plain_data import ConfigError, from_dict
 
 if sys.version_info >= (3, 11):
     import tomllib

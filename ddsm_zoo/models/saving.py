@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import nn
 
-from ddsm_zoo.config import ConfigError, ModelConfig, Provenance, WeightsSpec
+from ddsm_zoo.config import ModelConfig, Provenance, WeightsSpec
 from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.hub.address import is_uri, public_uri
 from ddsm_zoo.hub.config_file import Manifest, read_manifest, render_manifest
@@ -23,6 +23,7 @@ from ddsm_zoo.hub.safetensors_io import pack_tensors, read_tensors, verify
 from ddsm_zoo.hub.state_dict import AUXILIARY, check_fit, load_state_dict, unwrap_names
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.utils.files import CheckpointError, LocalFile
+from ddsm_zoo.utils.plain_data import ConfigError
 
 if TYPE_CHECKING:
     from ddsm_zoo.models.segmenter import Segmenter

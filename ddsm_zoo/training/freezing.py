@@ -6,8 +6,8 @@ from typing import Any, cast
 
 from torch import nn
 
-from ddsm_zoo.config import ConfigError
 from ddsm_zoo.training.recipe import Recipe
+from ddsm_zoo.utils.plain_data import ConfigError
 
 
 def layer_groups(model: nn.Module) -> list[list[str]]:

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddsm_zoo.config import ConfigError
 from ddsm_zoo.inference.scores import probabilities
 from ddsm_zoo.training.recipe import Recipe
+from ddsm_zoo.utils.plain_data import ConfigError
 
 
 class SegmentationLoss(nn.Module):

@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ddsm_zoo.config import DEFAULT_THRESHOLD, ConfigError, check_threshold, from_dict, to_dict
+from ddsm_zoo.config import DEFAULT_THRESHOLD, check_threshold
 from ddsm_zoo.errors import ArgumentError, MissingFileError, UserError
 from ddsm_zoo.utils.files import OutputError, write_text
+from ddsm_zoo.utils.plain_data import ConfigError, from_dict, to_dict
 
 if sys.version_info >= (3, 11):
     import tomllib

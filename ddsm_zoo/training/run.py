@@ -16,7 +16,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from ddsm_zoo.config import DEFAULT_THRESHOLD, ConfigError, DDSMConfig, ModelConfig, WeightsSpec
+from ddsm_zoo.config import DEFAULT_THRESHOLD, DDSMConfig, ModelConfig, WeightsSpec
 from ddsm_zoo.data.check.report import Report, require_sound
 from ddsm_zoo.data.datasets import SegmentationDataset, open_dataset
 from ddsm_zoo.data.kinds import dataset_title
@@ -42,6 +42,7 @@ from ddsm_zoo.training.threshold import best_threshold
 from ddsm_zoo.training.visual_log import VisualLog
 from ddsm_zoo.utils.distributed import rank
 from ddsm_zoo.utils.memory import enough_memory
+from ddsm_zoo.utils.plain_data import ConfigError
 from ddsm_zoo.zoo.factory import create_model, resolve_data_config
 from ddsm_zoo.zoo.publishing import describe_weights, save_pretrained
 from ddsm_zoo.zoo.sources import look_up

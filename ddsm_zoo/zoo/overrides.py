@@ -7,9 +7,10 @@ import difflib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from ddsm_zoo.config import BACKBONE_ARGS, DDSMConfig, ModelConfig, from_dict, to_dict
+from ddsm_zoo.config import BACKBONE_ARGS, DDSMConfig, ModelConfig
 from ddsm_zoo.errors import ArgumentError, ArgumentTypeError
 from ddsm_zoo.labels import LabelSpace
+from ddsm_zoo.utils.plain_data import from_dict, to_dict
 
 # Options of timm and smp with another name or place here
 _ELSEWHERE = {

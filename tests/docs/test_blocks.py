@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from ddsm_zoo.config import from_dict
 from ddsm_zoo.data.datasets import open_layout
 from ddsm_zoo.inference.protocol import InferenceProtocol
 from ddsm_zoo.training.recipe import Recipe, find_recipe, list_recipes, tomllib
+from ddsm_zoo.utils.plain_data import from_dict
 from tests.support import stand_ins
 from tests.support.pages import PAGES, Block, blocks
 from tests.support.shell_blocks import check_shell, run_shell

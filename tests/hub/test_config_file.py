@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddsm_zoo.config import ConfigError, ModelConfig, WeightsSpec
+from ddsm_zoo.config import ModelConfig, WeightsSpec
 from ddsm_zoo.hub.config_file import Manifest, flatten, read_manifest, render_manifest
 from ddsm_zoo.labels import LabelSpace
+from ddsm_zoo.utils.plain_data import ConfigError
 from tests.support.errors import raises
 from tests.support.tiny_weights import one_line, write
 

@@ -9,10 +9,11 @@ from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddsm_zoo.config import ConfigError, ModelConfig
+from ddsm_zoo.config import ModelConfig
 from ddsm_zoo.hub.config_file import Manifest
 from ddsm_zoo.hub.model_card import render_card
 from ddsm_zoo.labels import LabelSpace
+from ddsm_zoo.utils.plain_data import ConfigError
 from tests.support.tiny_weights import WEIGHTS, one_line
 
 # what no config may hold: control characters, changes of direction, and what is no character

@@ -14,11 +14,11 @@ import torch
 from timm.models import adapt_input_conv
 from torch import Tensor
 
-from ddsm_zoo.config import ConfigError
 from ddsm_zoo.hub import state_dict
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.models import Segmenter, saving
 from ddsm_zoo.utils.files import CheckpointError
+from ddsm_zoo.utils.plain_data import ConfigError
 from ddsm_zoo.zoo import registry
 from ddsm_zoo.zoo.factory import create_model
 from ddsm_zoo.zoo.publishing import save_pretrained

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddsm_zoo.config import ConfigError
 from ddsm_zoo.inference.modes import multi_scale, sliding_window
 from ddsm_zoo.inference.protocol import PROTOCOLS, InferenceProtocol
+from ddsm_zoo.utils.plain_data import ConfigError
 from tests.support.errors import raises
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddsm_zoo.config import ConfigError
 from ddsm_zoo.inference.modes import Predict, multi_scale, sliding_window
 from ddsm_zoo.inference.scores import as_scores, predict_ids, probabilities
+from ddsm_zoo.utils.plain_data import ConfigError
 from tests.support.errors import raises
 
 pytestmark = pytest.mark.numeric

@@ -7,7 +7,7 @@ import dataclasses
 from torch import nn
 
 from ddsm_zoo import create_model, model_config
-from ddsm_zoo.config import ConfigError
+from ddsm_zoo.utils.plain_data import ConfigError
 from tests.support.errors import raises
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ddsm_zoo.config import ConfigError
 from ddsm_zoo.hub.faults import HubError
 from ddsm_zoo.hub.model_files import CONFIG_FILE, WEIGHTS_FILE
 from ddsm_zoo.models import BackboneError
 from ddsm_zoo.utils.files import CheckpointError
+from ddsm_zoo.utils.plain_data import ConfigError
 from ddsm_zoo.utils.registry import UnregisteredError
 from ddsm_zoo.zoo.factory import create_model
 from tests.support.hub_server import TOKEN

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from ddsm_zoo.config import ConfigError, ModelConfig
+from ddsm_zoo.config import ModelConfig
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.training.freezing import freeze, freeze_norm_stats, layer_groups
 from ddsm_zoo.training.optimizer import parameter_groups
 from ddsm_zoo.training.recipe import Recipe
+from ddsm_zoo.utils.plain_data import ConfigError
 from tests.support.errors import raises
 
 # of each backbone the parameters of its stem, then of each stage, by how their names begin

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ddsm_zoo.config import ConfigError
 from ddsm_zoo.training.losses import SegmentationLoss, create_loss, dice_loss, lovasz_softmax_loss
 from ddsm_zoo.training.recipe import Recipe
+from ddsm_zoo.utils.plain_data import ConfigError
 from tests.support.errors import raises
 
 IGNORED = 255

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ddsm_zoo.config import ConfigError
 from ddsm_zoo.training.optimizer import create_optimizer, parameter_groups, schedule, set_learning_rate
 from ddsm_zoo.training.recipe import Recipe, UnknownRecipeError, copy_recipe, list_recipes, parse_change
 from ddsm_zoo.utils.files import OutputError
+from ddsm_zoo.utils.plain_data import ConfigError
 from tests.support.errors import raises
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import ddsm_zoo
-from ddsm_zoo.config import ConfigError, Preprocess
+from ddsm_zoo.config import Preprocess
 from ddsm_zoo.data.check.report import check_data
 from ddsm_zoo.data.images import ImageError
 from ddsm_zoo.data.masks import DatasetError
@@ -22,6 +22,7 @@ from ddsm_zoo.training.loop import ProgressEvent
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.training.run import train
 from ddsm_zoo.utils.files import CheckpointError
+from ddsm_zoo.utils.plain_data import ConfigError
 from tests.support.errors import raises
 
 

@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 import ddsm_zoo
-from ddsm_zoo.config import ConfigError
 from ddsm_zoo.evaluation.evaluate import Request, score_model, score_predictions
 from ddsm_zoo.inference.folder import predict_folder
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.training.run import train
+from ddsm_zoo.utils.plain_data import ConfigError
 from ddsm_zoo.zoo.publishing import describe_weights
 from tests.support.binary_set import blobs, write_binary_set
 from tests.support.command_line import run_command

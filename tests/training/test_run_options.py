@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import ddsm_zoo
-from ddsm_zoo.config import ConfigError
 from ddsm_zoo.data.check.report import check_data
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.training.run import train
 from ddsm_zoo.training.sampling import median_frequency
+from ddsm_zoo.utils.plain_data import ConfigError
 from tests.support.data_sets import write, write_labels
 from tests.support.errors import raises
 from tests.support.tiny_training import Crash, assert_same_outcome, at_step, crash, epochs_of, log_of

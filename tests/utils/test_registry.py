@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 import ddsm_zoo
-from ddsm_zoo.config import ConfigError, ModelConfig, Preprocess
+from ddsm_zoo.config import ModelConfig, Preprocess
 from ddsm_zoo.labels import CAMVID
 from ddsm_zoo.layers import ConvNormAct, resize
 from ddsm_zoo.training.recipe import Recipe
+from ddsm_zoo.utils.plain_data import ConfigError
 from ddsm_zoo.utils.registry import DECODERS, FUSIONS, UnregisteredError
 from ddsm_zoo.zoo.table import BACKBONES
 from tests.support.errors import raises

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import ddsm_zoo
-from ddsm_zoo.config import ConfigError
+from ddsm_zoo.utils.plain_data import ConfigError
 from tests.support.tiny_weights import one_line
 
 SAVED = Path(__file__).resolve().parents[1] / "golden" / "v0.1.0"

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import ddsm_zoo
-from ddsm_zoo.config import ConfigError, DDSMConfig
+from ddsm_zoo.config import DDSMConfig
+from ddsm_zoo.utils.plain_data import ConfigError
 from ddsm_zoo.zoo.factory import create_model
 from tests.support.errors import raises
 from tests.support.tiny_weights import NAME, one_line

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.evidence.arms import check_arm
 from benchmarks.evidence.matrix import Arm, Cell, Matrix
-from ddsm_zoo.config import ConfigError
+from ddsm_zoo.utils.plain_data import ConfigError
 from tests.support.data_sets import expect_one_line
 from tests.support.matrices import QUICK, small, write_matrix
 
