@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ddsm_zoo.data.arrangements import arrange
 from ddsm_zoo.data.cityscapes import CityscapesScores, write_label_ids
-from ddsm_zoo.data.class_files import class_masks_hint
 from ddsm_zoo.data.importing.detect import import_command, import_hint
 from ddsm_zoo.data.layouts import Layout, camvid_layout, cityscapes_layout, folder_layout
+from ddsm_zoo.data.mask_names import class_masks_hint
 from ddsm_zoo.data.masks import DatasetError
 from ddsm_zoo.data.pairs import SegmentationDataset, Transform
 from ddsm_zoo.data.scenes.dataset import Scenes

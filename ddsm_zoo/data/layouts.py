@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ddsm_zoo.data.arrangements import arrange
-from ddsm_zoo.data.class_files import class_masks_hint
 from ddsm_zoo.data.importing.detect import import_hint
 from ddsm_zoo.data.importing.files import split_of
 from ddsm_zoo.data.label_file import LABEL_FILE, read_label_file, read_text
 from ddsm_zoo.data.listing import Named, Pairing, by_name, images_in, pair_masks, subfolders
+from ddsm_zoo.data.mask_names import class_masks_hint, suffix_hint
 from ddsm_zoo.data.masks import (
     CAMVID_COLORS,
     CAMVID_IDS,
@@ -288,7 +288,7 @@ def folder_layout(root: str | Path) -> Layout:
     arrangement = arrange(root, suffix)
     candidates = [*arrangement.places]
     listed = functools.cache(lambda split: arrangement.place(split).files(suffix))
-    hint = functools.cache(lambda: class_masks_hint(arrangement) or import_hint(root))
+    apart = functools.cache(lambda: class_masks_hint(arrangement))
 
     @functools.cache
     def settled() -> MaskDecoder:
@@ -302,8 +302,9 @@ def folder_layout(root: str | Path) -> Layout:
             masks = _with_suffix(masks, suffix)
         paired = pair_masks(images.files, masks.files)
         expected = f"{arrangement.place(split).masks.relative_to(root).as_posix()}/NAME{suffix or ''}.png"
-        if images.files and images.files.keys().isdisjoint(paired.masks) and (other := hint()):
-            paired, expected = Pairing({}), expected + other
+        if images.files and images.files.keys().isdisjoint(paired.masks):
+            hint = apart() or suffix_hint([*images.files], [*(masks.files or images.files)]) or import_hint(root)
+            paired, expected = (Pairing({}), expected + hint) if hint else (paired, expected)
         masks = masks._replace(files=paired.masks, twins=(*masks.twins, *paired.rivals))
         files = _source(images, masks, expected, settled())
         return files._replace(guessed=paired.guessed, understood=arrangement.understood(split))

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from ddsm_zoo.data.arrangements import arrange
-from ddsm_zoo.data.class_files import by_class
 from ddsm_zoo.data.importing import shapes
 from ddsm_zoo.data.importing.annotations import (
     AnnotatedImage,
@@ -22,6 +21,7 @@ from ddsm_zoo.data.importing.annotations import (
 from ddsm_zoo.data.importing.files import split_of
 from ddsm_zoo.data.listing import images_in, plain_name
 from ddsm_zoo.data.mask_files import read_stored
+from ddsm_zoo.data.mask_names import by_class
 from ddsm_zoo.data.masks import BLACK, WHITE, DatasetError
 
 # Share of the pixels that must be near black or white, and how near

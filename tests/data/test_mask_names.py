@@ -1,4 +1,4 @@
-"""Masks of which each holds one class, told by their names alone."""
+"""Masks with other names than their images: one for each class, or all with an unknown end."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from ddsm_zoo.data.check.report import check_data
-from ddsm_zoo.data.class_files import classes_apart
 from ddsm_zoo.data.datasets import open_dataset
+from ddsm_zoo.data.mask_names import classes_apart
 from tests.support.data_sets import IDS, IMAGE, expect_one_line, write, write_labels
 
 
@@ -76,3 +76,23 @@ def test_one_folder_of_images_and_their_classes(tmp_path: Path) -> None:
             write(tmp_path / f"{name}_{label}.png", IDS)
     write_labels(tmp_path)
     expect_one_line(lambda: open_dataset(f"folder:{tmp_path}", "train"), "import-data class-masks")
+
+
+@pytest.mark.parametrize("folder", ["masks", "images"])
+def test_an_unknown_end_of_all_masks_is_a_field_of_labels_json(tmp_path: Path, folder: str) -> None:
+    for name in ("a", "ab", "b"):
+        write(tmp_path / f"images/train/{name}.png", np.roll(IMAGE, ord(name[-1]), 0))
+        write(tmp_path / f"{folder}/train/{name}_Q.png", IDS % 3)
+    write_labels(tmp_path)
+    data = f"folder:{tmp_path}"
+    expect_one_line(lambda: open_dataset(data, "train"), 'NAME_Q: if so, say "mask_suffix": "_Q" in labels.json')
+    write_labels(tmp_path, mask_suffix="_Q")
+    assert [pair.name for pair in open_dataset(data, "train").pairs] == ["a", "ab", "b"]
+
+
+def test_different_ends_are_no_suffix(tmp_path: Path) -> None:
+    for name, end in (("a", "_Q"), ("b", "_R")):
+        write(tmp_path / f"images/train/{name}.png", IMAGE)
+        write(tmp_path / f"masks/train/{name}{end}.png", IDS % 3)
+    write_labels(tmp_path)
+    expect_one_line(lambda: open_dataset(f"folder:{tmp_path}", "train"), "expected masks/train/NAME.png: images/")

@@ -1,10 +1,10 @@
-"""Masks of which each holds one class, by their names: NAME_road.png and NAME_car.png, or road/NAME.png."""
+"""Masks with other names than their images, for hints: one for each class, or one with an unknown end."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ddsm_zoo.data.arrangements import Arrangement, Place
@@ -74,3 +74,13 @@ def class_masks_hint(arrangement: Arrangement) -> str:
         return ""
     named = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")
     return f"; each class has masks of its own ({named}){import_command('class-masks', arrangement.root)}"
+
+
+def suffix_hint(images: Sequence[str], masks: Collection[str]) -> str:
+    """Return a hint at ``mask_suffix`` if the masks are called like their images, with one unknown end for all."""
+    masks = set(masks)
+    ends = sorted({mask.removeprefix(images[0]) for mask in masks if mask.startswith(images[0])} - {""})
+    for end in ends:
+        if all(f"{image}{end}" in masks or image.endswith(end) for image in images):
+            return f'; masks are called NAME{end}: if so, say "mask_suffix": "{end}" in labels.json'
+    return ""
