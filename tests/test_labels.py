@@ -20,5 +20,5 @@ def test_masks_of_a_single_class_hold_background_and_class() -> None:
 
 @pytest.mark.parametrize(("ignored", "taken"), [(0, "background"), (1, "crack")])
 def test_neither_id_of_a_single_class_can_be_ignored(ignored: int, taken: str) -> None:
-    with pytest.raises(ValueError, match=f"ignore_index {ignored} is also the id of class '{taken}'"):
+    with pytest.raises(ValueError, match=f"'{taken}'"):
         LabelSpace.from_names(["crack"], ignore_index=ignored)

@@ -238,7 +238,8 @@ def show_results(results: Sequence[FileResult], predictor: Predictor, out: Path)
     if images:
         known = [image.confidence for image in images if image.confidence is not None]
         print_shares([image.shares for image in images], labels, sum(known) / len(known) if known else None)
-        print_lines([f"{len(images[0].files)} pictures for each of {len(images)} images in {out}"])
+        count = "1 image" if len(images) == 1 else f"{len(images)} images"
+        print_lines([f"{count}, {len(images[0].files)} pictures each, in {out}"])
     for result in results:
         if (clip := result.clip) is not None:
             print_shares([clip.shares], labels, clip.confidence)

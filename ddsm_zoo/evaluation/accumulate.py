@@ -230,7 +230,7 @@ def predict_set(
         samples = [(index, *dataset[index]) for index in indices[start : start + batch_size]]
         for group in _of_one_size(samples):
             height, width = group[0][1].shape[-2:]
-            work = f"labeling {len(group)} images of {width} x {height} pixels at once"
+            work = f"segment {len(group)} images of {width} x {height} pixels at once"
             with enough_memory(work, "choose a smaller batch size or smaller images"):
                 scores = predict(torch.stack([image for _, image, _ in group]))
             _check_scores(scores, num_classes, [index for index, _, _ in group])

@@ -89,7 +89,8 @@ class Evaluation:
         figures = {**scores, **named, "never_occurs": never}
         if taken := self.extra.keys() & (figures.keys() | self.record.keys()):
             raise ArgumentError(
-                f"extra scores of the data set are called {sorted(taken)} as other figures, rename them"
+                f"extra scores of the data set have the names {sorted(taken)} of other metrics; rename them",
+                got=sorted(taken),
             )
         figures |= self.extra
         if bootstrap:

@@ -156,7 +156,7 @@ def export(
     calibration = list(_calibration_pictures(options, preprocess)) if options.int8 else []
     metadata = _metadata(eager, options, threshold)
     take = _taking(preprocess, options)
-    with atomic_path(path) as temporary, enough_memory("exporting for this size", "choose a smaller one"):
+    with atomic_path(path) as temporary, enough_memory("export for this size", "choose a smaller one"):
         say("tracing")
         program = trace(_deployed(eager, options, threshold), *_example(options))
         say("writing")

@@ -211,7 +211,9 @@ def _newest(repository: str, revision: str, name: str, access: _Access) -> Path:
         )
         if not _SHA1.fullmatch(commit := found.commit_hash or ""):
             # the download would accept any cached copy of main
-            raise OSError("what answers there is no Hub; check the network, which may want a login, and HF_ENDPOINT")
+            raise OSError(
+                "the server that answers is not a Hub; check the network, which may want a login, and HF_ENDPOINT"
+            )
         path = huggingface_hub.hf_hub_download(
             repository,
             name,

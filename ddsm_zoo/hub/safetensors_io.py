@@ -33,7 +33,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     strange = [f"{name} is {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in DTYPES]
     if strange:
         raise CheckpointError(
-            f"{path} has tensors of another type than weights have: {abbreviate(strange)}",
+            f"{path} has tensors of types that weights never have: {abbreviate(strange)}",
             kind="weights-mismatch",
             path=path,
         )

@@ -78,7 +78,7 @@ def impatience() -> Iterator[None]:
             hf_raise_for_status(response)
         # the client uses them as file names
         if any(_PLACE.match(response.headers.get(name, "")) for name in ("ETag", "X-Linked-ETag")):
-            raise OSError("the server means to write outside the cache; do not use it, and check HF_ENDPOINT")
+            raise OSError("the server names a file outside the cache; do not use this server, and check HF_ENDPOINT")
 
     hooks["request"].append(bound)
     hooks["response"].append(refuse)

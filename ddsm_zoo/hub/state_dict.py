@@ -133,7 +133,7 @@ def _matching(
             f"{where} does not fit the model: {'; '.join(problems)}{_class_hint(expected, given)}",
             kind="weights-mismatch",
             name=where,
-            got={fault: len(names) for fault, names in _faults(expected, given).items()},
+            got=count_faults(expected, given),
         )
     return given
 
@@ -162,10 +162,14 @@ def _spread(tensor: Tensor, in_chans: int | None, expected: Tensor | None) -> Te
 
 def mismatches(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
     """List the differences between ``given`` and ``expected``, one phrase for each kind."""
-    faults = _faults(expected, given)
-    counted = [f"{len(names)} tensors {fault}" for fault, names in faults.items()]
-    named = [name for names in faults.values() for name in names]
+    counted = [f"{count} tensors {fault}" for fault, count in count_faults(expected, given).items()]
+    named = [name for names in _faults(expected, given).values() for name in names]
     return [*counted, f"first {abbreviate(named)}"] if named else []
+
+
+def count_faults(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, int]:
+    """Count the tensors of each kind of difference that occurs, such as ``{"missing": 2}``."""
+    return {fault: len(names) for fault, names in _faults(expected, given).items()}
 
 
 def _faults(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, list[str]]:

@@ -230,8 +230,8 @@ class Predictor:
 
     def _label(self, image: Image.Image | npt.NDArray[np.uint8], progress: Progress | None) -> Segmentation:
         height, width = _size(image)
-        advice = "cut it by tile='auto' (--tile auto), with less memory (--memory) than is free"
-        with enough_memory(f"labeling a picture of {width} x {height} pixels", advice):
+        advice = "use tile='auto' (--tile auto) and a memory limit (--memory) below the free memory"
+        with enough_memory(f"segment an image of {width} x {height} pixels", advice):
             # allocated at once: parts allocated between tiles would keep the freed memory from being returned
             mask: Ids = np.empty((height, width), np.uint8 if len(self.labels) <= 256 else np.uint16)
             top, certain = 0, 0.0

@@ -54,12 +54,8 @@ class Tiling:
     def __post_init__(self) -> None:
         least = 2 * self.margin + 8 * STRIDE
         if self.side < least:
-            raise ArgumentError(
-                f"tiles of {self.side} pixels were asked for, expected at least {least}",
-                name="tile",
-                got=self.side,
-                expected=least,
-            )
+            text = f"tile is {self.side} pixels, expected at least {least}"
+            raise ArgumentError(text, name="tile", got=self.side, expected=least)
 
     def spans(self, axis: int) -> list[Span]:
         """Return the tiles along rows (0) or columns (1)."""

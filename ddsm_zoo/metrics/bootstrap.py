@@ -106,7 +106,7 @@ def _block_size(by: str) -> int:
     match = re.fullmatch(r"block:([1-9][0-9]*)", by, re.ASCII)
     if match is None:
         raise ArgumentError(
-            f"the bootstrap cannot draw by {by!r}, expected image, sequence or block:N with N of 1 or more",
+            f"the bootstrap cannot resample by {by!r}, expected image, sequence or block:N with N of 1 or more",
             name="by",
             got=by,
             expected="image, sequence or block:N",
@@ -154,11 +154,12 @@ def _note(by: str, count: int, sequences: Sequence[str | None]) -> str:
     lengths = Counter(sequence for sequence in sequences if sequence is not None)
     rough = f"; only {count}, so they are rough" if count < ENOUGH else ""
     if by == "sequence":
-        return f"95 % intervals over {count} sequences: honest for video frames{rough}"
+        return f"95 % intervals over {count} sequences: valid for video frames{rough}"
     if by != "image":
-        clip = "; one sequence tells nothing of other places" if len(lengths) == 1 else ""
+        clip = "; one sequence says nothing about other places" if len(lengths) == 1 else ""
         drawn = f"{count} blocks of up to {by.removeprefix('block:')} consecutive images"
-        return f"95 % intervals over {drawn}: honest for video frames if blocks outlast what is alike{rough}{clip}"
+        use = "valid for video frames if blocks are longer than the correlation"
+        return f"95 % intervals over {drawn}: {use}{rough}{clip}"
     videos = [length for length in lengths.values() if length > 1]
     unknown = len(sequences) - lengths.total()
     better = "sequence" if len(lengths) >= ENOUGH and not unknown else f"block:{max(count // ENOUGH, 2)}"
@@ -170,7 +171,7 @@ def _note(by: str, count: int, sequences: Sequence[str | None]) -> str:
         )
     if unknown:
         return (
-            f"95 % intervals over {count} images: honest if they are independent{rough}; too narrow if they are "
+            f"95 % intervals over {count} images: valid if they are independent{rough}; too narrow if they are "
             f"frames of a video, then use --bootstrap-by {better}"
         )
-    return f"95 % intervals over {count} images, each of a sequence of its own: honest{rough}"
+    return f"95 % intervals over {count} images, each from its own sequence: valid{rough}"

@@ -163,11 +163,11 @@ def fit(
                 f"the {name} set has 0 images, expected at least 1", kind="missing-split", name=name, got=0
             )
     if recipe.precision == "auto":
-        raise ArgumentError("precision is auto, expected one that training.precision.settle_precision finds")
+        raise ArgumentError.of("precision", "auto", "one that training.precision.settle_precision finds")
     if recipe.batch_size == 0:
-        raise ArgumentError("batch_size is 0, expected a number, which training.batch_size.find_batch_size finds")
+        raise ArgumentError.of("batch_size", 0, "a number, which training.batch_size.find_batch_size finds")
     if recipe.ema_decay == "auto":
-        raise ArgumentError('ema_decay is "auto", expected a number, which training.run.train finds')
+        raise ArgumentError.of("ema_decay", "auto", "a number, which training.run.train finds")
     train_state = TrainState(model, recipe, ignore_index)
     run = _Run(train_state, recipe, train_set, val_set, Path(out_dir), hooks)
     run.begin(resume)
@@ -213,7 +213,7 @@ class _Run:
         resumed = has_state(self.out_dir)
         if resumed and not resume:
             raise CheckpointError(
-                f"{self.out_dir} holds the state of a run: resume it, or choose another folder",
+                f"{self.out_dir} holds the state of a run: resume it (--resume), or choose another folder",
                 kind="run-exists",
                 path=self.out_dir,
             )
@@ -291,7 +291,7 @@ class _Run:
             if closing:
                 position.taps = {name: self.train_state.of_all(asdict(count)) for name, count in counts.items()}
             if not math.isfinite(loss):
-                raise self._diverged(f"the loss is {loss} in epoch {position.epoch + 1}, step {position.step + 1}")
+                raise self._diverged("the loss", f"is {loss} in epoch {position.epoch + 1}, step {position.step + 1}")
             self.train_state.update(schedule(self.step, self.steps, recipe))
             position.loss_sum += loss
             position.step += 1
@@ -411,12 +411,13 @@ class _Run:
         """Check that the weights are finite: the last step can break them without a loss that shows it."""
         name = self.train_state.not_finite()
         if name:
-            raise self._diverged(f"{name} is not finite in epoch {self.position.epoch + 1}")
+            raise self._diverged(name, f"is not finite in epoch {self.position.epoch + 1}")
 
-    def _diverged(self, what: str) -> TrainingDiverged:
+    def _diverged(self, name: str, problem: str) -> TrainingDiverged:
         return TrainingDiverged(
-            f"{what}: training diverged, nothing was saved since; lower lr (it is {self.recipe.lr}), "
-            "raise warmup_steps or set clip_norm"
+            f"{name} {problem}: training diverged, nothing was saved since; lower lr (it is {self.recipe.lr}), "
+            "raise warmup_steps or set clip_norm",
+            name=name,
         )
 
     def _report(self, phase: Literal["train", "validate"], done: int, total: int) -> None:

@@ -97,7 +97,7 @@ def copy_recipe(recipe: str, target: str | os.PathLike[str] | None = None) -> Pa
     target = Path(source.name if target is None else target)
     if target.suffix != SUFFIX:
         raise ArgumentError(
-            f"the copy is to be called {target}, expected a name that ends in {SUFFIX}",
+            f"the name of the copy is {target}, expected one that ends in {SUFFIX}",
             kind="file-suffix",
             path=target,
             expected=SUFFIX,

@@ -164,7 +164,7 @@ def train(  # noqa: PLR0913 - each is a choice of its own
     summary: dict[str, Any] = {}
     with lock_folder(out_dir) if rank() == 0 else contextlib.nullcontext():
         try:
-            with enough_memory("training", "choose a smaller batch_size (0 finds one that fits) or crop_size"):
+            with enough_memory("train", "choose a smaller batch_size (0 finds one that fits) or crop_size"):
                 summary = fit(
                     model,
                     resolved,
@@ -368,13 +368,13 @@ def _resolve_recipe(
 
 
 def _count_steps(recipe: Recipe, images: int) -> int:
-    """Count the optimizer steps of a run with ``images`` in an epoch. Few of them are said in one line."""
+    """Count the optimizer steps of a run with ``images`` in an epoch. Log a line if there are few."""
     per_epoch = math.ceil(math.ceil(images / recipe.batch_size) / recipe.gradient_accumulation)
     steps = recipe.epochs * per_epoch
     if steps < _FEW_STEPS:
         enough = math.ceil(_FEW_STEPS / per_epoch)
         logger.warning(
-            "the run has %d optimizer steps, %d epochs of %d: few to learn from; raise epochs (%d make it %d steps)",
+            "the run has only %d optimizer steps (%d epochs of %d); set epochs to %d for %d steps",
             steps,
             recipe.epochs,
             per_epoch,
@@ -399,7 +399,7 @@ def _check_overrides(overrides: Mapping[str, Any]) -> None:
             nearest = difflib.get_close_matches(name, allowed, n=1)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected some of {', '.join(allowed)}"
             raise ConfigError(
-                f"the recipe overrides {name!r}, which a recipe cannot; {hint}", kind="unknown-field", name=name
+                f"a recipe cannot override {name!r} of the model; {hint}", kind="unknown-field", name=name
             )
 
 

@@ -25,14 +25,14 @@ def working_memory(call: Callable[[], object]) -> int:
 
 @contextmanager
 def enough_memory(work: str, advice: str) -> Iterator[None]:
-    """Raise a ValueError that names the ``work`` and ends with the ``advice`` if it runs out of memory."""
+    """Raise a ValueError that names the ``work``, a verb, and ends with the ``advice`` if it runs out of memory."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         # torch has an out-of-memory class on GPUs only
         if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "DefaultCPUAllocator" not in str(error):
             raise
-        raise ArgumentError(f"{work} takes more memory than there is; {advice}", kind="out-of-memory") from error
+        raise ArgumentError(f"not enough memory to {work}; {advice}", kind="out-of-memory") from error
 
 
 class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch

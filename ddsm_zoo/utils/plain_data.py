@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import types
 import typing
 from collections.abc import Mapping
@@ -38,8 +39,10 @@ def from_dict(cls: type[ConfigT], data: object, where: str = "config") -> Config
     unknown = sorted(str(key) for key in data if key not in fields)
     if unknown:
         expected = ", ".join(fields)
+        nearest = difflib.get_close_matches(unknown[0][:60], fields, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else f", expected {expected}"
         raise ConfigError(
-            f"{where} has unknown field {unknown[0][:60]!r}, expected {expected}",
+            f"{where} has unknown field {unknown[0][:60]!r}{hint}",
             name=unknown[0],
             expected=expected,
             kind="unknown-field",

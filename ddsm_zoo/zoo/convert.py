@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ddsm_zoo.errors import MissingFileError
 from ddsm_zoo.hub.safetensors_io import abbreviate, read_tensors
-from ddsm_zoo.hub.state_dict import mismatches, unwrap_names
+from ddsm_zoo.hub.state_dict import count_faults, mismatches, unwrap_names
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.models.deeplabv3plus import LOW_WIDTH
 from ddsm_zoo.utils.files import CheckpointError
@@ -117,6 +117,8 @@ def convert_weights(model: Segmenter, checkpoint: str | os.PathLike[str] | Mappi
             f"create the model with the decoder {kind.decoder}",
             kind="weights-mismatch",
             name=where,
+            got=kind.decoder,
+            expected=model.config.decoder,
         )
     expected = model.state_dict()
     mapped = _translate(kind, tensors, expected, where, model.config.backbone)
@@ -134,6 +136,7 @@ def convert_weights(model: Segmenter, checkpoint: str | os.PathLike[str] | Mappi
             "check the backbone, width, separable and num_classes it was created with",
             kind="weights-mismatch",
             name=where,
+            got=count_faults(needed, given),
         )
     model.load_state_dict(given, strict=False)
     done = Conversion(
@@ -220,6 +223,7 @@ def _translate(
             f"{where} has {len(unknown)} tensors that no {kind.name} has: {abbreviate(unknown)}",
             kind="weights-mismatch",
             name=where,
+            got=unknown,
         )
     return mapped
 
@@ -245,6 +249,7 @@ def _check_encoder(
             "checkpoint. Of smp's encoders, ResNets and those of timm (tu-) can be taken over",
             kind="weights-mismatch",
             name=where,
+            got=first,
         )
 
 

@@ -118,7 +118,7 @@ def test_intervals_over_sequences_and_blocks_of_video_frames(run: Run, models: l
     data = ("--model", models[0], "--data", "camvid:data", "--bootstrap", "20", "--json", "scores.json")
     notes = {
         ("image", 4): "4 images are too narrow: by their names, 4 are frames of 2 sequences",
-        ("sequence", 2): "over 2 sequences: honest for video frames; only 2, so they are rough",
+        ("sequence", 2): "over 2 sequences: valid for video frames; only 2, so they are rough",
         ("block:1", 4): "over 4 blocks of up to 1 consecutive images",
     }
     for (by, units), note in notes.items():
@@ -294,7 +294,10 @@ def test_a_model_that_gives_nan(run: Run, tmp_path: Path) -> None:
         (["--model", "x", "--predictions", "y"], "expected exactly one of"),
         (["--model", "x", "--worst", "3"], "expected --out DIR"),
         (["--model", "x", "--bootstrap-by", "sequence"], "expected --bootstrap K or --compare with it"),
-        (["--model", "x", "--bootstrap", "9", "--bootstrap-by", "clip"], "cannot draw by 'clip', expected image, seq"),
+        (
+            ["--model", "x", "--bootstrap", "9", "--bootstrap-by", "clip"],
+            "cannot resample by 'clip', expected image, seq",
+        ),
         (["--model", "x", "--class-ids"], "expected --predictions DIR"),
         (["--compare", "x", "y", "--out", "z"], "--out is for one evaluation"),
         (["--predictions", "x", "--submission", "z"], "--submission for one --model"),

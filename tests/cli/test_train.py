@@ -60,7 +60,7 @@ def test_a_change_that_cannot_be_is_one_line_and_nothing_is_written(change: str,
 
 def test_too_little_memory_is_one_line() -> None:
     error = run_command(*TRAIN, "--set", f"crop_size=[{2**24}, {2**24}]", fails=True).stderr
-    assert "error: training takes more memory than there is; choose a smaller batch_size" in " ".join(error.split())
+    assert "error: not enough memory to train; choose a smaller batch_size" in " ".join(error.split())
     assert "Traceback" not in error
 
 

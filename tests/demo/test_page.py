@@ -92,7 +92,7 @@ def test_what_is_no_picture_is_named_without_its_folder(
     predictors: dict[str, Predictor], tmp_path: Path, content: bytes
 ) -> None:
     (tmp_path / "notes.png").write_bytes(content)
-    with pytest.raises(ImageError, match=r"^notes\.png is (empty|no image|truncated)"):
+    with raises(ImageError, name="notes.png"):
         look(predictors["uper_tiny"], tmp_path / "notes.png")
 
 

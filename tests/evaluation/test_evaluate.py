@@ -24,6 +24,7 @@ from ddsm_zoo.labels import CAMVID
 from ddsm_zoo.metrics import BoundaryFScore, BoundaryIoU, ConfusionMatrix
 from ddsm_zoo.models import Segmenter
 from tests.support.competing_models import competing_model
+from tests.support.errors import raises
 from tests.support.together import run_together
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,9 +150,9 @@ def test_radii_in_pixels_on_request(model: Segmenter) -> None:
 
 
 def test_radii_that_cannot_be() -> None:
-    with pytest.raises(ValueError, match=r"radii are \(0.005,\), expected .* leave them out for the published shares"):
+    with raises(ValueError, kind="argument", name="radii", got=(0.005,)):
         Request(data="scenes:1", boundary=True, boundary_radii=(0.005,))  # type: ignore[arg-type]  # what a user may give
-    with pytest.raises(ValueError, match="expected boundary=True"):
+    with raises(ValueError, kind="options", name="boundary_radii"):
         evaluate("not_a_model", "scenes:1", boundary_radii=(1, 2))
 
 
@@ -165,20 +166,20 @@ def test_evaluation_leaves_the_mode_of_every_part(model: Segmenter) -> None:
 
 
 def test_what_cannot_be_scored(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="camvit"):  # the data is checked before the model
+    with raises(DatasetError, kind="unknown-data"):  # the data is checked before the model
         evaluate("not_a_model_either", "camvit:somewhere")
-    with pytest.raises(ValueError, match="predicts 19 classes and the data has 11"):
+    with raises(ValueError, kind="classes-differ", got=19, expected=11):
         evaluate(ddsm_zoo.create_model("uper_tiny"), "scenes:1")
     renamed = ddsm_zoo.create_model("uper_tiny", num_classes=11)
     names = [*CAMVID.names[:-1], "Horse"]
     renamed.provenance = dataclasses.replace(renamed.provenance, labels=dataclasses.replace(CAMVID, names=tuple(names)))
-    with pytest.raises(ValueError, match="class 10 is 'Horse' for the model and 'Bicyclist' in the data"):
+    with raises(ValueError, kind="classes-differ", got="Horse", expected="Bicyclist"):
         evaluate(renamed, "scenes:1")
     broken = ddsm_zoo.create_model("uper_tiny", num_classes=11)
     torch.nn.init.constant_(broken.classifier.bias, math.nan)
     with pytest.raises(ValueError, match="NaN on image 0 of the set"):
         evaluate(broken, "scenes:1")
-    with pytest.raises(FileNotFoundError, match="no protocol 'hole'"):
+    with raises(FileNotFoundError, kind="missing-file", name="hole"):
         evaluate(broken, "scenes:1", protocol="hole")
 
 

@@ -46,7 +46,7 @@ def test_intervals_hold_the_score_and_repeat(two: tuple[Evaluation, Evaluation])
 def test_intervals_say_what_they_are_over(two: tuple[Evaluation, Evaluation]) -> None:
     by_image = two[0].figures(50)["intervals"]
     assert (by_image["by"], by_image["units"]) == ("image", 3)
-    assert "each of a sequence of its own" in by_image["note"]
+    assert "each from its own sequence" in by_image["note"]
     blocks = evaluate(competing_model(3), "scenes:3", boundary=True, bootstrap=50, bootstrap_by="block:1")["intervals"]
     assert (blocks["by"], blocks["units"]) == ("block:1", 3)
     assert blocks["iou"] == by_image["iou"]

@@ -122,7 +122,7 @@ def test_something_else_that_answers(server: HubServer, cache: Path, expected: T
     create_model(URI, pretrained=True, cache_dir=cache)
     server.faults = {("HEAD", name): 200 for name in other}
     server.headers = {"ETag": '"a-page"'}
-    assert "what answers there is no Hub; check the network" in refusal(cache, f"{URI}@v2")
+    assert "the server that answers is not a Hub; check the network" in refusal(cache, f"{URI}@v2")
     assert torch.equal(logits(create_model(URI, pretrained=True, cache_dir=cache)), expected)
     server.faults.clear()
     assert "is not valid JSON" in refusal(cache, f"{URI}@v2")

@@ -10,7 +10,7 @@ import pytest
 from ddsm_zoo.hub.address import public_uri
 from ddsm_zoo.hub.download import fetch
 from ddsm_zoo.hub.model_files import WEIGHTS_FILE
-from tests.support.tiny_weights import one_line
+from tests.support.errors import raises
 
 SHA256 = hashlib.sha256(b"").hexdigest()
 
@@ -26,9 +26,9 @@ def test_an_address_is_repeated_without_its_secrets(tmp_path: Path) -> None:
         "user:hf_secret@example.org/model",
         "https:x",
     ):
-        with pytest.raises(ValueError, match="names no weights|is no address") as error:
+        with raises(ValueError, kind="address") as error:
             fetch(uri, cache_dir=tmp_path, sha256=SHA256)
-        assert "hf_secret" not in one_line(error)
+        assert "hf_secret" not in str(error.value)
     for uri in ("https://example.org/a@1/model", "hf-hub:someone/model@v1", "local-dir:a#b?"):
         assert public_uri(uri) == uri
     signed = "https://user:hf_secret@example.org:8443/a@1/model?key=hf_secret@#hf_secret"
@@ -57,6 +57,5 @@ def test_an_address_is_repeated_without_its_secrets(tmp_path: Path) -> None:
     ],
 )
 def test_addresses_that_are_none(uri: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="names no|no valid revision|no plain file name") as error:
+    with raises(ValueError, kind="address"):
         fetch(uri, WEIGHTS_FILE, cache_dir=tmp_path)
-    one_line(error)

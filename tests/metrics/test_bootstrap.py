@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import pytest
@@ -38,18 +39,19 @@ def test_blocks_of_names_that_tell_no_sequence() -> None:
 @pytest.mark.parametrize(
     ("by", "names", "message"),
     [
-        ("sequence", CLIP, "the 101 images are one sequence, expected at least two .*; use block:10"),
-        ("block:101", CLIP, "block:101 puts all 101 images into one block, expected at least two blocks; use block:10"),
-        ("frame", CLIP, "cannot draw by 'frame', expected image, sequence or block:N"),
-        ("block", CLIP, "cannot draw by 'block'"),
-        ("block:0", CLIP, "cannot draw by 'block:0'"),
-        ("block:-5", CLIP, "cannot draw by 'block:-5'"),
-        ("block:2.5", CLIP, "cannot draw by 'block:2.5'"),
+        ("sequence", CLIP, "101 images .* use block:10"),
+        ("block:101", CLIP, "101 images .* use block:10"),
+        ("frame", CLIP, "image, sequence or block:N"),
+        ("block", CLIP, "block:N"),
+        ("block:0", CLIP, "block:N"),
+        ("block:-5", CLIP, "block:N"),
+        ("block:2.5", CLIP, "block:N"),
     ],
 )
 def test_units_that_cannot_be(by: str, names: Sequence[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with raises(ValueError, name="by", got=by) as error:
         plan(by, names)
+    assert re.search(message, str(error.value))
 
 
 def test_names_that_tell_no_sequence() -> None:
@@ -63,14 +65,14 @@ def test_names_that_tell_no_sequence() -> None:
     [
         ("image", CLIP, ["101 images are too narrow", "101 are frames of 1 sequence,", "use --bootstrap-by block:10"]),
         ("image", [f"s{clip}_{frame}" for clip in range(12) for frame in "12"], ["use --bootstrap-by sequence"]),
-        ("image", [f"s{clip}_1" for clip in range(12)], ["12 images, each of a sequence of its own: honest"]),
-        ("sequence", [f"s{clip}_{frame}" for clip in range(12) for frame in "12"], ["12 sequences: honest"]),
-        ("sequence", ["a_1", "b_1", "c_1"], ["3 sequences: honest for video frames; only 3, so they are rough"]),
-        ("block:10", CLIP, ["11 blocks of up to 10 consecutive images: honest", "nothing of other places"]),
+        ("image", [f"s{clip}_1" for clip in range(12)], ["12 images, each from its own sequence: valid"]),
+        ("sequence", [f"s{clip}_{frame}" for clip in range(12) for frame in "12"], ["12 sequences: valid"]),
+        ("sequence", ["a_1", "b_1", "c_1"], ["3 sequences: valid for video frames; only 3, so they are rough"]),
+        ("block:10", CLIP, ["11 blocks of up to 10 consecutive images: valid", "nothing about other places"]),
         ("block:50", CLIP, ["only 3, so they are rough"]),
     ],
 )
-def test_the_note_says_what_is_honest_for_video_frames(by: str, names: Sequence[str], words: Sequence[str]) -> None:
+def test_the_note_says_what_is_valid_for_video_frames(by: str, names: Sequence[str], words: Sequence[str]) -> None:
     note = plan(by, names).note
     assert [word for word in words if word not in note] == []
     assert "\n" not in note
@@ -78,5 +80,5 @@ def test_the_note_says_what_is_honest_for_video_frames(by: str, names: Sequence[
 
 def test_the_note_on_images_of_unknown_origin() -> None:
     note = plan("image", [str(index) for index in range(40)], [None] * 40).note
-    assert "honest if they are independent" in note
+    assert "valid if they are independent" in note
     assert "too narrow if they are frames of a video, then use --bootstrap-by block:4" in note

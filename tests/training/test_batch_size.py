@@ -121,7 +121,7 @@ def test_half_precision_and_an_auxiliary_head_are_counted() -> None:
 
 
 def test_a_run_needs_a_number(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="batch_size is 0, expected a number"):
+    with raises(ValueError, kind="argument", name="batch_size", got=0):
         fit(Net(), recipe(), Blobs(4), Blobs(1), tmp_path)
     assert not list(tmp_path.iterdir())
 

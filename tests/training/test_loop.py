@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ddsm_zoo.metrics import ConfusionMatrix
 from ddsm_zoo.training.loop import ProgressEvent, fit
 from ddsm_zoo.training.losses import SegmentationLoss
+from tests.support.errors import raises
 from tests.support.tiny_training import (
     CLASSES,
     Blobs,
@@ -195,6 +196,6 @@ def test_clipping_bounds_the_step(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("train_count", "val_count", "name"), [(0, 1, "training"), (1, 0, "validation")])
 def test_empty_sets_are_refused(tmp_path: Path, train_count: int, val_count: int, name: str) -> None:
-    with pytest.raises(ValueError, match=f"the {name} set has 0 images, expected at least 1"):
+    with raises(ValueError, kind="missing-split", name=name, got=0):
         fit(fresh(), recipe(), Blobs(train_count), Blobs(val_count), tmp_path)
     assert not list(tmp_path.iterdir())

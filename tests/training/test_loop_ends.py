@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 import signal
 import sys
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from ddsm_zoo.training.checkpoint import load_state, save_state
 from ddsm_zoo.training.loop import ProgressEvent, TrainingDiverged, fit
 from ddsm_zoo.utils.files import CheckpointError, OutputError
+from tests.support.errors import raises
 from tests.support.tiny_training import (
     FULL,
     Blobs,
@@ -105,19 +107,18 @@ def test_resuming_what_never_began_begins_and_says_so(tmp_path: Path, caplog: py
 def test_a_run_is_not_overwritten_nor_continued_with_something_else(tmp_path: Path) -> None:
     run(tmp_path, recipe(epochs=2))
     before = (tmp_path / "last" / "state.pt").read_bytes()
-    with pytest.raises(CheckpointError, match="holds the state of a run: resume it, or choose another folder"):
+    with raises(CheckpointError, kind="run-exists", path=tmp_path):
         run(tmp_path, recipe(epochs=2))
-    with pytest.raises(CheckpointError, match="made with another lr; resume with the recipe of that run"):
+    with raises(CheckpointError, kind="other-recipe", got=["lr"]):
         run(tmp_path, recipe(epochs=3, lr=0.2), resume=True)
-    with pytest.raises(CheckpointError, match="made on 14 training images, got 15"):
+    with raises(CheckpointError, kind="other-data", got=15, expected=14):
         run(tmp_path, recipe(epochs=2), count=15, resume=True)
-    with pytest.raises(CheckpointError, match="does not fit this model") as error:
+    with raises(CheckpointError, kind="weights-mismatch", path="last/state.pt"):
         run(tmp_path, recipe(epochs=2), fresh(Linear), resume=True)
-    assert "\n" not in str(error.value)
     assert (tmp_path / "last" / "state.pt").read_bytes() == before
     for state in ("state.pt", "before.pt"):
         (tmp_path / "last" / state).write_bytes(before[:-100])
-    with pytest.raises(CheckpointError, match="are damaged"):
+    with raises(CheckpointError, kind="damaged-state"):
         run(tmp_path, recipe(epochs=2), resume=True)
 
 
@@ -150,9 +151,8 @@ def test_a_state_that_another_program_wrote_is_one_line(tmp_path: Path, part: st
     state = load_state(path)
     for spoilt in ({key: state[key] for key in state if key != part}, {**state, part: {"lost": 1}}):
         save_state(path, spoilt)
-        with pytest.raises(CheckpointError, match=r"state\.pt (is not the state of a run|does not fit|was )") as error:
+        with raises(CheckpointError, path="last/state.pt"):
             run(tmp_path, recipe(epochs=2), resume=True)
-        assert "\n" not in str(error.value)
 
 
 class Crowded(Net):
@@ -186,9 +186,9 @@ class Poisoned(Blobs):
 
 
 def test_a_diverged_run_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:
-    with pytest.raises(TrainingDiverged, match="the loss is nan in epoch 2, step 1: .* lower lr") as error:
+    with raises(TrainingDiverged, kind="diverged", name="the loss") as error:
         fit(fresh(), recipe(), Poisoned(8), Blobs(2), tmp_path)
-    assert "\n" not in str(error.value)
+    assert "nan in epoch 2, step 1" in str(error.value)
     assert load_state(tmp_path / "last" / "state.pt")["position"]["epoch"] == 1
     assert all(
         torch.isfinite(t).all() for t in safetensors.torch.load_file(tmp_path / "last/model.safetensors").values()
@@ -207,7 +207,7 @@ class SpoiltByItsGradient(Linear):
 
 
 def test_weights_spoilt_by_the_last_step_are_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(TrainingDiverged, match="is not finite in epoch 1"):
+    with raises(TrainingDiverged, kind="diverged"):
         run(tmp_path, recipe(batch_size=14), fresh(SpoiltByItsGradient))
     assert not (tmp_path / "last").exists()
 
@@ -217,11 +217,10 @@ def test_a_full_disk_keeps_the_old_state(tmp_path: Path) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     fill = at_step(4, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1])))
     try:
-        with pytest.raises(OutputError, match=r"cannot write .*state\.pt: ") as error:
+        with raises(OutputError, path="state.pt", errno=errno.EFBIG):
             run(tmp_path / "full", recipe(), progress=fill)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert "\n" not in str(error.value)
     run(tmp_path / "full", recipe(), resume=True)
     run(tmp_path / "whole", recipe())
     assert_same_outcome(tmp_path / "full", tmp_path / "whole")

@@ -70,7 +70,7 @@ def test_the_average_follows_the_length_of_the_run(tmp_path: Path, data: str, ep
     assert started(tmp_path / "out")["recipe"]["ema_decay"] == pytest.approx(decay)
 
 
-@pytest.mark.parametrize(("epochs", "line"), [(3, "12 optimizer steps, 3 epochs of 4: few"), (25, None)])
+@pytest.mark.parametrize(("epochs", "line"), [(3, "12 optimizer steps (3 epochs of 4)"), (25, None)])
 def test_a_short_run_says_so_in_one_line(
     tmp_path: Path, data: str, epochs: int, line: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -80,7 +80,7 @@ def test_a_short_run_says_so_in_one_line(
     assert len(told) == (line is not None)
     if line is not None:
         assert line in told[0]
-        assert "raise epochs (25 make it 100 steps)" in told[0]
+        assert "set epochs to 25 for 100 steps" in told[0]
 
 
 def test_classes_that_start_afresh_are_equally_likely_at_first(

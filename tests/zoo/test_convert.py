@@ -192,9 +192,8 @@ def test_a_state_dict_of_ours(tmp_path: Path, prefix: str, others: dict[str, Ten
 
 def test_a_state_dict_of_another_model_of_ours() -> None:
     source = create_model("uper_ddsm_tiny", num_classes=3)
-    with pytest.raises(CheckpointError, match="a ddsm-zoo model, does not fit .* tensors unexpected") as error:
+    with raises(CheckpointError, kind="weights-mismatch", got={"missing": 15, "unexpected": 66}):
         convert_weights(create_model("uper_tiny", num_classes=3), source.state_dict())
-    one_line(error)
 
 
 # -- mmsegmentation
@@ -302,42 +301,50 @@ def spoiled(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Callabl
     return lambda: change(dict(mmseg_state_dict(mmseg_upernet("test_resnet"))))
 
 
-REFUSED: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
+REFUSED: dict[str, tuple[Callable[[], dict[str, Tensor]], object]] = {
     "another library": (
         lambda: {"features.0.weight": torch.zeros(3)},
-        "is none of ddsm-zoo model, smp UPerNet, .*features.0.weight",
+        None,
     ),
-    "nothing": (dict, "begin with nothing"),
+    "nothing": (dict, None),
     "another decoder": (
         lambda: smp.DeepLabV3Plus("resnet18", encoder_weights=None, decoder_channels=32).state_dict(),
-        "is a smp DeepLabV3.*decoder deeplabv3plus",
+        "deeplabv3plus",
     ),
     "an unknown layer": (
         spoiled(lambda s: {**s, "decode_head.x.weight": torch.zeros(1)}),
-        "no .* has: decode_head.x",
+        ["decode_head.x.weight"],
     ),
     "a missing layer": (
         spoiled(lambda s: {n: t for n, t in s.items() if not n.startswith("decode_head.fpn_convs.1.")}),
-        r"5 tensors missing.*decoder\.smoothings\.1",
+        {"missing": 5},
     ),
-    "another width": (lambda: mmseg_state_dict(mmseg_upernet("test_resnet", 16)), "another shape"),
-    "another backbone": (lambda: mmseg_state_dict(mmseg_upernet("resnet18")), "tensors unexpected"),
+    "another width": (
+        lambda: mmseg_state_dict(mmseg_upernet("test_resnet", 16)),
+        {"of another shape": 56},
+    ),
+    "another backbone": (
+        lambda: mmseg_state_dict(mmseg_upernet("resnet18")),
+        {"missing": 28, "unexpected": 64, "of another shape": 54},
+    ),
     "other classes": (
         spoiled(lambda s: {**s, "decode_head.conv_seg.bias": torch.zeros(150)}),
-        r"classifier\.bias \(150,\), expected \(3,\).*num_classes",
+        {"of another shape": 1},
     ),
-    "NaN": (spoiled(lambda s: {**s, "decode_head.conv_seg.bias": torch.full((3,), torch.nan)}), "with NaN"),
+    "NaN": (
+        spoiled(lambda s: {**s, "decode_head.conv_seg.bias": torch.full((3,), torch.nan)}),
+        {"with NaN or infinity": 1},
+    ),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_does_not_correspond_is_refused(case: str) -> None:
-    make, reason = REFUSED[case]
+    make, got = REFUSED[case]
     model = create_model("uper_tiny", num_classes=3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(CheckpointError, match=reason) as error:
+    with raises(CheckpointError, kind="weights-mismatch", got=got):
         convert_weights(model, make())
-    one_line(error)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert "converted" not in model.pretrained_cfg
 

@@ -38,9 +38,8 @@ def test_registered_weights_are_pinned(saved: Path, trained: Segmenter, own_tabl
         weights = WeightsSpec(uri=f"file:{path}", dataset="made up", labels=LABELS, sha256=sha256)
         registry.register_model(name, trained.config, weights)
     assert torch.equal(logits(create_model("mine", pretrained=True)), logits(trained))
-    with pytest.raises(CheckpointError, match="expected 0000") as error:
+    with raises(CheckpointError, kind="damaged-weights", got=sha256_of(path), expected="0" * 64):
         create_model("mine_changed", pretrained=True)
-    one_line(error)
 
 
 def test_unpublished_weights_say_so(own_table: None) -> None:
@@ -63,7 +62,7 @@ def test_an_unpublished_model_works_the_day_it_is_published(
 ) -> None:
     weights = WeightsSpec(uri="hf-hub:ddsm-zoo/mine", dataset="made up", labels=LABELS, recipe="mine")
     registry.register_model("mine", trained.config, weights)
-    with pytest.raises(WeightsNotFoundError, match="no such repository"):
+    with raises(WeightsNotFoundError, kind="weights-not-published", name="mine"):
         create_model("mine", pretrained=True, cache_dir=tmp_path / "cache")
     server.publish("ddsm-zoo/mine", {path.name: path.read_bytes() for path in saved.iterdir()})
     model = create_model("mine", pretrained=True, cache_dir=tmp_path / "cache")
@@ -99,7 +98,7 @@ def test_a_pin_holds_for_our_repository_and_not_for_that_of_another_organization
     model = create_model("mine", pretrained=True, cache_dir=tmp_path / "cache")
     assert torch.equal(logits(model), logits(theirs))
     monkeypatch.setenv("DDSM_ZOO_ORG", "nobody")
-    with pytest.raises(WeightsNotFoundError, match="hf-hub:nobody/mine@main/config.json: no such repository"):
+    with pytest.raises(WeightsNotFoundError, match="hf-hub:nobody/mine@main"):
         create_model("mine", pretrained=True, cache_dir=tmp_path / "cache")
 
 
