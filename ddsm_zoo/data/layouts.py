@@ -303,8 +303,10 @@ def folder_layout(root: str | Path) -> Layout:
         paired = pair_masks(images.files, masks.files)
         expected = f"{arrangement.place(split).masks.relative_to(root).as_posix()}/NAME{suffix or ''}.png"
         if images.files and images.files.keys().isdisjoint(paired.masks):
-            hint = apart() or suffix_hint([*images.files], [*(masks.files or images.files)]) or import_hint(root)
-            paired, expected = (Pairing({}), expected + hint) if hint else (paired, expected)
+            if apart():
+                paired = Pairing({})
+            names = [*(masks.files or images.files)]
+            expected += apart() or suffix_hint([*images.files], names) or import_hint(root)
         masks = masks._replace(files=paired.masks, twins=(*masks.twins, *paired.rivals))
         files = _source(images, masks, expected, settled())
         return files._replace(guessed=paired.guessed, understood=arrangement.understood(split))
