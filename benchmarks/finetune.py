@@ -7,6 +7,8 @@ Each method gets the epochs that fit into the same processor time, by the cost o
 the package's run took longer than that, by what it does besides its steps, smp's loop gets as long on that seed. All
 start from ImageNet or task weights of the same encoder, see the same crops and flips, and are scored by the same
 confusion matrix in numpy, after the last step, on images of their own size.
+
+``--variants`` changes one setting of the recipe at a time, and trains each variant as long as the recipe.
 """
 
 from __future__ import annotations
@@ -45,6 +47,21 @@ Array = npt.NDArray[np.uint8]
 OURS = "ddsm-zoo"
 DECODERS = {"smp Unet": "Unet", "smp UPerNet": "UPerNet", "smp DeepLabV3+": "DeepLabV3Plus"}
 METHODS = (OURS, *DECODERS)
+# Changes of the recipe, one at a time. "pretrained" chooses the start of the decoder, "enlarge" resizes the images.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "no warm-up": {"warmup_steps": 0},
+    "warm-up over a third": {"warmup_steps": 0.33},
+    "no average": {"ema_decay": 0.0},
+    "average over 50 steps": {"ema_decay": 0.98},
+    "half the rates": {"lr": 2e-3, "backbone_lr": 2e-4},
+    "twice the rates": {"lr": 8e-3, "backbone_lr": 8e-4},
+    "backbone rate 1e-3": {"backbone_lr": 1e-3},
+    "no Dice": {"dice": 0.0},
+    "frozen norms": {"frozen_norms": "all"},
+    "decoder from random weights": {"pretrained": False},
+    "stride 4": {"overrides": {}},
+    "images enlarged twice": {"enlarge": 2},
+}
 ENCODER = "tf_efficientnet_lite0"
 RATES = (1e-3, 3e-4)  # of the plain loop: the better one on seed 0 is used for all seeds
 IMAGENET = Preprocess(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # of the encoder's weights
@@ -93,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the cells without a result and print the table. Returns the exit status: 2 for bad input."""
     options = _parser().parse_args(arguments)
     plan = Plan(**{name: getattr(options, name) for name in asdict(Plan())})
+    options.methods = [*options.methods, *(f"{OURS}, {name}" for name in options.variants)]
     try:
         data = [prepare(name, options.out, plan) for name in options.data]
         for method in () if options.table else options.methods:  # all at the start, under the same load
@@ -102,7 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for method in options.methods:
                     if not options.table:
                         _run(method, root, seed, options, plan)
-        table = render_table(options.out, data, options.seeds, plan)
+        variants = options.methods[-len(options.variants) :] if options.variants else []
+        table = render_table(options.out, data, [*METHODS, *variants], options.seeds, plan)
     except (ValueError, LookupError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -116,11 +135,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.finetune", description=__doc__)
     parser.add_argument("data", nargs="+", help="fields (rendered), or NAME=ROOT with images/, masks/ and labels.json")
     parser.add_argument("--out", type=Path, required=True, help="folder of data and results")
-    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
+    parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--rates", nargs="+", type=float, default=RATES, choices=RATES, help="of smp's loop, on seed 0")
     parser.add_argument("--table", action="store_true", help="only print the table of the results that there are")
     parser.add_argument("--page", type=Path, help="also write the table between the markers of this page")
+    parser.add_argument("--variants", nargs="+", default=[], choices=VARIANTS, help="of the recipe, as more methods")
     for name, value in asdict(Plan()).items():
         parser.add_argument(f"--{name}", type=type(value), default=value, help=f"{value} unless given")
     return parser
@@ -198,11 +218,15 @@ def iou_of(pairs: Sequence[tuple[Array, Array]], classes: int) -> list[float]:
 Predict = Callable[[Array], Array]
 
 
-def _ours(root: Path, seed: int, epochs: int, work: Path, plan: Plan) -> tuple[Predict, int]:
+def _ours(method: str, root: Path, seed: int, epochs: int, work: Path, plan: Plan) -> tuple[Predict, int]:
     changes: dict[str, Any] = {"epochs": epochs, "seed": seed, "workers": 0, "patience": 0, "validate_every": epochs}
-    changes["crop_size"] = list(plan.crop)
+    changes |= {"crop_size": list(plan.crop), **VARIANTS.get(method.removeprefix(f"{OURS}, "), {})}
+    pretrained = changes.pop("pretrained", True)
+    if times := changes.pop("enlarge", 0):
+        height, width = _read(root, "val")[0][1].shape
+        changes["min_size"] = [times * height, times * width]
     shutil.rmtree(work, ignore_errors=True)
-    summary = ddsm_zoo.train("finetune", f"folder:{root}", work, pretrained=True, changes=changes)
+    summary = ddsm_zoo.train("finetune", f"folder:{root}", work, pretrained=pretrained, changes=changes)
     predictor = ddsm_zoo.Predictor(f"local-dir:{work / 'best'}", device="cpu")
     events = (json.loads(line) for line in (work / "log.jsonl").read_text(encoding="utf-8").splitlines())
     batch = next(event["recipe"]["batch_size"] for event in events if event["event"] == "start")
@@ -276,17 +300,18 @@ def _run(method: str, root: Path, seed: int, options: argparse.Namespace, plan: 
     out: Path = options.out
     ours = _results(OURS, root, seed, out, plan)
     # The package's training also checks, validates and draws: smp's loop gets the time of all that
-    seconds = plan.seconds if method == OURS or not ours else max(plan.seconds, ours[0].seconds)
+    own = method not in DECODERS
+    seconds = plan.seconds if own or not ours else max(plan.seconds, ours[0].seconds)
     epochs = _epochs(method, root, out, plan, seconds)
-    for rate in [0.0] if method == OURS else _open_rates(method, root, seed, options, plan):
+    for rate in [0.0] if own else _open_rates(method, root, seed, options, plan):
         path = _cell(out, root, method, seed, rate)
         if path.exists():
             _load(path, plan)
             continue
         torch.manual_seed(seed)
         began = time.process_time()
-        if method == OURS:
-            predict, steps = _ours(root, seed, epochs, out / "work" / path.stem, plan)
+        if own:
+            predict, steps = _ours(method, root, seed, epochs, out / "work" / path.stem, plan)
         else:
             predict, steps = _plain(DECODERS[method], root, seed, epochs, rate, plan)
         taken = time.process_time() - began
@@ -320,12 +345,13 @@ def _load(path: Path, plan: Plan) -> Result:
 
 def _results(method: str, root: Path, seed: int, out: Path, plan: Plan) -> list[Result]:
     """Load the results of a cell, one for each rate."""
-    paths = (_cell(out, root, method, seed, rate) for rate in ([0.0] if method == OURS else RATES))
+    paths = (_cell(out, root, method, seed, rate) for rate in (RATES if method in DECODERS else [0.0]))
     return [_load(path, plan) for path in paths if path.exists()]
 
 
 def _epochs(method: str, root: Path, out: Path, plan: Plan, seconds: float) -> int:
     """Return the epochs that fit into the seconds, by the costs in ``out``, which are measured once."""
+    method = method if method in DECODERS else OURS
     path = out / "costs.json"
     costs: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if method not in costs:
@@ -339,7 +365,7 @@ def _cost(method: str, classes: int, plan: Plan) -> float:
     recipe = Recipe.load("finetune")
     model: nn.Module
     if method == OURS:
-        model = ddsm_zoo.create_model(recipe.model, num_classes=classes)
+        model = ddsm_zoo.create_model(recipe.model, num_classes=classes, **recipe.overrides)
     else:
         model = Plain(DECODERS[method], classes)
     model = model.train().to(memory_format=torch.channels_last)
@@ -360,7 +386,7 @@ def _cost(method: str, classes: int, plan: Plan) -> float:
 # Table
 
 
-def render_table(out: Path, data: Sequence[Path], seeds: Sequence[int], plan: Plan) -> str:
+def render_table(out: Path, data: Sequence[Path], methods: Sequence[str], seeds: Sequence[int], plan: Plan) -> str:
     """Render the results as Markdown, one row for each data set and method. What has no result is "not measured"."""
     height, width = plan.crop
     lines = [
@@ -370,7 +396,7 @@ def render_table(out: Path, data: Sequence[Path], seeds: Sequence[int], plan: Pl
         f"|---|---|{'---|' * len(seeds)}---|---|",
     ]
     for root in data:
-        for method in METHODS:
+        for method in methods:
             found = [_results(method, root, seed, out, plan) for seed in seeds]
             best = [max(results, key=lambda result: result.miou, default=None) for results in found]
             scores = ["not measured" if result is None else f"{result.miou:.1f}" for result in best]

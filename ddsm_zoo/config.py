@@ -107,6 +107,8 @@ class ModelConfig:
             x~2 alone.
         ddsm: Sizes of the DDSM modules.
         smoothing: Levels of UPerNet that keep their 3 x 3 convolution. "plain" means those without a fusion module.
+        stride: Finest stride of the logits: 4, the decoders' own, or 2, which adds a residual from the backbone's
+            features at stride 2. It places boundaries and thin lines better, for 5 to 10 % more time.
         separable: Replace the decoder's dense 3 x 3 convolutions by depthwise-separable ones, for light backbones.
         norm: "group" replaces all batch norm by group norm, for training on batches of one or two images.
         dropout: Dropout probability, from 0 up to but not including 1.
@@ -126,6 +128,7 @@ class ModelConfig:
     fused_stages: tuple[int, ...] = (2, 3, 4)
     ddsm: DDSMConfig = field(default_factory=DDSMConfig)
     smoothing: Smoothing = "plain"
+    stride: int = 4
     separable: bool = False
     norm: Norm = "batch"
     dropout: float = 0.1
@@ -149,6 +152,8 @@ class ModelConfig:
         _check_range("num_classes", self.num_classes, 1, 65536)
         _check_range("in_chans", self.in_chans, 1, 1024)
         _check_range("width", self.width, 8, 4096)
+        if self.stride not in (2, 4):
+            raise ConfigError.of("stride", self.stride, "4 or 2")
         if not 0.0 <= self.dropout < 1.0:
             raise ConfigError.of("dropout", self.dropout, "a number from 0 up to 1")
         # timm would download from the repository in a name such as hf-hub:org/model

@@ -14,6 +14,7 @@ from ddsm_zoo.utils.files import CheckpointError
 
 ValueT = TypeVar("ValueT")
 
+REFINEMENT = "refinement."
 AUXILIARY = "auxiliary."
 CLASSIFIER = ("classifier.weight", "classifier.bias")
 WRAPPERS = ("module.", "model.")
@@ -117,6 +118,8 @@ def _matching(
         expected = {name: tensor for name, tensor in expected.items() if not name.startswith(AUXILIARY)}
     elif getattr(model, "auxiliary", None) is None:
         given = {name: tensor for name, tensor in given.items() if not name.startswith(AUXILIARY)}
+    if not any(name.startswith(REFINEMENT) for name in given):  # a new one changes nothing: its residual is zero
+        expected = {name: tensor for name, tensor in expected.items() if not name.startswith(REFINEMENT)}
     config = cast(Any, model).config
     if in_chans not in (None, config.in_chans):
         given = {name: _spread(tensor, in_chans, expected.get(name)) for name, tensor in given.items()}

@@ -1,6 +1,12 @@
 """Segmentation models: a timm backbone, a decoder and a classifier."""
 
-from ddsm_zoo.models.backbone import BackboneError, hub_uri, imagenet_preprocess, packaged_weights
+from ddsm_zoo.models.backbone import (
+    BackboneError,
+    has_stride_2,
+    hub_uri,
+    imagenet_preprocess,
+    packaged_weights,
+)
 from ddsm_zoo.models.complexity import Complexity, complexity, count
 from ddsm_zoo.models.decoders import register_decoder
 from ddsm_zoo.models.segmenter import Segmenter, as_segmenter, unwrap
@@ -12,6 +18,7 @@ __all__ = [
     "as_segmenter",
     "complexity",
     "count",
+    "has_stride_2",
     "hub_uri",
     "imagenet_preprocess",
     "packaged_weights",

@@ -100,9 +100,10 @@ class Backbone(nn.Module):
 
     ``args`` are more options of the timm model, such as ``{"drop_path_rate": 0.2}``. Networks that only take images of
     one size unless asked, such as Swin, are asked. ``weights`` is a state dict of the whole timm model. The first
-    convolution is adapted to ``in_chans`` as timm does.
-    ``channels`` are the widths of the maps. ``multiple`` is the deepest stride. If height and width of the input are
-    multiples of it, the features cover all of the image and the levels are aligned as in training.
+    convolution is adapted to ``in_chans`` as timm does. With ``finer``, x1 at stride 2 comes before the other features.
+    ``channels`` are the widths of x2 .. x5 and ``finer`` is that of x1, if asked for. ``multiple`` is the deepest
+    stride. If height and width of the input are multiples of it, the features cover all of the image and the levels are
+    aligned as in training.
 
     Raises BackboneError for names that timm does not have, for networks without these four levels and for weights of
     another network.
@@ -116,18 +117,29 @@ class Backbone(nn.Module):
         output_stride: int = 32,
         args: Mapping[str, Any] | None = None,
         weights: Mapping[str, Tensor] | None = None,
+        finer: bool = False,
     ) -> None:
         super().__init__()
         probe = _probe(name, _arguments(in_chans, output_stride, args or {}))
         self.channels, self.multiple = probe.channels, probe.multiple
         self._timm_network = (name, probe.arguments)
-        self.body = _create(name, weights, out_indices=probe.levels, **dict(probe.arguments))
+        levels, self.finer = probe.levels, None
+        if finer:
+            if probe.finer is None:
+                raise BackboneError(
+                    f"backbone {name!r} has no features at stride 2, expected some for stride=2; leave stride at 4",
+                    kind="backbone-levels",
+                    name=name,
+                )
+            level, self.finer = probe.finer
+            levels = (level, *levels)
+        self.body = _create(name, weights, out_indices=levels, **dict(probe.arguments))
         for module in self.body.modules():
             module.__class__ = _OURS.get(type(module), type(module))
         self.feature_info = self.body.feature_info
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Compute x2, x3, x4, x5, each (N, C_s, H_s, W_s), from (N, in_chans, H, W)."""
+        """Compute x2, x3, x4, x5, each (N, C_s, H_s, W_s), from (N, in_chans, H, W). With ``finer``, x1 comes first."""
         return _features(self.body, x)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -245,9 +257,13 @@ def _arguments(in_chans: int, output_stride: int, args: Mapping[str, Any]) -> tu
 
 @dataclass(frozen=True, kw_only=True)
 class _Probe:
-    """Indices and widths of the four levels, the deepest stride, and the arguments with which timm gives them."""
+    """Indices and widths of the four levels, the deepest stride, and the arguments with which timm gives them.
+
+    ``finer`` is index and width of a level at stride 2, None without one.
+    """
 
     levels: tuple[int, ...]
+    finer: tuple[int, int] | None
     channels: tuple[int, ...]
     multiple: int
     arguments: tuple[tuple[str, Any], ...]
@@ -276,8 +292,12 @@ def _probe(name: str, arguments: tuple[tuple[str, Any], ...]) -> _Probe:
         channels = tuple(body.feature_info.channels()[level] for level in deepest)
         # some networks, such as DLA, count levels that they return only on request
         levels = tuple(body.feature_info.out_indices[level] for level in deepest)
+        before = deepest[0] - 1
+        finer = None
+        if before >= 0 and reductions[before] == STRIDES[0] // 2:
+            finer = body.feature_info.out_indices[before], body.feature_info.channels()[before]
         if _sides(body, given["in_chans"], 64, deepest) == [64 // stride for stride in strides]:
-            return _Probe(levels=levels, channels=channels, multiple=strides[-1], arguments=arguments)
+            return _Probe(levels=levels, finer=finer, channels=channels, multiple=strides[-1], arguments=arguments)
     if "strict_img_size" not in given and _takes(name, given, "strict_img_size"):
         return _probe(name, (*arguments, ("strict_img_size", False)))
     raise BackboneError(
@@ -338,6 +358,11 @@ def _check_complete(name: str, weights: Mapping[str, Tensor], arguments: Mapping
             kind="weights-mismatch",
             name=name,
         )
+
+
+def has_stride_2(name: str) -> bool:
+    """Return True if a backbone has features at stride 2. Raises BackboneError for an unsuitable one."""
+    return _probe(name, _arguments(3, STRIDES[-1], {})).finer is not None
 
 
 def group_parameters(model: nn.Module, matcher: Callable[[str], int]) -> list[list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
@@ -21,6 +21,7 @@ from ddsm_zoo.hub.state_dict import unwrap_names
 from ddsm_zoo.hub.upload import push
 from ddsm_zoo.layers import ConvNormAct, crop, resize
 from ddsm_zoo.layers.group_norm import use_group_norm
+from ddsm_zoo.layers.refinement import Refinement
 from ddsm_zoo.models import saving
 from ddsm_zoo.models.backbone import (
     Backbone,
@@ -45,6 +46,7 @@ class Segmenter(nn.Module):
         provenance: Record of the weights.
         num_classes: Number of logits per pixel.
         auxiliary: Training-time head on x4, or None.
+        refinement: Residual of the logits at stride 2, None with ``stride=4``.
         encoder_frozen: True after a call of `freeze_encoder`.
         fused: True after a call of `fuse`.
 
@@ -69,8 +71,11 @@ class Segmenter(nn.Module):
             output_stride=decoder.output_stride,
             args=config.backbone_args,
             weights=backbone_weights,
+            finer=config.stride == 2,
         )
         self.decoder = decoder(self.backbone.channels, config)
+        finer = self.backbone.finer
+        self.refinement = None if finer is None else Refinement(finer, config.width)
         self.dropout = nn.Dropout2d(config.dropout)
         self.classifier = _classifier(config.width, config.num_classes)
         self.auxiliary = _auxiliary(self.backbone, config) if config.auxiliary else None
@@ -156,12 +161,11 @@ class Segmenter(nn.Module):
             ValueError: The images have another shape or type, or the model was built without ``auxiliary=True``.
         """
         if not auxiliary:
-            return self._to_input(self.forward_head(self.forward_features(x)), x)
+            return self._classify(self.backbone(self._pad(x)), x)
         if self.auxiliary is None:
             raise ArgumentError("this model has no auxiliary head; build it with auxiliary=True", name="auxiliary")
-        features = self.backbone(self._pad(x))
-        logits = self.forward_head(self.decoder(features))
-        return {"out": self._to_input(logits, x), "aux": self._to_input(self.auxiliary(features[2]), x)}
+        levels = self.backbone(self._pad(x))
+        return {"out": self._classify(levels, x), "aux": self._to_input(self.auxiliary(levels[-2]), x)}
 
     def forward_auxiliary(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Compute both logits of ``model(x, auxiliary=True)``. Under a data-parallel wrapper use that call."""
@@ -169,7 +173,7 @@ class Segmenter(nn.Module):
         return both["out"], both["aux"]
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Compute the decoder's features.
+        """Compute the decoder's features, without the refinement of ``stride=2``.
 
         Args:
             x: Preprocessed images (N, in_chans, H, W), padded to whole strides here.
@@ -177,7 +181,7 @@ class Segmenter(nn.Module):
         Returns:
             Features (N, width, H/4, W/4) of the padded image.
         """
-        features: Tensor = self.decoder(self.backbone(self._pad(x)))
+        features: Tensor = self.decoder(self.backbone(self._pad(x))[-4:])
         return features
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
@@ -299,6 +303,15 @@ class Segmenter(nn.Module):
     def feature_info(self) -> Any:
         """timm's description of the backbone's feature levels: channels, reduction, module."""
         return self.backbone.feature_info
+
+    def _classify(self, levels: Sequence[Tensor], x: Tensor) -> Tensor:
+        """Compute logits of the input's size from the backbone's levels."""
+        *finer, x2, x3, x4, x5 = levels
+        features = self.decoder((x2, x3, x4, x5))
+        logits = self._to_input(self.forward_head(features), x)
+        if self.refinement is None:
+            return logits
+        return logits + self._to_input(self.refinement(features, finer[0], self.classifier.weight), x)
 
     def _set_encoder(self, *, frozen: bool) -> None:
         self.encoder_frozen = frozen

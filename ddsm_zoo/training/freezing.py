@@ -57,5 +57,5 @@ def _is_batch_norm(module: nn.Module) -> bool:
 
 
 def _concerns(which: str, name: str) -> bool:
-    # The auxiliary head never comes with weights, so it has no statistics worth keeping.
-    return name.startswith("backbone.") if which == "backbone" else not name.startswith("auxiliary.")
+    # The auxiliary head never comes with weights and the refinement seldom, so they have no statistics worth keeping.
+    return name.startswith("backbone.") if which == "backbone" else not name.startswith(("auxiliary.", "refinement."))

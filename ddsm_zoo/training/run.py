@@ -29,7 +29,7 @@ from ddsm_zoo.hub.safetensors_io import read_tensors
 from ddsm_zoo.hub.state_dict import load_state_dict
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.layers.sampler import watch_taps
-from ddsm_zoo.models import Segmenter, unwrap
+from ddsm_zoo.models import Segmenter, has_stride_2, unwrap
 from ddsm_zoo.training.batch_size import find_batch_size
 from ddsm_zoo.training.checkpoint import check_parts, has_state, load_last_state
 from ddsm_zoo.training.loop import Hooks, ProgressEvent, fit
@@ -45,6 +45,7 @@ from ddsm_zoo.utils.memory import enough_memory
 from ddsm_zoo.utils.plain_data import ConfigError
 from ddsm_zoo.zoo.factory import create_model, resolve_data_config
 from ddsm_zoo.zoo.publishing import describe_weights, save_pretrained
+from ddsm_zoo.zoo.registry import with_backbone
 from ddsm_zoo.zoo.sources import look_up
 
 # Below this many optimizer steps a warning is logged; share of the run that ema_decay "auto" averages over
@@ -115,6 +116,7 @@ def train(  # noqa: PLR0913 - each is a choice of its own
     resumed = resume and has_state(out_dir)
     start = "the weights that the given model had"
     if model is None:
+        recipe = _possible_stride(recipe)
         _check_frozen(recipe, pretrained)
         model = _initial_model(recipe, labels, pretrained, resumed)
         start = _start(recipe, model.config.backbone, pretrained)
@@ -207,6 +209,17 @@ def _check_threshold(recipe: Recipe, labels: LabelSpace) -> None:
             recipe.threshold,
             f"{DEFAULT_THRESHOLD}: the data has {len(labels)} classes, and only one has a threshold",
         )
+
+
+def _possible_stride(recipe: Recipe) -> Recipe:
+    """Leave the logits at stride 4, with a line, if the recipe asks for stride 2 and the backbone has none."""
+    if recipe.overrides.get("stride") != 2:
+        return recipe
+    entry = with_backbone(look_up(recipe.model), recipe.overrides.get("backbone"))
+    if has_stride_2(entry.config.backbone):
+        return recipe
+    logger.info("%s has no features at stride 2: logits at stride 4", entry.config.backbone)
+    return dataclasses.replace(recipe, overrides={**recipe.overrides, "stride": 4})
 
 
 def _initial_model(recipe: Recipe, labels: LabelSpace, pretrained: bool | None, resumed: bool) -> Segmenter:

@@ -39,8 +39,8 @@ def trained(model: Segmenter) -> Segmenter:
 
 @pytest.fixture(scope="module")
 def model() -> Segmenter:
-    """With both affinities, on dilated features that timm pads by TensorFlow's rule."""
-    return trained(ddsm_zoo.create_model("deeplabv3plus_ddsm_tiny", num_classes=5)).fuse()
+    """With both affinities and the refinement, on dilated features that timm pads by TensorFlow's rule."""
+    return trained(ddsm_zoo.create_model("deeplabv3plus_ddsm_tiny", num_classes=5, stride=2)).fuse()
 
 
 @pytest.fixture(scope="module")

@@ -82,10 +82,21 @@ def test_neighbors_blend_where_they_meet() -> None:
     torch.testing.assert_close(steps, torch.full_like(steps, 1 / BLEND))
 
 
-@pytest.mark.parametrize("name", ["uper_ddsm_tiny", "deeplabv3plus_ddsm_tiny", "uper_tiny", "uper_dcn_tiny"])
+@pytest.mark.parametrize(
+    ("name", "stride"),
+    [
+        ("uper_ddsm_tiny", 4),
+        ("uper_ddsm_tiny", 2),
+        ("deeplabv3plus_ddsm_tiny", 4),
+        ("uper_tiny", 4),
+        ("uper_dcn_tiny", 4),
+    ],
+)
 @pytest.mark.parametrize("size", [(320, 1088), (877, 141)])
-def test_a_picture_in_tiles_gets_the_classes_of_the_whole(name: str, size: tuple[int, int]) -> None:
-    model = ddsm_zoo.create_model(name, num_classes=7)
+def test_a_picture_in_tiles_gets_the_classes_of_the_whole(name: str, stride: int, size: tuple[int, int]) -> None:
+    model = ddsm_zoo.create_model(name, num_classes=7, stride=stride)
+    if model.refinement is not None:
+        torch.nn.init.normal_(model.refinement.residual.weight)
     torch.nn.init.normal_(model.classifier.weight)  # random logits are nearly constant
     image = torch.from_numpy(np.moveaxis(render_scene(4, size)[0], 2, 0)[None] / np.float32(128) - 1)
     predict = full_image(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,28 @@ def test_frozen_parts_of_trained_weights_stay_as_they_were(tmp_path: Path, data:
     moved = {name for name, tensor in trained.items() if not torch.equal(tensor, before[name])}
     assert moved
     assert not {name for name in moved if name.startswith("backbone.") or "norm" in name}
+
+
+@pytest.mark.parametrize(("backbone", "stride"), [("resnet18", 2), ("convnext_atto", 4)])
+def test_logits_at_stride_2_where_the_backbone_has_that_level(
+    tmp_path: Path, data: str, caplog: pytest.LogCaptureFixture, backbone: str, stride: int
+) -> None:
+    caplog.set_level(logging.INFO, logger="ddsm_zoo")
+    chosen = recipe(overrides={"stride": 2, "backbone": backbone, "width": 8})
+    train(chosen, data, tmp_path / "out", pretrained=False)
+    model = ddsm_zoo.create_model(f"local-dir:{tmp_path}/out", pretrained=True)
+    assert model.config.stride == stride
+    assert [backbone in line for line in caplog.messages if "stride 2" in line] == [True] * (stride == 4)
+
+
+def test_a_refinement_without_statistics_learns_them_beside_frozen_norms(tmp_path: Path, data: str) -> None:
+    ddsm_zoo.save_pretrained(ddsm_zoo.create_model("uper_ddsm_tiny", num_classes=3), tmp_path / "first")
+    chosen = recipe(model=f"local-dir:{tmp_path}/first", frozen_norms="all", overrides={"stride": 2})
+    train(chosen, data, tmp_path / "out", pretrained=True)
+    state = ddsm_zoo.create_model(f"local-dir:{tmp_path}/out", pretrained=True).state_dict()
+    assert state["refinement.mix.norm.num_batches_tracked"] > 0
+    assert state["decoder.fuse.norm.num_batches_tracked"] == 0
+    assert state["refinement.residual.weight"].any()
 
 
 def test_batches_of_one_with_group_normalization_from_batch_normalized_weights(tmp_path: Path, data: str) -> None:
