@@ -18,7 +18,7 @@ from ddsm_zoo.data.masks import DatasetError, MaskDecoder
 from ddsm_zoo.errors import facts
 
 # Suffixes that `ddsm-zoo predict` gives its class ids, and its images next to them
-_IDS, _PICTURES = "_ids.png", ("_color.png", "_overlay.png")
+_IDS, _PICTURES = "_ids.png", ("_color.png", "_colour.png", "_overlay.png")  # 0.1.0 wrote _colour
 
 
 def find_predictions(folder: str | Path, names: Sequence[str]) -> list[Path]:

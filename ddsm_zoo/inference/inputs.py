@@ -26,7 +26,7 @@ HIDDEN, RESULTS, VIDEOS, OTHERS = "hidden files", "results of earlier runs", "vi
 BROKEN = "broken links"
 
 _SCHEMES = ("http://", "https://")
-_RESULT_ENDS = ("_ids.png", "_color.png", "_overlay.png")
+_RESULT_ENDS = ("_ids.png", "_color.png", "_colour.png", "_overlay.png")  # 0.1.0 wrote _colour
 _SECONDS = 30  # without an answer, after which a download fails
 _LARGEST = 4 * 2**30  # bytes of a download
 _APPLE_DOUBLE = b"\x00\x05\x16\x07"  # the start of files ._NAME, in which macOS keeps metadata on other file systems

@@ -30,7 +30,7 @@ def touch(folder: Path, *files: str) -> Path:
 
 def test_suffixes_folders_and_other_files(tmp_path: Path) -> None:
     touch(tmp_path, "seq_1_ids.png", "seq_1_left.png", "deep/seq_2_pred_labelIds.PNG", "notes.txt", ".seq_2.png")
-    touch(tmp_path, "seq_1_color.png", "seq_1_overlay.png")
+    touch(tmp_path, "seq_1_color.png", "seq_1_colour.png", "seq_1_overlay.png")
     found = find_predictions(tmp_path, NAMES)
     assert [file.name for file in found] == ["seq_1_ids.png", "seq_1_left.png", "seq_2_pred_labelIds.PNG"]
 

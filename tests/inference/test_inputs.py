@@ -35,12 +35,20 @@ def names(sources: object) -> list[str]:
 
 def test_folders_are_searched_whole_and_the_rest_is_counted(here: Path) -> None:
     touch("in/a.jfif", "in/b/c/d.PGM", "in/notes.txt", "in/x.HEIC", "in/y.dng", "in/._a.JPG", "in/.cache/e.png")
-    touch("in/clip.mts", "in/a_ids.png", "in/a_color.png", "in/a_overlay.png", "in/depth_color.png", "in/out/f.png")
+    touch(
+        "in/clip.mts",
+        "in/a_ids.png",
+        "in/a_color.png",
+        "in/a_colour.png",
+        "in/a_overlay.png",
+        "in/depth_color.png",
+        "in/out/f.png",
+    )
     inputs = find_inputs("in", "in/out")
     assert names(inputs.images) == ["in/a.jfif", "in/b/c/d.PGM", "in/depth_color.png"]
     assert inputs.videos == inputs.failures == ()
     assert {reason: len(files) for reason, files in inputs.left_out.items()} == {
-        HIDDEN: 1, OTHERS: 2, RESULTS: 3, VIDEOS: 1,
+        HIDDEN: 1, OTHERS: 2, RESULTS: 4, VIDEOS: 1,
     }  # fmt: skip
     notes = "\n".join(inputs.notes())
     assert "left out 2 images of other formats (1 .heic, 1 .dng); convert them to JPEG or PNG" in notes
