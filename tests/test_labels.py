@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ddsm_zoo.labels import CAMVID, LabelSpace
+from tests.support.errors import raises
 
 
 def test_masks_of_a_single_class_hold_background_and_class() -> None:
@@ -20,5 +21,6 @@ def test_masks_of_a_single_class_hold_background_and_class() -> None:
 
 @pytest.mark.parametrize(("ignored", "taken"), [(0, "background"), (1, "crack")])
 def test_neither_id_of_a_single_class_can_be_ignored(ignored: int, taken: str) -> None:
-    with pytest.raises(ValueError, match=f"'{taken}'"):
+    with raises(ValueError, kind="argument", name="ignore_index", got=ignored) as error:
         LabelSpace.from_names(["crack"], ignore_index=ignored)
+    assert f"'{taken}'" in str(error.value)

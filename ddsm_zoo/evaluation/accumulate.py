@@ -261,8 +261,9 @@ def _check_scores(scores: Tensor, num_classes: int, indices: Sequence[int]) -> N
         )
     broken = scores.isnan().flatten(1).any(1).tolist()
     if any(broken):
+        image = f"image {indices[broken.index(True)]}"
         raise ArgumentError(
-            f"the model gives NaN on image {indices[broken.index(True)]} of the set, expected finite scores; "
-            "its weights are probably damaged",
+            f"the model gives NaN on {image} of the set, expected finite scores; its weights are probably damaged",
             kind="nan-scores",
+            name=image,
         )

@@ -43,10 +43,12 @@ class Manifest:
         }
         if len(set(counts.values())) != 1:
             found = ", ".join(f"{name} has {count}" for name, count in counts.items())
-            raise ConfigError(f"the numbers of classes disagree: {found}", kind="classes-differ")
+            raise ConfigError(f"the numbers of classes disagree: {found}", kind="classes-differ", got=counts)
         if self.label_names != self.pretrained_cfg.labels.names:
             raise ConfigError(
-                "label_names and pretrained_cfg.labels.names differ, expected the same names", kind="classes-differ"
+                "label_names and pretrained_cfg.labels.names differ, expected the same names",
+                kind="classes-differ",
+                name="label_names",
             )
         for value in _leaves(to_dict(self)):
             # Cards and terminals show these texts, where an escape sequence, a line break or a change of direction

@@ -32,7 +32,7 @@ def _front_matter(manifest: Manifest) -> Iterator[str]:
         pipeline_tag=_TASK,
         tags=["semantic-segmentation", "ddsm-zoo", "pytorch"],
         datasets=[_identifier(weights.dataset)],
-        model_name=manifest.architecture if results else None,
+        model_name=_title(manifest) if results else None,
         eval_results=results,
     )
     yield "---"
@@ -63,9 +63,7 @@ def _measured(weights: WeightsSpec) -> Iterator[EvalResult]:
 
 def _body(manifest: Manifest) -> Iterator[str]:
     config, weights = manifest.model_args, manifest.pretrained_cfg
-    # Zoo weights are titled by their name; users' own, which have a start, by their data set
-    named = weights.start is None
-    yield f"\n# {manifest.architecture if named else f'{weights.dataset}: {_architecture(config)}'}\n"
+    yield f"\n# {_title(manifest)}\n"
     classes = "1 class" if manifest.num_classes == 1 else f"{manifest.num_classes} classes"
     yield (
         f"Semantic segmentation into {classes}: decoder `{config.decoder}`, fusion `{config.fusion}`, "
@@ -89,6 +87,14 @@ def _body(manifest: Manifest) -> Iterator[str]:
         changes = ", ".join(f"`{name} = {json.dumps(value)}`" for name, value in weights.changes.items())
         yield f"\nTraining started from: {weights.start}. Changes to the recipe: {changes or 'none'}."
     yield f"\nRecipe: {f'`{weights.recipe}`' if weights.recipe else 'not recorded'}. License: {weights.license}."
+
+
+def _title(manifest: Manifest) -> str:
+    """Return the model's name for weights of the zoo. Your own weights, which have a start, have none."""
+    weights = manifest.pretrained_cfg
+    if weights.start is None:
+        return manifest.architecture
+    return f"{weights.dataset}: {_architecture(manifest.model_args)}"
 
 
 def _architecture(config: ModelConfig) -> str:

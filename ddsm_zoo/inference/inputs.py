@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ddsm_zoo.data.images import SUFFIXES, UNREAD_SUFFIXES, ImageError
+from ddsm_zoo.errors import MissingFileError
 from ddsm_zoo.inference.video import VIDEO_SUFFIXES
 
 Source = str | os.PathLike[str]
@@ -24,6 +25,13 @@ Source = str | os.PathLike[str]
 # Kinds of files that a search of folders and patterns leaves out, by their names in messages
 HIDDEN, RESULTS, VIDEOS, OTHERS = "hidden files", "results of earlier runs", "videos", "images of other formats"
 BROKEN = "broken links"
+_ONE = {
+    HIDDEN: "hidden file",
+    RESULTS: "result of an earlier run",
+    VIDEOS: "video",
+    OTHERS: "image of another format",
+    BROKEN: "broken link",
+}
 
 _SCHEMES = ("http://", "https://")
 _RESULT_ENDS = ("_ids.png", "_color.png", "_colour.png", "_overlay.png")  # 0.1.0 wrote _colour
@@ -39,7 +47,7 @@ class Inputs:
     Attributes:
         images: Images. URLs are text, files are paths.
         videos: Videos, in the same form.
-        failures: Source and error of each source in which nothing was found.
+        failures: Source and error of each source that does not exist or in which nothing was found.
         left_out: Files that were left out of folders, patterns and lists, by the reason.
     """
 
@@ -49,14 +57,15 @@ class Inputs:
     left_out: dict[str, list[Path]] = field(default_factory=dict)
 
     def notes(self) -> list[str]:
-        """Describe the files that were left out, one line for each reason."""
-        advice = {VIDEOS: "; name them to have them labeled", OTHERS: "; convert them to JPEG or PNG"}
+        """Describe the skipped files, one line for each reason."""
+        advice = {VIDEOS: "; to segment a video, pass its path", OTHERS: "; convert them to JPEG or PNG"}
         lines = []
         for reason, files in self.left_out.items():
             kinds = Counter(file.suffix.lower() for file in files)
             shown = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(4))
-            detail = shown if reason == OTHERS else f"first {files[0]}"
-            lines.append(f"left out {len(files)} {reason} ({detail}){advice.get(reason, '')}")
+            example = str(files[0]) if len(files) == 1 else f"first {files[0]}"
+            count = f"1 {_ONE[reason]}" if len(files) == 1 else f"{len(files)} {reason}"
+            lines.append(f"skipped {count} ({shown if reason == OTHERS else example}){advice.get(reason, '')}")
         return lines
 
 
@@ -182,6 +191,10 @@ class _Search:
             self._add_found(source, files, f"no images match {source}")
         elif _is_apple_double(path):
             self._leave_out(HIDDEN, path)
+        elif _is_missing(path):
+            problem = f"{path} is a link to a missing file" if path.is_symlink() else f"{path} does not exist"
+            missing = MissingFileError(f"{problem}, expected an image, a video, a folder or a list of these", path=path)
+            self.failures.append((path, missing))
         else:
             self.found.append(path)
 
@@ -258,6 +271,17 @@ def _is_result(file: Path) -> bool:
         file.with_name(f"{stem}_ids.png").is_file() and file.with_name(f"{stem}_overlay.png").is_file()
         for stem in stems
     )
+
+
+def _is_missing(path: Path) -> bool:
+    """Return True if there is no file. Other faults, such as a folder without access, are left to the reader."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _is_apple_double(path: Path) -> bool:

@@ -183,7 +183,7 @@ class Predictor:
 
     @property
     def domain(self) -> str | None:
-        """Words for the images that the weights are trained for, None if unknown."""
+        """Description of the images that the weights were trained for, None if unknown."""
         weights = self.model.provenance.weights
         if weights is None or weights.dataset == "unknown":
             return None
@@ -191,13 +191,13 @@ class Predictor:
 
     @property
     def familiar(self) -> float:
-        """Confidence below which an image looks unlike those of the `domain`: measured, or `UNFAMILIAR`."""
+        """Mean confidence below which an image counts as unlike the `domain`: measured, or `UNFAMILIAR`."""
         weights = self.model.provenance.weights
         return (weights and weights.familiar) or UNFAMILIAR
 
     @property
     def familiar_is_measured(self) -> bool:
-        """True if the record of the weights has the confidence of `familiar`."""
+        """True if `familiar` was measured for these weights."""
         weights = self.model.provenance.weights
         return weights is not None and weights.familiar is not None
 
@@ -324,7 +324,7 @@ def _classes(scores: Tensor, threshold: float | None) -> npt.NDArray[np.integer[
 def _certainty(scores: Tensor, threshold: float | None) -> float:
     """Sum the probability of the predicted class over the pixels of logits (1, K, h, W)."""
     parts = torch.split(scores, 64, dim=2)  # few rows at a time: probabilities of all would double the memory
-    if scores.shape[1] == 1:  # the sigmoid of the class, or what it leaves to the background
+    if scores.shape[1] == 1:  # the sigmoid of the class, or 1 minus it for the background
         signs = (2 * predict_ids(part, threshold) - 1 for part in parts)
         found = ((sign * part[:, 0]).sigmoid() for sign, part in zip(signs, parts, strict=True))
     else:

@@ -33,9 +33,9 @@ VIDEO_SUFFIXES = frozenset(
 
 AHEAD = 4  # frames to prefetch, and as many that wait to be encoded
 RATE = 25  # frames per second if the source does not say
-GAP = 3  # missing frames in a row that are reported; fewer are left out by cameras and screen recorders too
-TIMED = ("matroska,webm", "flv")  # containers without a number of frames, but with a duration in their header
-MOST_OBLONG = 4  # widest and highest pixels that are believed
+GAP = 3  # missing frames in a row that are reported; undamaged recordings have shorter gaps
+TIMED = ("matroska,webm", "flv")  # containers whose header has a duration but no number of frames
+MOST_OBLONG = 4  # largest pixel aspect ratio to believe, either way
 
 
 class VideoError(UserError, ValueError):
@@ -90,7 +90,7 @@ class Clip:
         seconds: Processing time.
         shares: Mean fraction of the pixels by class name, 0 to 1.
         confidence: Mean probability of the predicted classes, 0 to 1.
-        lost: Number of frames of the source that could not be decoded, as far as the source says how many it has.
+        lost: Number of frames that could not be decoded, if the source says how many it has.
         problem: Line about lost and damaged frames, None if there are none.
     """
 
@@ -117,8 +117,8 @@ def label_video(
 ) -> Clip:
     """Label a video and write it as an H.264 clip with the overlay, without sound.
 
-    Frames are decoded, labeled and encoded in parallel. Frames that are not square in their pixels are widened or
-    heightened until they are. A damaged stretch is skipped, and the clip has the frames before and after it.
+    Frames are decoded, labeled and encoded in parallel. Frames with non-square pixels are stretched
+    to square ones. A damaged stretch is skipped, and the clip has the frames before and after it.
 
     Args:
         predictor: Model that labels the frames.
@@ -247,7 +247,7 @@ class _Reader:
             self._failure = failure.strerror
 
     def lost(self) -> int:
-        """Return the number of frames that the source says it has and that were not decoded, as far as it says."""
+        """Return the number of frames lost to damage, by the count in the header or estimated from the frame times."""
         if not self._ended or self.source.live:
             return self._errors
         if self.total:  # without any sign of damage, the header may count frames that are not meant to be shown

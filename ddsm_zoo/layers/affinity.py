@@ -30,7 +30,7 @@ class PositionalEmbedding(nn.Module):
         """
         height, width = features.shape[-2], features.shape[-1]
         projected: Tensor = projection(features)
-        # as the columns of one map; a column of zeros gives the bias, which the features already got
+        # the tables as columns of one map; the last column, zeros, gives the bias, which the features already have
         tables = torch.cat((self.rows, self.columns, torch.zeros_like(self.rows[:, :1])), dim=1)[None, :, None]
         *halves, bias = projection(tables).split((self.rows.shape[1], self.columns.shape[1], 1), dim=3)
         rows, columns = (half - bias for half in halves)
@@ -41,7 +41,7 @@ class PositionalEmbedding(nn.Module):
         return (projected + rows).add_(columns)
 
     def no_weight_decay(self) -> set[str]:
-        """Return the names of the tables: zero is no better a prior for them than any other value."""
+        """Return the names of the tables, since nothing makes zero a good value for them."""
         return {"rows", "columns"}
 
 
@@ -103,7 +103,8 @@ class ChannelAffinity(nn.Module):
     reads the key, and the value is sampled at the same places (Fig. 3b).
 
     Offsets stay below ``offset_bound`` cells. Each of 8 x 8 channels then keeps at least one of its 9 taps on the grid,
-    with any weights. If all offsets lead outside, 56 % of the taps still do.
+    with any weights. Even if all offsets point
+    outward at their bound, 56 % of the taps stay on the grid.
 
     Deviation from the paper: the logits are divided by ``pool``, the square root of the features' length. Without it
     the softmax starts almost one-hot and its gradients drown all others (docs/method.md).

@@ -11,7 +11,7 @@ _CHANNELS = 8
 
 
 class GroupNorm2d(nn.GroupNorm):
-    """Group norm with the weight and bias of a batch norm, and the layers that timm puts after its own."""
+    """Group norm with the weight and bias of a batch norm, and the dropout and activation inside timm's batch norms."""
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         channels = norm.num_features

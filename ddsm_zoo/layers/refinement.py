@@ -43,7 +43,7 @@ class Refinement(nn.Module):
             classifier: Kernel of the classifier (K, width, 1, 1).
 
         Returns:
-            What to add to the logits, (N, K, H/2, W/2).
+            Residual to add to the logits, (N, K, H/2, W/2).
         """
         coarse = resize(self.coarse(features), (level.shape[-2], level.shape[-1]))
         mixed = self.mix(torch.cat([coarse, self.fine(level)], dim=1))

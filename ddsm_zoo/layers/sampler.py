@@ -48,8 +48,9 @@ class DynamicSampler(nn.Module):
     A 1 x 1 convolution predicts an offset in pixels and a modulation per tap of the k x k grid. It starts at zero: the
     plain grid, every tap at modulation 1/2, as in DCNv2.
 
-    The convolution reads the features divided by the square root of their number. Adam moves each weight by the
-    learning rate, whatever the gradient, and so an offset by as much as the features add up to.
+    The convolution reads the features divided by the square root of their number. Adam changes each weight by about the
+    learning rate, whatever its gradient, so without the scale one step changes an offset by the rate times the sum of
+    the features.
 
     Taps that leave the map read zeros and have no gradient to bring them back (docs/method.md).
 
@@ -85,7 +86,7 @@ class TapCounts:
 
     ``inside`` of ``taps`` read at least one pixel of the map, ``grid`` would without offsets. ``blind`` of
     ``positions`` have no tap on the map. ``moved`` adds up |dy| and |dx| of all taps, in pixels. A sampler that never
-    moves a tap, or whose offsets all sit at their bound, keeps its taps on the map and does nothing.
+    moves a tap, or whose offsets are all at their bound, has its taps on the map and yet learns nothing.
     """
 
     taps: int = 0

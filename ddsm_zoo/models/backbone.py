@@ -79,7 +79,7 @@ class AvgPool2dSame(TimmAvgPool2dSame):
 
 
 def _pad_same(x: Tensor, kernel_size: Any, stride: Any, dilation: Any) -> Tensor:
-    """Pad as TensorFlow's "same", in integers. A tracer cannot tell the rounding of timm's fractions."""
+    """Pad as TensorFlow's "same" does, in integers, because a tracer cannot follow timm's rounding of fractions."""
     steps = [(side + step - 1) // step - 1 for side, step in zip(x.shape[-2:], stride, strict=True)]
     reach = [(kernel - 1) * step + 1 for kernel, step in zip(kernel_size, dilation, strict=True)]
     height, width = (max(steps[i] * stride[i] + reach[i] - x.shape[i - 2], 0) for i in (0, 1))
@@ -98,12 +98,13 @@ _OURS: Mapping[type[nn.Module], type[nn.Module]] = {
 class Backbone(nn.Module):
     """Feature maps x2 .. x5 of a timm model, at strides 4, 8, 16 and 32 (or ``output_stride`` at most).
 
-    ``args`` are more options of the timm model, such as ``{"drop_path_rate": 0.2}``. Networks that only take images of
-    one size unless asked, such as Swin, are asked. ``weights`` is a state dict of the whole timm model. The first
+    ``args`` are more options of the timm model, such as ``{"drop_path_rate": 0.2}``. Networks that take one image size
+    by default, such as Swin, are created for any size. ``weights`` is a state dict of the whole timm model. The first
     convolution is adapted to ``in_chans`` as timm does. With ``finer``, x1 at stride 2 comes before the other features.
-    ``channels`` are the widths of x2 .. x5 and ``finer`` is that of x1, if asked for. ``multiple`` is the deepest
-    stride. If height and width of the input are multiples of it, the features cover all of the image and the levels are
-    aligned as in training.
+
+    The attribute ``channels`` has the widths of x2 .. x5, and ``finer`` that of x1, if asked for. ``multiple`` is the
+    deepest stride. If height and width of the input are multiples of it, the features cover all of the image and the
+    levels are aligned as in training.
 
     Raises BackboneError for names that timm does not have, for networks without these four levels and for weights of
     another network.
@@ -192,7 +193,7 @@ class Backbone(nn.Module):
 
 
 def _checkpoints(network: nn.Module) -> bool:
-    """Return True if timm can checkpoint parts of ``network``. A wrapper of one part would skip that part."""
+    """Return True if timm can checkpoint parts of ``network``. A wrapper with a single child is none of them."""
     return hasattr(network, "set_grad_checkpointing") and len(list(network.children())) > 1
 
 
@@ -390,7 +391,7 @@ def sync_batch_norm(model: nn.Module) -> None:
 
 
 def dropped_activations(model: nn.Module) -> list[str]:
-    """Return the names of synchronized batch norms whose activation torch's own conversion has left unused."""
+    """Return the names of synchronized batch norms whose activation was lost in torch's own conversion."""
     modules = model.named_modules()
     return [name for name, module in modules if type(module) is nn.SyncBatchNorm and "act" in module._modules]
 

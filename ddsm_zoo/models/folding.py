@@ -57,8 +57,8 @@ def _pairs(model: nn.Module, example: Tensor) -> list[tuple[Any, Any]]:
     finally:
         for handle in handles:
             handle.remove()
-    # skip a module that runs twice, which would serve two places with one pair of weights, and an output read twice: by
-    # a shortcut around the batch norm, or by an in-place activation before it
+    # skip modules that run twice, since one folded weight would serve two places, and outputs that are read twice: by a
+    # shortcut around the batch norm, or by an in-place activation before it
     return [
         (conv, norm)
         for norm, (conv, output) in pairs.items()
@@ -67,7 +67,7 @@ def _pairs(model: nn.Module, example: Tensor) -> list[tuple[Any, Any]]:
 
 
 class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
-    """Mode that counts the operations that take each tensor, by its identity."""
+    """Count the operations that read each tensor, by its id()."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # untyped in torch

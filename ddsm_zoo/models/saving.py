@@ -49,7 +49,7 @@ def architecture_name(config: ModelConfig, name: str | None = None) -> str:
 def as_uri(source: str | os.PathLike[str], revision: str | None = None) -> str:
     """Convert a folder, ``org/name`` or a URI to the URI of a saved model. Other names stay unchanged.
 
-    Raises ValueError for a revision of anything but a repository without one.
+    Raises ValueError if ``revision`` is given for anything but a repository that has none in its name.
     """
     name = os.fspath(source)
     if not is_uri(name) and Path(name).expanduser().is_dir():
@@ -69,7 +69,9 @@ def as_uri(source: str | os.PathLike[str], revision: str | None = None) -> str:
 
 
 def read_saved(path: Path) -> Manifest:
-    """Read the ``config.json`` of a saved model. Raises as `read_manifest` does, and ConfigError for another name."""
+    """Read the ``config.json`` of a saved model.
+
+    Raises the errors of `read_manifest`, and ConfigError if the name does not fit the architecture."""
     manifest = read_manifest(path)
     if manifest.architecture != architecture_name(manifest.model_args, manifest.architecture):
         raise ConfigError(

@@ -232,7 +232,7 @@ class Segmenter(nn.Module):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load a state dict, as `torch.nn.Module.load_state_dict` does.
 
-        Prefixes of DataParallel, DistributedDataParallel, torch.compile and averages before the names are removed.
+        Prefixes that DataParallel, DistributedDataParallel, torch.compile and weight averages add to names are removed.
         """
         return super().load_state_dict(unwrap_names(state_dict), strict=strict, assign=assign)
 
@@ -319,7 +319,7 @@ class Segmenter(nn.Module):
         self.train(self.training)
 
     def _check(self, x: Tensor) -> None:
-        """Raise ValueError for what is no batch of preprocessed images, and for a backbone that lost activations."""
+        """Raise ValueError unless ``x`` is a batch of preprocessed images, and if the backbone lost activations."""
         shape, channels = tuple(x.shape), self.config.in_chans
         if len(shape) != 4 or shape[1] != channels or 0 in shape[2:]:
             hints = {channels in shape[-1:]: "; permute the channels to the front", len(shape) == 3: "; add [None]"}
@@ -387,10 +387,10 @@ def unwrap(model: nn.Module) -> Segmenter:
 
 
 def as_segmenter(model: object) -> Segmenter | None:
-    """Return the segmenter that computes what ``model`` does, inside wrappers of torch and timm. None without one.
+    """Return the segmenter inside torch's and timm's wrappers, which compute the same. None if there is none.
 
-    A compiled one stays compiled: it has a segmenter's attributes. A module of a user around a segmenter may compute
-    something else.
+    A compiled segmenter is returned as it is, since it has a segmenter's attributes. Other modules around a segmenter
+    are not unwrapped, because they may compute something else.
     """
     inner = model
     while not isinstance(inner, Segmenter):

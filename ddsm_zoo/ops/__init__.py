@@ -136,7 +136,7 @@ def _check(
                 kind="array",
                 name=name,
                 got=str(tensor.dtype),
-                expected=str(value.dtype),
+                expected=str(value.dtype) if value.dtype.is_floating_point else "a floating-point dtype",
             )
     batch, _, height, width = value.shape
     taps = kernel_size**2
@@ -152,10 +152,14 @@ def _check(
                 got=tuple(tensors[name].shape),
                 expected=shape,
             )
-    if math.prod(value.shape[1:]) == 0 or query.shape[1] == 0:
-        raise ArgumentError(
-            f"value {tuple(value.shape)} and query {tuple(query.shape)} must not be empty", kind="array"
-        )
+    for name, tensor in (("value", value), ("query", query)):
+        if math.prod(tensor.shape[1:]) == 0:
+            raise ArgumentError(
+                f"{name} has shape {tuple(tensor.shape)}, expected at least one channel and one pixel",
+                kind="array",
+                name=name,
+                got=tuple(tensor.shape),
+            )
     _check_backend(value, backend)
 
 

@@ -31,8 +31,8 @@ def tap_grid(kernel_size: int, device: torch.device, dtype: torch.dtype) -> tupl
 def bounded(coordinate: Tensor, side: int) -> Tensor:
     """Clamp coordinates to at most two pixels outside the map. NaN goes before its start.
 
-    A position two pixels outside has four neighbors outside, so this changes no sample. It keeps the following
-    conversion to integers defined for huge and infinite offsets.
+    All four neighbors of a position two pixels outside are outside, so no sample changes. Without the clamp, the later
+    conversion to integers would be undefined for huge and infinite offsets.
     """
     return torch.nan_to_num(coordinate, nan=-2.0).clamp(-2.0, side + 1.0)
 

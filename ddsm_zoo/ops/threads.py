@@ -1,7 +1,7 @@
-"""Split work over threads that each run torch's operators alone.
+"""Split work over threads, with torch's operators single-threaded in each.
 
-Torch starts and joins its threads once for each operator. If one core is busy with something else, every operator waits
-for it. Here a thread takes the next part of the work when it is done with its last, so a slow core only does less.
+Torch splits every operator over its threads and waits for the slowest. If another program keeps one core busy, every
+operator waits for that core. Here each thread takes the next part when it has finished one, so a slow core does less.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 
 T = TypeVar("T")
 
-# Threads of torch for which the parts of the work can be large enough: Python runs in one of them at a time
+# Maximum number of threads. Only one of them runs Python at a time, so more would need larger parts.
 MOST = 16
-# Results that may wait for an earlier one, for each thread
+# Results per thread that may wait for an earlier part
 _AHEAD = 4
 
 
@@ -27,17 +27,17 @@ def run(compute: Callable[[int], T], count: int, collect: Callable[[T], object] 
     """Call ``compute(part)`` for each part from 0 to ``count`` - 1, on as many threads as torch has for the caller.
 
     Args:
-        compute: Work on one part. It runs without gradients, and in any order.
+        compute: Work on one part. It runs without gradients, in any order.
         count: Number of parts.
-        collect: Called with each result in the order of the parts, never twice at once. Sums then do not depend on the
-            threads. A thread waits if too many results wait for an earlier one.
+        collect: Called with each result in the order of the parts, one at a time, so that sums do not depend on the
+            threads. A thread pauses if too many results wait for an earlier part.
 
     Raises:
-        Exception: The first error of ``compute`` or ``collect``. Parts not yet started are left out.
+        Exception: The first error of ``compute`` or ``collect``. Parts that have not started are skipped.
     """
     parts = _Parts(compute, count, collect)
     threads = min(torch.get_num_threads(), count, MOST)
-    # a mode that watches operators, such as one that counts memory, sees those of its own thread
+    # a dispatch mode, such as one that counts memory, sees only the operators of its own thread
     watched = torch._C._len_torch_dispatch_stack() > 0
     if threads < 2 or watched or not _per_thread():
         parts.work()
@@ -48,12 +48,12 @@ def run(compute: Callable[[int], T], count: int, collect: Callable[[T], object] 
         for future in futures:
             future.result()
     except BaseException:
-        parts.stop()  # such as at Ctrl-C, which only the caller gets
+        parts.stop()  # for example at Ctrl-C, which only the caller's thread receives
         raise
 
 
 class _Parts(Generic[T]):
-    """Parts of the work that are still to be done, and results that wait for their turn."""
+    """Remaining parts of the work, and results that wait for earlier ones."""
 
     def __init__(self, compute: Callable[[int], T], count: int, collect: Callable[[T], object] | None) -> None:
         self.compute, self.collect = compute, collect
@@ -66,7 +66,7 @@ class _Parts(Generic[T]):
         self.changed = threading.Condition()
 
     def work(self) -> None:
-        """Do parts until none is left."""
+        """Work on parts until none is left."""
         # not the caller's mode, which belongs to its thread; in inference mode every tensor may be written to
         with torch.inference_mode():
             try:
@@ -94,7 +94,7 @@ class _Parts(Generic[T]):
             return self.next - 1
 
     def _collect(self, part: int, result: T, collect: Callable[[T], object]) -> None:
-        """Collect all results whose turn it is, unless another thread is at it, which then takes this one too."""
+        """Collect all results whose turn it is, unless another thread is collecting: it takes this one too."""
         with self.changed:
             self.results[part] = result
             if self.collecting:
@@ -124,12 +124,12 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1024, thread_name_prefix="ddsm-zoo", initializer=_run_operators_alone)
 
 
-# held while torch's settings are changed, and while the process forks, which then copies them as they should be
+# held while torch's default number of threads is changed, and during a fork, so that no child copies a changed default
 _settings = threading.Lock()
 
 
 def _start_without_threads() -> None:
-    """Forget the threads, none of which a forked process has."""
+    """Forget the pool in a forked process, which has none of its threads."""
     _pool.cache_clear()
     _settings.release()
 
@@ -141,13 +141,13 @@ if hasattr(os, "register_at_fork"):
 
 
 def _run_operators_alone() -> None:
-    """Have torch use one thread for the operators of the calling thread, and no other.
+    """Make torch run the operators of the calling thread in that thread alone.
 
-    `torch.set_num_threads` sets this number for the calling thread and for all threads to come. A thread that ends at
-    once sets the second back.
+    `torch.set_num_threads` sets the number for the calling thread and the default for threads that start later. A
+    second, short-lived thread restores the default.
     """
     with _settings:
-        threads = torch.get_num_threads()  # in a new thread the default
+        threads = torch.get_num_threads()  # the default, in a new thread
         torch.set_num_threads(1)
         restore = threading.Thread(target=torch.set_num_threads, args=(threads,))
         restore.start()

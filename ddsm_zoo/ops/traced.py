@@ -10,7 +10,7 @@ from ddsm_zoo.ops.grid import sampling_positions
 
 
 def is_traced() -> bool:
-    """Return True if a compiler or exporter records the call. The code must then not depend on any size."""
+    """Return True if a compiler or exporter records the call. Code must then not branch on sizes."""
     if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
         return True
     traced: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # torch gives it no type

@@ -18,15 +18,15 @@ from torch import Tensor, library
 from ddsm_zoo.ops import reference
 from ddsm_zoo.ops.rows import map_shape, to_map, to_rows
 
-# Elements of a block of rows: more would spill registers, fewer would leave a warp idle.
+# Elements of a block of rows. More would spill registers, fewer would leave a warp idle.
 BLOCK = 1024
 
 
 @triton.jit
 def _coordinate(pixel, tap_shift, offset, side):
-    """Compute a tap's coordinate on one axis, clamped to two pixels outside the map, and if the offset still moves it.
+    """Return a tap's coordinate on one axis, clamped to two pixels outside the map, and a mask of those not clamped.
 
-    NaN falls outside.
+    NaN falls outside. The offset has a gradient only where its coordinate is not clamped.
     """
     position = pixel.to(tl.float32) + tap_shift + offset.to(tl.float32)
     free = (position > -2.0) & (position < side + 1.0)
@@ -36,7 +36,7 @@ def _coordinate(pixel, tap_shift, offset, side):
 
 @triton.jit
 def _neighbor(y, x, corner: tl.constexpr, image, live, height, width):
-    """Compute a corner's row number, if it is on the map, its bilinear weight, and that weight's slopes by y and x."""
+    """Return a corner's row number, a mask of corners on the map, its bilinear weight, and its slopes by y and x."""
     lower: tl.constexpr = corner // 2
     right: tl.constexpr = corner % 2
     top, left = tl.floor(y), tl.floor(x)
@@ -60,7 +60,7 @@ def _read(rows, index, live, columns, channels):
 
 @triton.jit
 def _tap(offset, modulation, position, live, tap, row, column, height, width, kernel_size: tl.constexpr):
-    """Compute the coordinates and modulation of a tap, and if its offset moves it along each axis."""
+    """Return a tap's coordinates, its modulation, and for each axis a mask of coordinates that are not clamped."""
     taps: tl.constexpr = kernel_size * kernel_size
     shift = offset + position * (2 * taps) + 2 * tap
     dy = tl.load(shift, mask=live, other=0.0)
@@ -97,7 +97,7 @@ def _forward_kernel(
             sampled_value += weight[:, None] * _read(value, index, inside, value_columns, value_channels)
         logit = tl.sum(query_tile * sampled_key, 1) * strength
         larger = tl.maximum(largest, logit)
-        # while all logits are -inf, which a key of infinity makes, the difference from the largest would be NaN
+        # while all logits are -inf, because of an infinite key, the difference from the largest would be NaN
         origin = tl.where(larger == float("-inf"), 0.0, larger)
         rescale, weight_of_tap = tl.exp(largest - origin), tl.exp(logit - origin)
         total = total * rescale + weight_of_tap

@@ -164,6 +164,8 @@ def check_continues(
                 kind="other-data",
                 path=path,
                 name=name,
+                got=value,
+                expected=known,
             )
     wanted = recipe.to_plain()
     # A field that did not exist when the run began had no effect, like its default, except for the samplers' rate.

@@ -24,13 +24,13 @@ from ddsm_zoo.utils.signals import ignore_interrupt
 # Minimum free shared memory in bytes per loading process: its queues alone take some of it
 _LEAST_SHARED = 2**16
 _SHARED_ADVICE = (
-    "read the data without loading processes by --workers 0 (workers = 0 in the recipe), or give the container more "
+    "load the data in the main process with --workers 0 (workers = 0 in the recipe), or give the container more "
     "shared memory: docker run --shm-size=8g, or --ipc=host"
 )
 
 
 class WorkerError(UserError, ChildProcessError):
-    """Loading processes that cannot start or go on. The text is one line with the reason and what to do."""
+    """Raised if loading processes cannot start or continue. The text is one line with the reason and what to do."""
 
     kind = "worker"
 
@@ -117,7 +117,7 @@ def _start(loader: DataLoader[Any], workers: int) -> Iterator[Any]:
         return iter(loader)
     except OSError as error:
         raise WorkerError(
-            f"cannot start {workers} loading processes ({error.strerror or error}); take fewer by --workers, "
+            f"cannot start {workers} loading processes ({error.strerror or error}); use fewer with --workers, "
             "0 for none",
             got=workers,
         ) from error
@@ -148,14 +148,14 @@ def _worker_error(error: RuntimeError) -> WorkerError | None:
     if text.startswith("DataLoader worker (pid"):
         number = "".join(re.findall(r"\d+", text)[:1])
         return WorkerError(
-            f"the loading process {number} was killed, mostly because memory ran out: take fewer by --workers, 0 for "
+            f"the loading process {number} was killed, usually because memory ran out: use fewer with --workers, 0 for "
             "none, or a smaller batch_size or crop_size",
             kind="worker-killed",
             got=number,
         )
     if "Too many open files" in text or "ancdata" in text:
         return WorkerError(
-            "the loading processes have too many files open: raise the limit (ulimit -n 65536), or take fewer by "
+            "the loading processes have too many files open: raise the limit (ulimit -n 65536), or use fewer with "
             "--workers, 0 for none"
         )
     return None

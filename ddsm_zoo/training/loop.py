@@ -75,7 +75,7 @@ class ProgressEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class Hooks:
-    """Callbacks of a run, and what it is known by.
+    """Callbacks of a run, and the data that identifies it.
 
     Attributes:
         order: Maps (images, seed, epoch) to the image indices of an epoch. It must depend on nothing else, because

@@ -36,8 +36,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     multiplied by ``sampler_lr_mult`` for the convolutions that predict offsets, in samplers and in deformable
     convolutions. What ``model.no_weight_decay()`` names, such as positional tables, is not decayed. SGD decays every
     other parameter, as in the paper. AdamW decays only the weights of convolutions and linear layers. Its decay is not
-    scaled by the gradients, so it would pull norms and biases to zero, and zero is no better a prior for them than any
-    other value.
+    scaled by the gradients, so it would pull norms and biases to zero, and nothing makes zero a good value for them.
     """
     backbone_lr = recipe.lr if recipe.backbone_lr is None else recipe.backbone_lr
     later = {name: above for above, names in enumerate(reversed(layer_groups(model))) for name in names}

@@ -48,7 +48,7 @@ def settle_precision(recipe: Recipe, model: nn.Module, channels: int) -> Recipe:
     elif difference > TOLERANCE:
         reason = f"bf16 changes the loss by {difference:.1%}"
     elif chosen != agreed:
-        reason = "bf16 does not pay in another process"
+        reason = "another process keeps float32"
     else:
         reason = f"a step in bf16 takes {1 / gain:.2f} times as long as in float32 here"
     logger.info("precision auto: %s, %s", agreed, reason)

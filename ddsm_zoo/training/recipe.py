@@ -148,69 +148,69 @@ class Recipe:
     The loss is cross-entropy, plus ``dice`` times soft Dice, plus ``lovasz`` times Lovasz-softmax. If the model has an
     auxiliary head, ``auxiliary_weight`` times the same loss on its logits is added. With ``ohem`` above 0, the
     cross-entropy counts only pixels whose class has at most that probability, but at least the share ``ohem_keep`` of
-    the pixels. For a single class the cross-entropy is the binary one of a sigmoid, ``class_weights`` are those of
-    background and class or of the class alone, and the other two losses are those of the class.
+    the pixels. For a single class the cross-entropy is the binary one of a sigmoid. ``class_weights`` are then
+    two, for background and class, or one for the class, and the other two losses are those of the class. A pixel is the
+    class if its probability exceeds ``threshold``.
 
     ``min_size`` enlarges smaller images before any other step, and wherever the trained weights are used, see
     `config.Preprocess`. A frozen batch norm keeps its weights and its statistics. With ``ema_decay`` above 0, the
     averaged weights are the ones that are validated and published; "auto" averages over the last 5 % of the run's
-    steps, and not at all if those are fewer than 2. Validation also follows the last epoch. The state to
-    resume from is saved after each epoch. With ``save_every`` above 0 it is also saved within an epoch and before each
-    validation.
+    steps, and not at all if those are fewer than 2. The last epoch is always validated. The state to resume from is
+    saved after each epoch. With ``save_every`` above 0 it is also saved within an epoch and before each validation.
 
     Raises:
         ConfigError: A value is out of range. The message names the field.
     """
 
-    model: str  # name of a zoo model
-    overrides: Mapping[str, Any] = field(default_factory=dict)  # config fields of the model to change (a table)
+    model: str  # zoo name or address such as local-dir:FOLDER
+    overrides: Mapping[str, Any] = field(default_factory=dict)  # changed config fields of the model, as a table
 
-    epochs: int = 100  # length of the run
-    batch_size: int = 8  # images per forward pass over all processes; 0: as many as fit, see `batch_size`
+    epochs: int = 100  # passes over the training images, of images_per_epoch each if set
+    batch_size: int = 8  # images per forward pass, over all processes; 0: as many as fit into memory
     crop_size: tuple[int, int] = (1024, 1024)  # (H, W) in pixels, cut after the random resize
     scale: tuple[float, float] = (0.75, 2.0)  # range of the random resize factor
     flip: float = 0.5  # probability of mirroring an image, 0 to 1
     jitter: float = 0.0  # strength of the color jitter, 0: none
     blur: float = 0.0  # probability of a slight Gaussian blur, 0 to 1
     class_crops: float = 0.0  # share of crops that show a pixel of a random class of the image, 0 to 1
-    min_size: tuple[int, int] | None = None  # (H, W): smaller images are enlarged to as many pixels
+    min_size: tuple[int, int] | None = None  # (H, W) in pixels: smaller images are enlarged to that area; None: not
     workers: int = 2  # data loading processes per training process
-    images_per_epoch: int = 0  # images an epoch shows if fewer than there are; 0: all images
-    sampling: Literal["uniform", "balanced"] = "uniform"  # all images equally often, or by rarity of their classes
+    images_per_epoch: int = 0  # maximum number of images per epoch, 0: all
+    sampling: Literal["uniform", "balanced"] = "uniform"  # balanced: images of rare classes more often
     holdout: float = 0.2  # share of the training images for validation if the data has no split for it
 
     optimizer: Literal["sgd", "adamw"] = "sgd"  # sgd with momentum, as in the paper, or adamw
-    lr: float = 0.01  # learning rate
-    backbone_lr: float | None = None  # learning rate of the backbone, None: lr
+    lr: float = 0.01  # peak learning rate of everything but the backbone
+    backbone_lr: float | None = None  # peak learning rate of the backbone, None: lr
     sampler_lr_mult: float = 0.1  # rate factor for convolutions that predict offsets and modulations, as in DCNv2
     stage_decay: float = 1.0  # rate factor for each stage after a weight's own
-    momentum: float = 0.9  # SGD only
-    weight_decay: float = 5e-4  # sgd: every parameter; adamw: only weights of convolutions and linear layers
+    momentum: float = 0.9  # of sgd, 0 up to 1; adamw ignores it
+    weight_decay: float = 5e-4  # decay of all parameters; adamw: of convolution and linear weights only
     power: float = 0.9  # exponent of the poly learning rate decay
-    warmup_steps: float = 0  # optimizer steps of linear warmup; below 1: this share of the run's
+    warmup_steps: float = 0  # optimizer steps of linear warmup; below 1: share of the run's steps
     gradient_accumulation: int = 1  # batches per optimizer step
     clip_norm: float = 0.0  # maximum gradient norm, 0: no clipping
 
-    frozen_stages: int | Literal["all"] = 0  # first backbone stages to freeze, the stem being stage 1
+    frozen_stages: int | Literal["all"] = 0  # number of frozen backbone stages, counted from the stem
     frozen_norms: Literal["none", "backbone", "all"] = "none"  # batch norms to freeze, weights and statistics
 
-    threshold: float | Literal["auto"] = DEFAULT_THRESHOLD  # of a single class; auto: the best on val, found at the end
+    threshold: float | Literal["auto"] = DEFAULT_THRESHOLD  # probability of a single class; auto: best on val
 
-    label_smoothing: float = 0.0  # of the cross-entropy
-    class_weights: tuple[float, ...] | Literal["auto"] | None = None  # one per class, or auto: by median frequency
+    label_smoothing: float = 0.0  # label smoothing of the cross-entropy, 0 up to 1
+    class_weights: tuple[float, ...] | Literal["auto"] | None = None  # one per class; auto: by median frequency
     ohem: float = 0.0  # probability up to which a pixel is hard, 0: all pixels count
     ohem_keep: float = 1 / 16  # minimum share of pixels that ohem keeps
     dice: float = 0.0  # weight of the soft Dice loss
     lovasz: float = 0.0  # weight of the Lovasz-softmax loss
     auxiliary_weight: float = 0.4  # weight of the auxiliary head's loss
 
-    ema_decay: float | Literal["auto"] = 0.0  # decay of the averaged weights per step, 0: no averaging; auto: see below
+    ema_decay: float | Literal["auto"] = 0.0  # decay per step of the averaged weights, 0: no averaging; auto: see above
     validate_every: int = 1  # epochs between validations
-    patience: int = 0  # validations without a higher mIoU that end the run, 0: never
+    patience: int = 0  # stop after this many validations without a higher mIoU, 0: never
     save_every: int = 0  # optimizer steps between saved states, 0: once per epoch
     precision: Literal["no", "bf16", "fp16", "auto"] = "no"  # mixed precision; auto: bf16 if it is faster here
-    channels_last: bool = True  # memory layout, faster for convolutions
-    seed: int = 0  # seed of the run's randomness
+    channels_last: bool = True  # channels-last memory layout, faster for convolutions
+    seed: int = 0  # random seed of weights, batches and augmentation
 
     about: About = field(default_factory=About, compare=False)  # for readers: not logged, ignored by ==
 

@@ -158,7 +158,7 @@ def train(  # noqa: PLR0913 - each is a choice of its own
         nonlocal begun
         if not begun:  # only now, since a run that fails its checks must keep the files of an earlier one
             begun = True
-            # Its hash belongs to weights that training will replace; a killed run must not leave the two together.
+            # Its hash is that of weights that training will replace; a killed run must not leave the two together
             (best.parent / CONFIG_FILE).unlink(missing_ok=True)
         if progress:
             progress(event)
@@ -191,7 +191,7 @@ def train(  # noqa: PLR0913 - each is a choice of its own
 
 
 def _identity(labels: LabelSpace, train_set: SegmentationDataset, val_set: SegmentationDataset) -> dict[str, Any]:
-    """Return the names that a resumed run must find again: as many classes or images may still be others."""
+    """Return the class and image names that a resumed run must match: equal counts do not prove equal data."""
     return {
         "class names": list(labels.names),
         "training images": [pair.name for pair in train_set.pairs],
@@ -200,7 +200,7 @@ def _identity(labels: LabelSpace, train_set: SegmentationDataset, val_set: Segme
 
 
 def _check_threshold(recipe: Recipe, labels: LabelSpace) -> None:
-    """Say what a single class means. Raise ConfigError for a threshold of several classes."""
+    """Log how a single class is scored. Raise ConfigError for a threshold of several classes."""
     if len(labels) == 1:
         logger.info("a single class: a sigmoid, and mIoU is the IoU of %s, without the background", labels.names[0])
     elif recipe.threshold != DEFAULT_THRESHOLD:
@@ -212,7 +212,7 @@ def _check_threshold(recipe: Recipe, labels: LabelSpace) -> None:
 
 
 def _possible_stride(recipe: Recipe) -> Recipe:
-    """Leave the logits at stride 4, with a line, if the recipe asks for stride 2 and the backbone has none."""
+    """Keep the logits at stride 4, and log it, if the recipe asks for stride 2 and the backbone has no such level."""
     if recipe.overrides.get("stride") != 2:
         return recipe
     entry = with_backbone(look_up(recipe.model), recipe.overrides.get("backbone"))
@@ -297,8 +297,8 @@ def _check_model(model: Segmenter, pretrained: bool | None, labels: LabelSpace) 
     named = model.provenance.labels
     if named is not None and named.names != labels.names:
         logger.warning(
-            "the model's classes are %s, the data's %s: class by class, training goes on from the rows of others; "
-            "create_model(labels=[...]) keeps those of the classes that it knows",
+            "the model's classes are %s, the data's %s: each class starts from the classifier row of another; "
+            "create_model(labels=[...]) keeps the rows of the classes that it knows",
             ", ".join(named.names),
             ", ".join(labels.names),
         )
@@ -356,7 +356,7 @@ def _class_counts(
 def _resolve_recipe(
     recipe: Recipe, model: Segmenter, images: int, counts: Tensor | None, resumed: Path | None
 ) -> Recipe:
-    """Fill in what the recipe leaves open. A resumed run keeps its own. Say so if the run has few steps."""
+    """Fill in the fields that the recipe leaves open, or those of the resumed run. Log a line if the steps are few."""
     if recipe.class_weights == "auto":
         assert counts is not None
         weights = [round(weight, 4) for weight in median_frequency(counts).tolist()]

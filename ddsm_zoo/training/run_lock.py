@@ -128,7 +128,7 @@ def _runs(other: dict[str, Any]) -> bool:
 
 
 def _beats(owner: Path, other: dict[str, Any]) -> bool:
-    """Watch whether a process on another machine still gives signs of life, with no regard to either clock."""
+    """Watch whether a process on another machine still gives signs of life, without relying on either clock."""
     wait = 2.5 * BEAT
     logger.warning(
         "%s names process %d on %s, which did not end in order: waiting %.0f s for a sign of life",

@@ -92,12 +92,12 @@ class TrainState:
         self._objective.train()
         freeze_norm_stats(self.model)
 
-    def backward(self, batches: Sequence[Batch], told: Callable[[], bool]) -> tuple[float, bool]:
+    def backward(self, batches: Sequence[Batch], interrupted: Callable[[], bool]) -> tuple[float, bool]:
         """Compute the gradients of the loss over the batches of every process.
 
-        Returns the loss, and True if ``told`` returned True in any process. Each batch is weighted by its valid pixels.
-        Parts of a batch, on other processes or in accumulation, therefore add up to the mean over the valid pixels of
-        the whole batch.
+        Returns the loss, and True if ``interrupted`` returned True in any process. Each batch is weighted by its valid
+        pixels. Parts of a batch, on other processes or in accumulation, therefore add up to the mean over the valid
+        pixels of the whole batch.
         """
         masses = [self._loss.mass(targets) for _, targets in batches]
         total = float(all_reduce_sum(torch.tensor(sum(masses), dtype=torch.float64))) or 1.0
@@ -112,8 +112,8 @@ class TrainState:
                 self.accelerator.backward(loss * self.processes)
             loss_sum += loss.detach()
         # One all-reduce for both, so that all processes stop at the same step.
-        mean, tolds = all_reduce_sum(torch.stack([loss_sum, loss_sum.new_tensor(float(told()))])).tolist()
-        return mean, tolds > 0
+        mean, stops = all_reduce_sum(torch.stack([loss_sum, loss_sum.new_tensor(float(interrupted()))])).tolist()
+        return mean, stops > 0
 
     def watch_taps(self) -> AbstractContextManager[dict[str, TapCounts]]:
         """Watch the taps in the batches of this process, see `ddsm_zoo.layers.sampler.watch_taps`."""

@@ -176,6 +176,6 @@ def _number(value: float | None) -> float:
 
 
 def _fitted(picture: Image.Image, *, smooth: bool) -> Image.Image:
-    """Resize the picture to the width of a panel. Colors of ids are not mixed, since there are no ids in between."""
+    """Resize a picture to the panel's width. ``smooth=False`` does not mix the colors of ids."""
     size = (_PANEL, max(1, round(picture.height * _PANEL / picture.width)))
     return picture.resize(size, Image.Resampling.LANCZOS if smooth else Image.Resampling.NEAREST)

@@ -55,7 +55,8 @@ def from_dict(cls: type[ConfigT], data: object, where: str = "config") -> Config
     try:
         return cls(**values)
     except ValueError as error:
-        raise ConfigError(f"{where}: {printable(error)}", **facts(error)) from error
+        kind = error.kind if isinstance(error, ConfigError) else None
+        raise ConfigError(f"{where}: {printable(error)}", kind=kind, **facts(error)) from error
 
 
 def printable(text: object) -> str:

@@ -2,7 +2,7 @@
 
 ResNets of timm and torchvision become backbones. UPerNet and DeepLabV3+ of segmentation_models_pytorch (smp) and
 UPerNet of mmsegmentation become whole models, except for the layers that differ (docs/weights.md). State dicts of this
-package's own models are taken as they are, also out of a checkpoint of Lightning or of a wrapped model. Every tensor is
+package's own models are copied unchanged, also from a Lightning checkpoint or a wrapped model. Every tensor is
 either copied, known to have no counterpart, or rejected with an error.
 """
 
@@ -250,6 +250,7 @@ def _check_encoder(
             kind="weights-mismatch",
             name=where,
             got=first,
+            expected=backbone,
         )
 
 

@@ -154,7 +154,7 @@ def register_backbone(
         timm_name: A timm model with feature levels at strides 4, 8, 16 and 32. Models that you registered in timm
             count.
         width: Number of feature channels in the decoders.
-        fused_stages: Stages s whose x~s UPerNet forms with the fusion module, out of 2, 3 and 4.
+        fused_stages: Stages, out of 2, 3 and 4, at which UPerNet uses the fusion module.
         ddsm: Sizes of the modules.
         separable: Use depthwise-separable 3 x 3 convolutions in the decoders, for light backbones.
         preprocess: Input that the ImageNet weights expect. Unless given, timm's.
@@ -212,7 +212,7 @@ def _at_organization(weights: WeightsSpec | None) -> WeightsSpec | None:
     ours = f"hf-hub:{ORGANIZATION}/"
     if weights is None or not organization or not weights.uri.startswith(ours):
         return weights
-    # A pin is a commit of our repository, with its hash and scores: what another one holds, its own config says
+    # Commit, hash and scores of a pin belong to our repository. Another one describes its weights in its own config
     name = weights.uri.removeprefix(ours).partition("@")[0]
     return dataclasses.replace(weights, uri=f"hf-hub:{organization}/{name}", sha256=None, metrics={})
 

@@ -242,3 +242,10 @@ def test_other_tiles_are_refused(text: str) -> None:
 
 def test_tiles() -> None:
     assert [parse_tile(text) for text in (None, "auto", "1024")] == [None, "auto", 1024]
+
+
+def test_a_missing_file_is_named_before_a_model_is_looked_for(run: Run, tmp_path: Path) -> None:
+    done = run("predict", "missing.jpg", "-m", "hf-hub:nobody/nothing", "--json", "-", fails=1)
+    assert "missing.jpg" in done.stderr
+    assert [failure["image"] for failure in json.loads(done.stdout)["failures"]] == ["missing.jpg"]
+    assert not (tmp_path / "predictions").exists()

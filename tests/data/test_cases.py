@@ -20,6 +20,7 @@ from ddsm_zoo.evaluation.evaluate import Request, score_model, score_predictions
 from tests.support import field_cases as made
 from tests.support.cityscapes_root import HEIGHT, WIDTH, write_root
 from tests.support.data_sets import expect_one_line
+from tests.support.errors import raises
 
 BINARY = {0: 0, 1: 255}
 PALETTE = {"palette": made.PALETTE}
@@ -367,7 +368,7 @@ def test_a_mask_that_fits_by_several_names_is_no_choice_of_ours(tmp_path: Path) 
     root = made.build(tmp_path, made.renamed("_mask"))
     for split, name, ids in made.truth():
         made.store(ids, root / f"masks/{split}/{name}_gt.png")
-    with pytest.raises(DatasetError, match="the same name as another file"):
+    with raises(DatasetError, kind="same-name", path=root):
         open_dataset(f"folder:{root}", "train")
     (root / "labels.json").write_text(json.dumps({"names": made.NAMES, "mask_suffix": "_gt"}))
     report = check_data(f"folder:{root}")

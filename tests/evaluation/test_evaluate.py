@@ -177,7 +177,7 @@ def test_what_cannot_be_scored(tmp_path: Path) -> None:
         evaluate(renamed, "scenes:1")
     broken = ddsm_zoo.create_model("uper_tiny", num_classes=11)
     torch.nn.init.constant_(broken.classifier.bias, math.nan)
-    with pytest.raises(ValueError, match="NaN on image 0 of the set"):
+    with raises(ValueError, kind="nan-scores", name="image 0"):
         evaluate(broken, "scenes:1")
     with raises(FileNotFoundError, kind="missing-file", name="hole"):
         evaluate(broken, "scenes:1", protocol="hole")

@@ -21,6 +21,7 @@ from ddsm_zoo.export import onnx as onnx_file
 from ddsm_zoo.export.program import Classes, ExportError, Normalize, Run, compare, open_torch, trace, write_torch
 from ddsm_zoo.layers import DDSM, build_fusion
 from ddsm_zoo.models import Segmenter
+from tests.support.errors import raises
 
 SIZES = [(64, 64), (65, 97), (360, 480), (33, 500)]
 ANY = {2: "height", 3: "width"}
@@ -133,9 +134,8 @@ def test_what_depends_on_the_pixels_cannot_be_traced() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x if x.sum() > 0 else -x
 
-    with pytest.raises(ExportError, match="Chooses cannot be exported") as error:
+    with raises(ExportError, kind="export", name="Chooses"):
         trace(Chooses(), torch.rand(1, 3, 40, 50), ANY)
-    assert "\n" not in str(error.value)
 
 
 def test_normalize_is_the_transform_that_models_are_trained_with() -> None:

@@ -58,6 +58,17 @@ def test_the_front_matter_comes_back(
     assert f"Classes: {', '.join(names)}." in text
 
 
+def test_a_fine_tuned_model_is_not_called_like_its_start() -> None:
+    """Not in its title, and not among the results that the Hub compares."""
+    tuned = described(("crack", "road"), start="uper_ddsm_lite0_camvid", dataset="my: cracks", metrics={"miou": 50.0})
+    text = render_card(tuned, "hf-hub:someone/model")
+    title = "my: cracks: uper on test_resnet.r160_in1k"
+    assert ModelCard(text).data.model_name == title
+    assert f"\n# {title}\n" in text
+    ours = render_card(described(("road",), metrics={"miou": 50.0}), "uper_tiny")
+    assert ModelCard(ours).data.model_name == "uper_tiny"
+
+
 def test_the_card_of_a_single_class_has_the_threshold() -> None:
     card = render_card(described(("crack",), threshold=0.35), "local-dir:PATH")
     assert "into 1 class:" in card

@@ -14,7 +14,7 @@ import ddsm_zoo
 from ddsm_zoo import Predictor
 from ddsm_zoo.data.scenes.render import render_scene
 from ddsm_zoo.inference.folder import free_folder, free_stem, predict_folder, result_stems
-from ddsm_zoo.inference.inputs import find_inputs
+from ddsm_zoo.inference.inputs import Inputs
 from ddsm_zoo.inference.tiling import MIN_SIDE
 from ddsm_zoo.labels import CAMVID
 from tests.support.errors import raises
@@ -65,7 +65,7 @@ def test_bad_files_are_recorded_in_their_place(predictor: Predictor, tmp_path: P
     write_scene(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"no image")
     sources = [tmp_path / name for name in ("bad.png", "missing.png", "good.png", "empty")]
-    empty, bad, missing, good = predict_folder(predictor, sources, tmp_path / "out")
+    missing, empty, bad, good = predict_folder(predictor, sources, tmp_path / "out")
     assert good.error is None
     for result, name in ((empty, "empty"), (bad, "bad.png"), (missing, "missing.png")):
         assert result.source == str(tmp_path / name)
@@ -100,7 +100,7 @@ def test_equal_names_get_numbers() -> None:
 
 
 def test_names_are_numbered_before_anything_is_read() -> None:
-    inputs = find_inputs(["a/x.png", "b/X.jpg", "b/x.mp4"], "out")
+    inputs = Inputs(images=("a/x.png", "b/X.jpg"), videos=("b/x.mp4",))
     assert list(result_stems(inputs, 0).values()) == ["x", "X-2", "x-3", "camera-0"]
 
 
@@ -139,6 +139,7 @@ def test_without_the_package_av_videos_end_before_anything_is_written(
 ) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     sources = [write_scene(tmp_path / "a.png"), tmp_path / "clip.mp4"]
+    sources[1].touch()
     with raises(LookupError, kind="missing-package", name="av", expected="pip install 'ddsm-zoo[video]'"):
         predict_folder(predictor, sources, tmp_path / "out")
     assert not (tmp_path / "out").exists()

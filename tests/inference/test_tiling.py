@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 
 import numpy as np
 import pytest
@@ -143,9 +142,9 @@ def test_the_largest_tiles_fit_and_larger_ones_do_not(
         return tiled_memory(side, size[1], per_pixel, num_classes)
 
     if per_pixel * size[0] * size[1] > free < needed(MIN_SIDE):
-        with pytest.raises(ValueError, match=r"needs (\d+) MiB; raise it") as refused:
+        with raises(ValueError, kind="memory-limit", name="memory", got=memory) as refused:
             largest_side(size, per_pixel, num_classes, memory, taken)
-        advised = int(re.findall(r"needs (\d+) MiB", str(refused.value))[0]) * 2**20
+        advised = refused.value.expected
         assert memory < advised
         assert largest_side(size, per_pixel, num_classes, advised, taken) > 0
         return

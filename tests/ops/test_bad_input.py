@@ -18,6 +18,7 @@ from ddsm_zoo.ops import sampled_attention
 from ddsm_zoo.ops.reference import sample
 from ddsm_zoo.ops.rows import to_rows
 from tests.support.attention_cases import NAMES, PATHS, assert_same, outputs_and_gradients, random_case
+from tests.support.errors import raises
 
 FAR = [math.nan, math.inf, -math.inf, 1e30, -1e30, 2.0**31, -(2.0**31), 2.0**63, 1e6, -1e6]
 BROKEN = [math.nan, math.inf, -math.inf]
@@ -133,28 +134,33 @@ def without_pixels(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @PATHS
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "name", "got", "expected"),
     [
-        (shaped(query=(2, 3, 4)), r"query has shape \(2, 3, 4\), expected 4 dimensions \(N, C, H, W\)"),
-        (shaped(offset=(2, 18, 4, 6, 1)), r"offset has shape .*expected 4 dimensions"),
-        (shaped(query=(1, 3, 4, 6)), r"query has shape \(1, 3, 4, 6\), expected \(2, 3, 4, 6\)"),
-        (shaped(key=(2, 4, 4, 6)), r"key has shape \(2, 4, 4, 6\), expected \(2, 3, 4, 6\)"),
-        (shaped(key=(2, 3, 5, 6)), r"key has shape \(2, 3, 5, 6\), expected \(2, 3, 4, 6\)"),
-        (shaped(value=(2, 5, 4, 7)), r"query has shape \(2, 3, 4, 6\), expected \(2, 3, 4, 7\)"),
-        (shaped(offset=(2, 9, 4, 6)), r"offset has shape \(2, 9, 4, 6\), expected \(2, 18, 4, 6\).*kernel_size 3"),
-        (shaped(modulation=(2, 9, 4, 5)), r"modulation has shape \(2, 9, 4, 5\), expected \(2, 9, 4, 6\)"),
-        (shaped(query=(2, 0, 4, 6), key=(2, 0, 4, 6)), r"query \(2, 0, 4, 6\) must not be empty"),
-        (without_pixels, r"value \(2, 5, 0, 6\).*must not be empty"),
-        (lambda tensors: tensors | {"key": tensors["key"].double()}, r"key is torch.float64 and value torch.float32"),
-        (lambda tensors: {n: t.int() for n, t in tensors.items()}, r"query is torch.int32.*floating-point"),
-        (lambda tensors: tensors | {"offset": tensors["offset"].to("meta")}, r"offset is on meta and value on cpu"),
+        (shaped(query=(2, 3, 4)), "query", (2, 3, 4), None),
+        (shaped(offset=(2, 18, 4, 6, 1)), "offset", (2, 18, 4, 6, 1), None),
+        (shaped(query=(1, 3, 4, 6)), "query", (1, 3, 4, 6), (2, 3, 4, 6)),
+        (shaped(key=(2, 4, 4, 6)), "key", (2, 4, 4, 6), (2, 3, 4, 6)),
+        (shaped(key=(2, 3, 5, 6)), "key", (2, 3, 5, 6), (2, 3, 4, 6)),
+        (shaped(value=(2, 5, 4, 7)), "query", (2, 3, 4, 6), (2, 3, 4, 7)),
+        (shaped(offset=(2, 9, 4, 6)), "offset", (2, 9, 4, 6), (2, 18, 4, 6)),
+        (shaped(modulation=(2, 9, 4, 5)), "modulation", (2, 9, 4, 5), (2, 9, 4, 6)),
+        (shaped(query=(2, 0, 4, 6), key=(2, 0, 4, 6)), "query", (2, 0, 4, 6), None),
+        (without_pixels, "value", (2, 5, 0, 6), None),
+        (lambda tensors: tensors | {"key": tensors["key"].double()}, "key", "torch.float64", "torch.float32"),
+        (
+            lambda tensors: {n: t.int() for n, t in tensors.items()},
+            "query",
+            "torch.int32",
+            "a floating-point dtype",
+        ),
+        (lambda tensors: tensors | {"offset": tensors["offset"].to("meta")}, "offset", "meta", "cpu"),
     ],
 )
 def test_tensors_that_do_not_fit(
-    backend: str, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], message: str
+    backend: str, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], name: str, got: object, expected: object
 ) -> None:
     tensors = change(dict(zip(NAMES, random_case(dtype=torch.float32), strict=True)))
-    with pytest.raises(ValueError, match=message):
+    with raises(ValueError, kind="array", name=name, got=got, expected=expected):
         sampled_attention(**tensors, kernel_size=3, backend=backend)
 
 
@@ -235,7 +241,7 @@ def test_maps_of_nothing(backend: str, empty: set[int]) -> None:
     """No rows, no columns, in all tensors alike."""
     shapes = [list(tensor.shape) for tensor in random_case()]
     tensors = [torch.zeros([0 if axis in empty else side for axis, side in enumerate(shape)]) for shape in shapes]
-    with pytest.raises(ValueError, match=r"value \(.*\) and query \(.*\) must not be empty"):
+    with raises(ValueError, kind="array", name="value", got=tuple(tensors[2].shape)):
         sampled_attention(*tensors, kernel_size=3, backend=backend)
 
 
@@ -248,10 +254,12 @@ def test_a_batch_of_no_images_gives_none(backend: str) -> None:
 
 def test_backends_that_cannot_run() -> None:
     tensors = random_case()
-    with pytest.raises(ValueError, match="backend is 'cuda', expected one of 'auto'"):
+    with raises(ValueError, kind="argument", name="backend", got="cuda"):
         sampled_attention(*tensors, kernel_size=3, backend="cuda")
-    with pytest.raises(ValueError, match="'cpu' takes float32, .* tensors on cpu, got torch.float64 on cpu; use"):
+    with raises(ValueError, kind="argument", name="backend", got="cpu", expected="auto") as error:
         sampled_attention(*tensors, kernel_size=3, backend="cpu")
+    assert "torch.float64" in str(error.value)
     elsewhere = [tensor.float().to("meta") for tensor in tensors]
-    with pytest.raises(ValueError, match="got torch.float32 on meta"):
+    with raises(ValueError, kind="argument", name="backend", got="cpu", expected="auto") as error:
         sampled_attention(*elsewhere, kernel_size=3, backend="cpu")
+    assert "on meta" in str(error.value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import random
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from ddsm_zoo.zoo.convert import convert_weights, read_checkpoint
 from ddsm_zoo.zoo.factory import create_model
 from ddsm_zoo.zoo.publishing import save_pretrained
 from tests.support.errors import raises
-from tests.support.tiny_weights import one_line
 
 
 def lived_in(module: nn.Module) -> nn.Module:
@@ -158,10 +156,8 @@ def test_another_encoder_is_named_as_the_cause(encoder: str, backbone: str, firs
     with torch.device("meta"):
         ours = create_model("uper", backbone=backbone, width=32, num_classes=3)
         theirs = smp.UPerNet(encoder, encoder_weights=None, classes=3, decoder_channels=32)
-    message = f"another encoder than timm's {backbone}: {first}; pass the backbone"
-    with pytest.raises(CheckpointError, match=re.escape(message)) as error:
+    with raises(CheckpointError, kind="weights-mismatch", got=first, expected=backbone):
         convert_weights(ours, theirs.state_dict())
-    one_line(error)
 
 
 # -- our own
@@ -380,22 +376,19 @@ class Bomb:
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"),
+    "content",
     [
-        (pickle.dumps({"state_dict": Bomb()}, protocol=2), "holds more than tensors"),
-        (b"", "damaged"),
-        (b"PK\x03\x04nothing", "damaged"),
-        (pickle.dumps({"weights": [1, 2]}, protocol=2), "holds more than tensors|no state dict"),
+        pickle.dumps({"state_dict": Bomb()}, protocol=2),
+        b"",
+        b"PK\x03\x04nothing",
+        pickle.dumps({"weights": [1, 2]}, protocol=2),
     ],
 )
-def test_a_file_that_is_no_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, reason: str
-) -> None:
+def test_a_file_that_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "theirs.pth").write_bytes(content)
-    with pytest.raises(CheckpointError, match=reason) as error:
+    with raises(CheckpointError, kind="unsafe-file", path="theirs.pth"):
         read_checkpoint(tmp_path / "theirs.pth")
-    one_line(error)
     assert not Path("exploded").exists()
     with raises(FileNotFoundError, kind="missing-file", path="absent.pth"):
         read_checkpoint(tmp_path / "absent.pth")

@@ -17,6 +17,7 @@ from ddsm_zoo.data.check.report import check_data, require_sound
 from ddsm_zoo.data.datasets import open_dataset
 from ddsm_zoo.data.masks import DatasetError
 from tests.support.data_sets import expect_one_line, write
+from tests.support.errors import raises
 from tests.support.label_doctor import IDS, NAMES, SIZE, build, check, found, four, picture, text_of
 
 # --- sound data -----------------------------------------------------------------------------------------------
@@ -257,19 +258,19 @@ def test_a_split_under_another_name_is_named(tmp_path: Path) -> None:
         write(tmp_path / split / "a.png", picture(seed))
         write(tmp_path / f"{split}annot" / "a.png", IDS)
     assert text_of(check(tmp_path, "camvid"), "missing-split").endswith("; is Validation meant? Call its folders val")
-    with pytest.raises(
-        DatasetError, match=r"the splits train, Validation; is Validation meant\? Call its folders val$"
-    ):
+    with raises(DatasetError, kind="missing-split") as error:
         require_sound(f"camvid:{tmp_path}", ["val"])
+    assert "train, Validation" in str(error.value)
+    assert str(error.value).endswith(" val")
 
 
 def test_images_outside_of_splits_are_named_where_no_split_has_any(tmp_path: Path) -> None:
     root = build(tmp_path, {"a": IDS, "b": IDS})
     shutil.rmtree(root / "masks")
-    with pytest.raises(
-        DatasetError, match=r"; 2 of its images lie in no split, first images/a\.png: move them to images/"
-    ):
+    with raises(DatasetError) as error:
         check(root)
+    assert "; 2 of " in str(error.value)
+    assert "images/a.png" in str(error.value)
 
 
 def test_a_link_that_leads_nowhere_is_damage(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from ddsm_zoo.data.importing.run import import_data
 from ddsm_zoo.data.masks import DatasetError
 from ddsm_zoo.labels import voc_color
 from tests.support.data_sets import expect_one_line, write
+from tests.support.errors import raises
 from tests.support.exports import (
     EXPECTED,
     GOLDEN,
@@ -167,7 +168,7 @@ def test_roboflow_without_any_class_is_refused(tmp_path: Path, text: str) -> Non
     source = write_roboflow(tmp_path / "export")
     for table in source.rglob("_classes.csv"):
         table.write_text(text)
-    with pytest.raises(DatasetError, match=r"_classes\.csv cannot be read as .*it has no class"):
+    with raises(DatasetError, kind="import", path="_classes.csv"):
         import_data("roboflow", source, tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
