@@ -15,6 +15,9 @@ from ddsm_zoo.data.listing import Named, has_images, images_in, is_hidden, masks
 _IMAGES = ("images", "image", "imgs", "img")
 _MASKS = ("masks", "mask", "labels", "label", "annotations", "annotation", "segmentations", "segmentation", "gt")
 
+# Folders to look into for a data set below: the hint must come at once
+_DEPTH, _FOLDERS = 3, 20
+
 
 class Place(NamedTuple):
     """Folders with images and masks. They are the same where images and masks lie together."""
@@ -53,9 +56,12 @@ class Arrangement:
         images, masks = (folder.relative_to(self.root).as_posix() for folder in self.place(split))
         if (images, masks) == (f"images/{split}", f"masks/{split}"):
             return ""
+        lists = [file.name for file in sorted(self.root.glob("*.txt")) if split_of(file.stem)]
+        unread = f"; {', '.join(lists)} not read: move the images of each split into a folder of its own"
+        end = unread if lists and not any(map(split_of, Path(images).parts)) else ""
         if images == masks:
-            return f"images and masks read from {'one folder' if images == '.' else images}"
-        return f"images read from {images}, masks from {masks}"
+            return f"images and masks read from {'one folder' if images == '.' else images}{end}"
+        return f"images read from {images}, masks from {masks}{end}"
 
     def outside(self) -> tuple[Path, ...]:
         """Return the images beside the folders of the splits."""
@@ -90,6 +96,17 @@ def arrange(root: Path, suffix: str | None) -> Arrangement:
     )
 
 
+def nested_hint(root: Path) -> str:
+    """Return a hint at the folder below that holds the data set, as archives unpack it; empty without one."""
+    level = [root]
+    for _ in range(_DEPTH):
+        level = [folder / name for folder in level for name in subfolders(folder)][:_FOLDERS]
+        for folder in level:
+            if "train" in arrange(folder, None).places:
+                return f"; is {folder} meant?"
+    return ""
+
+
 def _pair_of_folders(folder: Path, suffix: str | None) -> Place | None:
     """Return the folders of images and masks in a folder, None if it has no images."""
     images = next(_called(folder, _IMAGES), None)
@@ -105,7 +122,8 @@ def _pair_of_folders(folder: Path, suffix: str | None) -> Place | None:
 def _below(whole: Place) -> dict[str, Place]:
     """Return the places of the splits in a place. Files without a split are train, if there are no others."""
     splits = [name for name in subfolders(whole.images) if has_images(whole.images / name)]
-    if not splits and has_images(whole.images) and has_images(whole.masks):
+    apart = any(split_of(name) and has_images(whole.masks / name) for name in subfolders(whole.masks))
+    if not splits and not apart and has_images(whole.images) and has_images(whole.masks):
         return {"train": whole}
     names, masks = _canonical(subfolders(whole.images)), _canonical(subfolders(whole.masks))
     by_split = {split: whole.masks / name for name, split in masks.items()}
@@ -119,20 +137,20 @@ def _side_by_side(root: Path) -> dict[str, Place]:
     for name in subfolders(root):
         words = name.casefold().replace("-", "_").split("_")
         splits, roles = [word for word in words if split_of(word)], [word for word in words if not split_of(word)]
-        if len(splits) == 1 and len(roles) <= 1 and set(roles) <= {*_IMAGES, *_MASKS}:
+        known = len(splits) == 1 and len(roles) <= 1 and set(roles) <= {*_IMAGES, *_MASKS}
+        if known and has_images(root / name):
             side = masks if set(roles) & set(_MASKS) else images
             side.setdefault(splits[0], root / name)
-    return {split: Place(images[split], masks[split]) for split in images if split in masks}
+    if images.keys().isdisjoint(masks):
+        return {}
+    return {split: Place(folder, masks.get(split, root / f"{split}_masks")) for split, folder in images.items()}
 
 
 def _together(root: Path, suffix: str | None) -> dict[str, Place]:
     """Return the places of folders that hold images together with their masks, by split."""
     folders = {name: root / name for name in subfolders(root)} or {"train": root}
-    return {
-        name: Place(folder, folder)
-        for name, folder in folders.items()
-        if split_of(name) and masks_apart(images_in(folder), suffix)[1].files
-    }
+    places = {name: Place(folder, folder) for name, folder in folders.items() if split_of(name) and has_images(folder)}
+    return places if any(place.files(suffix)[1].files for place in places.values()) else {}
 
 
 def _canonical(names: Iterable[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ddsm_zoo.data.arrangements import arrange
+from ddsm_zoo.data.arrangements import arrange, nested_hint
 from ddsm_zoo.data.importing.detect import import_hint
 from ddsm_zoo.data.importing.files import split_of
 from ddsm_zoo.data.label_file import LABEL_FILE, read_label_file, read_text
@@ -72,6 +72,7 @@ class Layout:
         outside: Images that lie in no split.
         bits: Bits in use of images of 16 bits. None takes those that a file states, or 16.
         label_file: True if a ``labels.json`` says what the stored values stand for.
+        hint: End of the error of a missing split: what else the folder may hold.
     """
 
     root: Path
@@ -83,6 +84,7 @@ class Layout:
     outside: tuple[Path, ...] = ()
     bits: int | None = None
     label_file: bool = False
+    hint: str = ""
 
     def splits(self) -> list[str]:
         """Return the splits that have images, those with labels first."""
@@ -97,7 +99,7 @@ class Layout:
             return files
         present = self.splits()
         instead = f"it has the splits {', '.join(present)}" if present else f"expected {self.shape}"
-        instead += split_hint(split, present)
+        instead += split_hint(split, present) + self.hint
         if self.outside:
             first, count = self.below_root(self.outside[0])[0], len(self.outside)
             instead += f"; {count} of its images lie in no split, first {first}: move them to images/{split}"
@@ -284,7 +286,9 @@ def camvid_layout(root: str | Path) -> Layout:
 
 def folder_layout(root: str | Path) -> Layout:
     root = existing_folder(root)
-    labels, decode, suffix, bits = read_label_file(root / LABEL_FILE, lambda: class_masks_hint(arrange(root, None)))
+    labels, decode, suffix, bits = read_label_file(
+        root / LABEL_FILE, lambda: class_masks_hint(arrange(root, None)) or nested_hint(root)
+    )
     arrangement = arrange(root, suffix)
     candidates = [*arrangement.places]
     listed = functools.cache(lambda split: arrangement.place(split).files(suffix))
@@ -316,11 +320,12 @@ def folder_layout(root: str | Path) -> Layout:
         labels=labels,
         find=find,
         candidates=candidates,
-        shape=f"images/SPLIT/ and masks/SPLIT/{'' if arrangement.places else class_masks_hint(arrangement)}",
+        shape="images/SPLIT/ and masks/SPLIT/",
         colored='labels.json reads colors once it has a "palette", the color of each name',
         outside=arrangement.outside(),
         bits=bits,
         label_file=True,
+        hint="" if "train" in arrangement.places else class_masks_hint(arrangement) or nested_hint(root),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -55,6 +56,21 @@ def _image_and_class(mask: str, images: Mapping[str, str]) -> tuple[str, str]:
     return "", ""
 
 
+def spelled(groups: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """Return the name of each class as the folder or file of a mask spells it, by its plain name, in order.
+
+    ``groups`` are masks by class, as `classes_apart` returns them for each image.
+    """
+    examples = {label: mask for group in groups for label, mask in group.items()}
+    return {label: _spelling(label, examples[label]) for label in sorted(examples)}
+
+
+def _spelling(label: str, mask: str) -> str:
+    *folders, stem = unicodedata.normalize("NFC", mask).split("/")
+    ends = (stem[start:end] for start in reversed(range(len(stem))) for end in range(len(stem), start, -1))
+    return next((word for word in (*folders, *ends) if plain_name(word) == label), label)
+
+
 def by_class(arrangement: Arrangement, images: Path | None = None) -> list[tuple[Place, dict[str, dict[str, str]]]]:
     """Return the masks of each class by image, for each place that has masks by class, see `classes_apart`.
 
@@ -69,7 +85,7 @@ def by_class(arrangement: Arrangement, images: Path | None = None) -> list[tuple
 
 def class_masks_hint(arrangement: Arrangement) -> str:
     """Return a hint at the import of masks that hold one class each, empty without such masks."""
-    classes = sorted({label for _, groups in by_class(arrangement) for group in groups.values() for label in group})
+    classes = [*spelled(group for _, groups in by_class(arrangement) for group in groups.values()).values()]
     if not classes:
         return ""
     named = ", ".join(classes[:3]) + (", ..." if len(classes) > 3 else "")

@@ -34,18 +34,20 @@ class Refinement(nn.Module):
         self.residual = nn.Conv2d(WIDTH, width, 1, bias=False)
         nn.init.zeros_(self.residual.weight)
 
-    def forward(self, features: Tensor, level: Tensor, classifier: Tensor) -> Tensor:
+    def forward(self, features: Tensor, level: Tensor, classifier: nn.Module) -> Tensor:
         """Compute the residual.
 
         Args:
             features: Features of the decoder (N, width, H/4, W/4).
             level: Features of the backbone (N, channels, H/2, W/2).
-            classifier: Kernel of the classifier (K, width, 1, 1).
+            classifier: Classifier from (N, width, H, W) to (N, K, H, W), a linear one.
 
         Returns:
             Residual to add to the logits, (N, K, H/2, W/2).
         """
         coarse = resize(self.coarse(features), (level.shape[-2], level.shape[-1]))
         mixed = self.mix(torch.cat([coarse, self.fine(level)], dim=1))
-        kernel = classifier.flatten(1) @ self.residual.weight.flatten(1)
-        return F.conv2d(mixed, kernel[:, :, None, None])
+        # the answers of both layers to each channel, as their weights may be adapted or wrapped; zeros give the bias
+        channels = torch.eye(WIDTH, WIDTH + 1, device=mixed.device, dtype=mixed.dtype)[None, :, None]
+        answers = classifier(self.residual(channels))[0, :, 0]
+        return F.conv2d(mixed, (answers[:, :-1] - answers[:, -1:])[:, :, None, None])

@@ -308,10 +308,10 @@ class Segmenter(nn.Module):
         """Compute logits of the input's size from the backbone's levels."""
         *finer, x2, x3, x4, x5 = levels
         features = self.decoder((x2, x3, x4, x5))
+        # first, so that hooks of the classifier see the logits last
+        residual = None if self.refinement is None else self.refinement(features, finer[0], self.classifier)
         logits = self._to_input(self.forward_head(features), x)
-        if self.refinement is None:
-            return logits
-        return logits + self._to_input(self.refinement(features, finer[0], self.classifier.weight), x)
+        return logits if residual is None else logits + self._to_input(residual, x)
 
     def _set_encoder(self, *, frozen: bool) -> None:
         self.encoder_frozen = frozen

@@ -150,3 +150,57 @@ def test_labels_of_yolo_are_named_with_the_command(tmp_path: Path, place: str, f
         write_labels(tmp_path)
     command = f"it holds YOLO's labels ({found}); import it: ddsm-zoo import-data yolo"
     expect_one_line(lambda: open_dataset(f"folder:{tmp_path}", "train"), command)
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "place"),
+    [
+        ("{split}/{name}.png", "{split}_masks/{name}.png", "val_masks/NAME.png"),
+        ("{split}/{name}.jpg", "{split}/{name}_mask.png", "val/NAME.png"),
+    ],
+)
+def test_a_split_without_masks_is_no_missing_split(tmp_path: Path, image: str, mask: str, place: str) -> None:
+    """Training must not hold out a part of train while images of val lie there."""
+    data = build(tmp_path, image, mask)
+    (tmp_path / mask.format(split="val", name="c")).unlink()
+    write(tmp_path / image.format(split="test", name="t"), IMAGE)
+    assert training_splits(data) == ("train", "val")
+    expect_one_line(lambda: open_dataset(data, "val"), f"no mask for 1 of 1 images, expected {place}")
+    missing = {
+        problem.split: problem.severity for problem in check_data(data).problems if problem.kind == "missing-mask"
+    }
+    assert missing == {"val": "error", "test": "warning"}
+
+
+def test_folders_without_images_hide_no_others(tmp_path: Path) -> None:
+    data = build(tmp_path, "{split}_images/{name}.png", "{split}_masks/{name}.png")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/boxes.csv").write_text("a")
+    assert len(open_dataset(data, "train")) == 2
+
+
+def test_splits_that_only_the_masks_have_are_not_mixed(tmp_path: Path) -> None:
+    data = build(tmp_path, "images/{name}.png", "masks/{split}/{name}.png")
+    expect_one_line(
+        lambda: open_dataset(data, "train"),
+        "3 of its images lie in no split, first images/a.png: move them to images/train",
+    )
+
+
+def test_list_files_of_splits_are_named_as_unread(tmp_path: Path) -> None:
+    data = build(tmp_path, "images/{name}.png", "masks/{name}.png")
+    for split in ("train", "val"):
+        (tmp_path / f"{split}.txt").write_text("a\n")
+    (tmp_path / "readme.txt").write_text("")
+    assert "train.txt, val.txt not read" in notes(data)["train"]
+
+
+@pytest.mark.parametrize("place", ["images/{split}", "images"])
+@pytest.mark.parametrize("labeled", [True, False])
+def test_a_data_set_in_folders_of_an_archive_is_named(tmp_path: Path, place: str, labeled: bool) -> None:
+    inner = tmp_path / "archive/My Data"
+    build(inner, f"{place}/{{name}}.png", f"{place.replace('images', 'masks')}/{{name}}.png")
+    write(tmp_path / "__MACOSX/archive/a.png", IMAGE)
+    if labeled:
+        write_labels(tmp_path)
+    expect_one_line(lambda: open_dataset(f"folder:{tmp_path}", "train"), f"is {inner} meant?")

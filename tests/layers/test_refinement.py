@@ -22,12 +22,12 @@ def build(**changes: object) -> Segmenter:
 def test_it_is_a_feature_in_front_of_the_classifier() -> None:
     """By linearity the classifier of (features + residual) is what comes out."""
     torch.manual_seed(0)
-    refinement, classifier = Refinement(6, 8).eval(), nn.Conv2d(8, 3, 1, bias=False)
+    refinement, classifier = Refinement(6, 8).eval(), nn.Conv2d(8, 3, 1)
     nn.init.normal_(refinement.residual.weight)
     features, level = torch.randn(2, 8, 3, 5), torch.randn(2, 6, 6, 10)
     mixed = refinement.mix(torch.cat([resize(refinement.coarse(features), (6, 10)), refinement.fine(level)], 1))
     expected = classifier(resize(features, (6, 10)) + refinement.residual(mixed))
-    actual = resize(classifier(features), (6, 10)) + refinement(features, level, classifier.weight)
+    actual = resize(classifier(features), (6, 10)) + refinement(features, level, classifier)
     torch.testing.assert_close(actual, expected)
 
 
@@ -90,6 +90,51 @@ def test_it_serves_any_classes_and_is_saved(tmp_path: object) -> None:
     with pytest.raises(CheckpointError) as caught:  # never dropped without a word
         ddsm_zoo.create_model(f"local-dir:{tmp_path}", pretrained=True, stride=4)
     assert caught.value.kind == "weights-mismatch"
+
+
+class Adapted(nn.Module):
+    """A layer with a low-rank adapter, as LoRA wraps it. `merged` is the plain layer that computes the same."""
+
+    def __init__(self, base: nn.Conv2d) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.Conv2d(base.in_channels, 2, 1, bias=False)
+        self.up = nn.Conv2d(2, base.out_channels, 1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + self.up(self.down(x))  # type: ignore[no-any-return]
+
+    def merged(self) -> nn.Conv2d:
+        with torch.no_grad():
+            self.base.weight += (self.up.weight.flatten(1) @ self.down.weight.flatten(1))[..., None, None]
+        return self.base
+
+
+def test_adapters_of_its_layers_and_the_classifier_merge_exactly() -> None:
+    model = build().eval()
+    assert model.refinement is not None
+    nn.init.normal_(model.refinement.residual.weight)
+    model.refinement.residual = first = Adapted(model.refinement.residual)
+    model.classifier = second = Adapted(model.classifier)
+    image = torch.randn(1, 3, 40, 40)
+    with torch.no_grad():
+        adapted = model(image)
+        model.refinement.residual, model.classifier = first.merged(), second.merged()
+        torch.testing.assert_close(model(image), adapted)
+
+
+def test_hooks_of_the_classifier_see_the_logits_last() -> None:
+    model, seen = build().eval(), []
+    model.classifier.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape)))
+    model(torch.zeros(1, 3, 64, 96))
+    assert seen[-1] == (1, 4, 16, 24)
+
+
+def test_another_classifier_may_take_its_place() -> None:
+    model = build().eval()
+    width = model.config.width
+    model.classifier = nn.Sequential(nn.Conv2d(width, 8, 1), nn.Conv2d(8, 5, 1))
+    assert model(torch.zeros(1, 3, 40, 40)).shape == (1, 5, 40, 40)
 
 
 def test_a_folded_model_computes_the_same() -> None:

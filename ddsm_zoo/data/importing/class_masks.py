@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from ddsm_zoo.data.importing.annotations import (
 from ddsm_zoo.data.importing.files import split_of
 from ddsm_zoo.data.listing import images_in, plain_name
 from ddsm_zoo.data.mask_files import read_stored
-from ddsm_zoo.data.mask_names import by_class
+from ddsm_zoo.data.mask_names import by_class, spelled
 from ddsm_zoo.data.masks import BLACK, WHITE, DatasetError
 
 # Share of the pixels that must be near black or white, and how near
@@ -41,7 +42,7 @@ def read_class_masks(source: Path, options: ImportOptions, findings: Findings) -
             kind="import",
             path=source,
         )
-    classes = {label for _, groups in places for group in groups.values() for label in group}
+    classes = spelled(group for _, groups in places for group in groups.values())
     names = _names(source / "labels.json", classes)
     images = []
     for place, groups in places:
@@ -67,19 +68,21 @@ def read_class_masks(source: Path, options: ImportOptions, findings: Findings) -
     return Annotations(names=names, images=images, background=background)
 
 
-def _names(label_file: Path, classes: set[str]) -> list[str]:
+def _names(label_file: Path, classes: Mapping[str, str]) -> list[str]:
     """Return the names of the classes, spelled and sorted as in ``labels.json`` if it has all of them."""
     content = read_json(label_file) if label_file.is_file() else None
     listed = content.get("names") if isinstance(content, dict) else None
-    if isinstance(listed, list) and classes <= {plain_name(str(name)) for name in listed}:
+    if isinstance(listed, list) and classes.keys() <= {plain_name(str(name)) for name in listed}:
         return list(map(str, listed))
-    return sorted(classes)
+    return [*classes.values()]
 
 
 def _decode(path: Path) -> Bitmap:
     """Read the pixels of a class (H, W): those above half of white, where edges are smooth or compressed."""
     stored = read_stored(path)
     values = stored.values.max(-1) if stored.values.ndim == 3 else stored.values
+    if stored.see_through and values.min() == values.max():
+        raise shapes.BadShape("masks drawn by their alpha channel, which is not read, expected black and white")
     if stored.shown and set(stored.shown.values()) <= {BLACK, WHITE}:
         white = [index for index, color in stored.shown.items() if color == WHITE]
         return np.isin(values, white)

@@ -105,6 +105,27 @@ def test_white_is_the_class_however_it_is_stored(export: Path, tmp_path: Path, s
     np.testing.assert_array_equal(mask(tmp_path / "new", "a"), expected)
 
 
+@pytest.mark.parametrize("place", ["masks/{label}/a.png", "masks/a_{label}.png", "masks/a_{label}_mask.png"])
+def test_classes_keep_their_spelling(tmp_path: Path, place: str) -> None:
+    write(tmp_path / "export/images/a.JPG", picture())
+    for label, pixels in (("Auto rot", FIELD), ("Stra\u00dfe", WEED)):
+        write(tmp_path / "export" / place.format(label=label), binary(pixels))
+    import_data("class-masks", tmp_path / "export", tmp_path / "new")
+    assert names(tmp_path / "new") == ["background", "Auto rot", "Stra\u00dfe"]
+    np.testing.assert_array_equal(mask(tmp_path / "new", "a"), DRAWN)
+
+
+@pytest.mark.parametrize("color", [0, 255])
+def test_a_mask_that_only_its_alpha_channel_draws_is_left_out(export: Path, tmp_path: Path, color: int) -> None:
+    """Read without it, the class would cover nothing, or all of the image."""
+    pixels = np.full((*SIZE, 4), color, np.uint8)
+    pixels[..., 3] = binary(FIELD)
+    Image.fromarray(pixels).save(export / "masks/a_field.png")
+    report = import_data("class-masks", export, tmp_path / "new")
+    assert [count for what, count in left_out(report).items() if "alpha" in what] == [1]
+    np.testing.assert_array_equal(mask(tmp_path / "new", "a"), np.where(WEED, 2, 0))
+
+
 def test_what_does_not_fit_is_counted(export: Path, tmp_path: Path) -> None:
     write(export / "images/b.png", picture(1))  # no mask
     write(export / "masks/gone_field.png", binary(FIELD))
