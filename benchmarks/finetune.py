@@ -220,7 +220,8 @@ Predict = Callable[[Array], Array]
 
 def _ours(method: str, root: Path, seed: int, epochs: int, work: Path, plan: Plan) -> tuple[Predict, int]:
     changes: dict[str, Any] = {"epochs": epochs, "seed": seed, "workers": 0, "patience": 0, "validate_every": epochs}
-    changes |= {"crop_size": list(plan.crop), "min_size": list(plan.crop), **VARIANTS.get(method.removeprefix(f"{OURS}, "), {})}
+    changes |= {"crop_size": list(plan.crop), "min_size": list(plan.crop)}
+    changes |= VARIANTS.get(method.removeprefix(f"{OURS}, "), {})
     pretrained = changes.pop("pretrained", True)
     if times := changes.pop("enlarge", 0):
         height, width = _read(root, "val")[0][1].shape

@@ -20,6 +20,9 @@ class ConfigError(UserError, ValueError):
 
 ConfigT = TypeVar("ConfigT")
 
+# Fields that fit into an error
+_FEW = 12
+
 
 def to_dict(config: Any) -> dict[str, Any]:
     """Convert a frozen config to plain JSON-ready data. `from_dict` is the inverse."""
@@ -40,7 +43,9 @@ def from_dict(cls: type[ConfigT], data: object, where: str = "config") -> Config
     if unknown:
         expected = ", ".join(fields)
         nearest = difflib.get_close_matches(unknown[0][:60], fields, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else f", expected {expected}"
+        # a short list is named in any case: the nearest name may mean something else
+        hint = f", expected {expected}" if not nearest or len(fields) <= _FEW else ""
+        hint += f"; did you mean {nearest[0]!r}?" if nearest else ""
         raise ConfigError(
             f"{where} has unknown field {unknown[0][:60]!r}{hint}",
             name=unknown[0],
