@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ddsm_zoo.errors import MissingFileError
 from ddsm_zoo.hub.safetensors_io import abbreviate, read_tensors
-from ddsm_zoo.hub.state_dict import count_faults, mismatches, unwrap_names
+from ddsm_zoo.hub.state_dict import REFINEMENT, count_faults, mismatches, unwrap_names
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.models.deeplabv3plus import LOW_WIDTH
 from ddsm_zoo.utils.files import CheckpointError
@@ -123,7 +123,7 @@ def convert_weights(model: Segmenter, checkpoint: str | os.PathLike[str] | Mappi
     expected = model.state_dict()
     mapped = _translate(kind, tensors, expected, where, model.config.backbone)
     given = {ours: _reordered(kind, ours, tensors[name], model.config.width) for name, ours in mapped.items()}
-    optional = tuple(part for part in kind.fresh if not any(ours.startswith(part) for ours in given))
+    optional = tuple(part for part in (*kind.fresh, REFINEMENT) if not any(ours.startswith(part) for ours in given))
     needed = {
         name: tensor
         for name, tensor in expected.items()

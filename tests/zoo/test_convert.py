@@ -186,6 +186,13 @@ def test_a_state_dict_of_ours(tmp_path: Path, prefix: str, others: dict[str, Ten
         assert torch.equal(tensor, source.state_dict()[name]), name
 
 
+def test_weights_without_a_refinement_fill_a_model_of_stride_2(images: Tensor) -> None:
+    source, model = (create_model("uper_ddsm_tiny", num_classes=3, stride=stride).eval() for stride in (4, 2))
+    done = convert_weights(model, source.state_dict())
+    assert {name.split(".")[0] for name in done.fresh} == {"refinement"}
+    assert torch.equal(model(images), source(images))
+
+
 def test_a_state_dict_of_another_model_of_ours() -> None:
     source = create_model("uper_ddsm_tiny", num_classes=3)
     with raises(CheckpointError, kind="weights-mismatch", got={"missing": 15, "unexpected": 66}):
