@@ -130,6 +130,13 @@ def multi_scale(predict: Predict, scales: Sequence[float], flip: bool = False) -
 
     Raises:
         ValueError: ``scales`` is empty or has a factor out of range.
+
+    Examples:
+        >>> import ddsm_zoo, torch
+        >>> predict = full_image(ddsm_zoo.create_model("uper_ddsm_tiny", num_classes=7))
+        >>> windows = sliding_window(predict, crop=(64, 64), stride=(48, 48))
+        >>> multi_scale(windows, [1, 1.5], flip=True)(torch.rand(1, 3, 80, 64)).shape
+        torch.Size([1, 7, 80, 64])
     """
     if not scales or not all(0 < scale <= MAX_SCALE for scale in scales):  # also rejects nan
         raise ArgumentError(

@@ -148,6 +148,13 @@ class Predictor:
             ``palette`` or ``device`` is unknown, or ``threshold`` is not between 0 and 1 or given for
             several classes.
         Exception: Anything that `create_model` raises.
+
+    Examples:
+        >>> import ddsm_zoo, numpy as np
+        >>> model = ddsm_zoo.create_model("uper_ddsm_tiny", labels=["road", "car", "other"])
+        >>> result = ddsm_zoo.Predictor(model)(np.zeros((64, 96, 3), np.uint8))  # or the path of an image
+        >>> result.mask.shape, list(result.shares())
+        ((64, 96), ['road', 'car', 'other'])
     """
 
     def __init__(  # noqa: PLR0913 - each is a choice of its own, as in the command

@@ -39,6 +39,11 @@ def predict_ids(scores: Tensor, threshold: float | None = None) -> Tensor:
 
     Raises:
         ConfigError: The threshold is not between 0 and 1, or there are several classes.
+
+    Examples:
+        >>> import torch
+        >>> predict_ids(torch.tensor([[[[0.2]], [[1.5]]]])).tolist()  # two classes, one pixel
+        [[[1]]]
     """
     if threshold is not None:
         check_threshold(threshold, scores.shape[1])

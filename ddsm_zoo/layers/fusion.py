@@ -85,6 +85,8 @@ def register_fusion(name: str, build: BuildFusion) -> None:
     Raises:
         ValueError: The name is taken or malformed.
         TypeError: ``build`` is not callable.
+
+    See docs/extending.md for an example.
     """
     if not callable(build):
         raise ArgumentTypeError(

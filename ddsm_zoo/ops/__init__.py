@@ -61,6 +61,19 @@ def sampled_attention(
     Raises:
         ValueError: Shapes, dtypes or devices do not match, the kernel size is not odd, or the backend cannot run these
             tensors.
+
+    Examples:
+        Equal keys, no offsets: every position averages its 3 x 3 neighborhood, with zeros outside the map.
+
+        >>> import torch
+        >>> from ddsm_zoo.ops import sampled_attention
+        >>> query, key, value = torch.zeros(1, 8, 4, 6), torch.zeros(1, 8, 4, 6), torch.ones(1, 5, 4, 6)
+        >>> offset, modulation = torch.zeros(1, 18, 4, 6), torch.ones(1, 9, 4, 6)
+        >>> out = sampled_attention(query, key, value, offset, modulation, kernel_size=3)
+        >>> out.shape
+        torch.Size([1, 5, 4, 6])
+        >>> round(float(out[0, 0, 0, 0]) * 9), round(float(out[0, 0, 1, 1]) * 9)
+        (4, 9)
     """
     _check(query, key, value, offset, modulation, kernel_size, backend)
     if not is_traced() and len(value) == 0:  # an empty batch, which the kernels do not take

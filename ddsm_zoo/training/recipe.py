@@ -257,6 +257,10 @@ class Recipe:
             UnknownRecipeError: The package has no recipe of this name.
             FileNotFoundError: There is no file at this path.
             ConfigError: The file is not a recipe. The message names the field.
+
+        Examples:
+            >>> Recipe.load("finetune", {"epochs": 5}).epochs
+            5
         """
         path = find_recipe(recipe)
         try:

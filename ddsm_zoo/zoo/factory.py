@@ -82,6 +82,12 @@ def create_model(  # noqa: PLR0913  # the names of timm and of the Hub's client
         CheckpointError: The weights do not fit the model or are damaged.
         FileNotFoundError: A local file or folder does not exist.
         HubError: A download failed.
+
+    Examples:
+        >>> import ddsm_zoo, torch
+        >>> model = ddsm_zoo.create_model("uper_ddsm_tiny", num_classes=7).eval()
+        >>> model(torch.rand(1, 3, 65, 97)).shape
+        torch.Size([1, 7, 65, 97])
     """
     if pretrained and checkpoint_path is not None:
         raise ArgumentError(
@@ -169,6 +175,13 @@ def resolve_data_config(model: Segmenter) -> Preprocess:
     Returns:
         The preprocessing that the model's weights were trained with. Without task weights, that of the backbone's
             ImageNet weights.
+
+    Examples:
+        >>> import ddsm_zoo, numpy as np
+        >>> model = ddsm_zoo.create_model("uper_ddsm_tiny")
+        >>> transform = ddsm_zoo.create_transform(ddsm_zoo.resolve_data_config(model))
+        >>> transform(np.zeros((64, 96, 3), np.uint8)).shape
+        torch.Size([3, 64, 96])
     """
     return unwrap(model).provenance.preprocess
 

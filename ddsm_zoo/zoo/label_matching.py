@@ -44,6 +44,10 @@ def match_classes(names: Sequence[str], known: Sequence[str]) -> dict[int, int]:
 
     Returns:
         Index in ``known`` by index in ``names``, without the classes that have no match.
+
+    Examples:
+        >>> match_classes(["boat", "Cars", "person"], ["Pedestrian", "car"])
+        {1: 1, 2: 0}
     """
     matches: dict[int, int] = {}
     for key in _KEYS:

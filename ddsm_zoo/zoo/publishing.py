@@ -50,6 +50,15 @@ def save_pretrained(model: Segmenter, directory: str | os.PathLike[str], *, half
         ConfigError: ``model.provenance`` holds an invalid value.
         CheckpointError: The model has tensors that could not be loaded again.
         TypeError: There is no model of this package inside ``model``.
+
+    Examples:
+        >>> import ddsm_zoo, tempfile
+        >>> model = ddsm_zoo.create_model("uper_ddsm_tiny", num_classes=7)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     ddsm_zoo.save_pretrained(model, folder)
+        ...     again = ddsm_zoo.from_pretrained(folder)
+        >>> again.num_classes
+        7
     """
     unwrap(model).save_pretrained(directory, half=half)
 

@@ -64,6 +64,11 @@ def list_models(
 
     Raises:
         ValueError: Registered parts make a name ambiguous.
+
+    Examples:
+        >>> import ddsm_zoo
+        >>> ddsm_zoo.list_models("uper*_r18")
+        ['uper_dcn_r18', 'uper_ddsm_c_r18', 'uper_ddsm_r18', 'uper_ddsm_s_r18', 'uper_r18']
     """
     names = _matching(filter) - _matching(exclude_filters)
     table = _table()
