@@ -27,6 +27,20 @@ def complexity(config: ModelConfig, size: tuple[int, int] = (1024, 1024)) -> Com
     The count runs on the meta device. It includes convolutions and matrix products, among them those of the sampled
     attention. It excludes normalization, activations and interpolation (the bilinear sampling too), and the auxiliary
     head.
+
+    Args:
+        config: Architecture.
+        size: Size (H, W) of the image in pixels.
+
+    Returns:
+        Number of parameters and of multiply-adds.
+
+    Examples:
+        >>> import ddsm_zoo
+        >>> complexity(ddsm_zoo.model_config("uper_ddsm_r18"), (256, 256)).params == sum(
+        ...     p.numel() for p in ddsm_zoo.create_model("uper_ddsm_r18", pretrained_backbone=False).parameters()
+        ... )
+        True
     """
     with torch.device("meta"):
         model = Segmenter(dataclasses.replace(config, auxiliary=False))

@@ -26,7 +26,11 @@ def fold_norms(model: nn.Module, example: Tensor) -> None:
     """Fold every batch norm that takes the output of one convolution into that convolution, in place.
 
     One run on ``example`` (N, C, H, W) finds the pairs, so it works for any backbone. Each batch norm is replaced by
-    the rest of its work: nothing, or an activation. The model must be in evaluation mode.
+    the rest of its work: nothing, or an activation.
+
+    Args:
+        model: Model in evaluation mode, changed in place.
+        example: Images (N, C, H, W) that the model can run on.
     """
     for convolution, norm in _pairs(model, example):
         _settle(convolution)

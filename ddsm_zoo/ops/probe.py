@@ -30,6 +30,17 @@ def probe(
     """Inspect the taps at ``position`` (row, column) of the first image, for tensors as `sampled_attention` takes them.
 
     At this position, `sampled_attention` returns sum_n affinities[n] * modulations[n] * value(places[n]).
+
+    Args:
+        query: Queries (N, Ck, H, W).
+        key: Keys (N, Ck, H, W).
+        offset: Offsets (N, 2K, H, W) in pixels.
+        modulation: Modulations (N, K, H, W).
+        position: Row and column, from 0.
+        kernel_size: Odd side k of the grid, K = k * k.
+
+    Returns:
+        Locations, modulations and attention weights of the K taps.
     """
     row, column = position
     full = torch.promote_types(offset.dtype, torch.float32)

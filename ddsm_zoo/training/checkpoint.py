@@ -35,7 +35,12 @@ _FREE_FIELDS = ("workers", "epochs", "patience", "save_every")
 def save_weights(path: str | os.PathLike[str], state: Mapping[str, Tensor]) -> None:
     """Write a state dict as float32 safetensors, without the "auxiliary.*" tensors.
 
-    Raises OutputError if the file cannot be written. An older file then stays.
+    Args:
+        path: Path of the file.
+        state: Tensors by name.
+
+    Raises:
+        OutputError: The file cannot be written. An older file then stays.
     """
     tensors = {
         name: tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype).contiguous()

@@ -129,7 +129,15 @@ def hard_targets(logits: Tensor, targets: Tensor, ignore_index: int, threshold: 
     ``keep`` of the valid pixels, the least probable pixels are taken up to that share. Pixels of equal probability stay
     together.
 
-    logits (N, K, H, W), targets (N, H, W) -> (N, H, W).
+    Args:
+        logits: Logits (N, K, H, W).
+        targets: Class ids (N, H, W), or ``ignore_index``.
+        ignore_index: Id of pixels that never count.
+        threshold: Probability up to which a pixel is hard, 0 to 1.
+        keep: Minimum share of valid pixels to keep, above 0 and up to 1.
+
+    Returns:
+        Targets (N, H, W) with ``ignore_index`` at easy pixels.
     """
     valid = targets != ignore_index
     losses = F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="none")
@@ -144,7 +152,16 @@ def hard_targets(logits: Tensor, targets: Tensor, ignore_index: int, threshold: 
 def dice_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
     """Soft Dice loss 1 - 2 sum(p t) / (sum(p) + sum(t)), the mean over the classes that occur in ``targets``.
 
-    probabilities (P, K), targets (P,) class ids -> scalar; 0 if P is 0. With K = 1 they are those of id 1.
+    Args:
+        probabilities: Probabilities (P, K) of P pixels. With K = 1 they are those of id 1.
+        targets: Class ids (P,).
+
+    Returns:
+        Scalar from 0 to 1, 0 if P is 0.
+
+    Examples:
+        >>> dice_loss(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])).item()
+        0.0
     """
     members = _members(targets, probabilities.shape[1]).to(probabilities.dtype)  # (P, K)
     sizes = members.sum(0)
@@ -156,8 +173,19 @@ def dice_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
 def lovasz_softmax_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
     """Lovasz extension of 1 - IoU (Berman, Triki and Blaschko, CVPR 2018), the mean over the classes that occur.
 
-    probabilities (P, K), targets (P,) class ids -> scalar; 0 if P is 0. At one-hot probabilities it is exactly 1 - IoU
-    of the batch. With K = 1 the probabilities are those of id 1.
+    At one-hot probabilities it is exactly 1 - IoU of the batch.
+
+    Args:
+        probabilities: Probabilities (P, K) of P pixels. With K = 1 they are those of id 1.
+        targets: Class ids (P,).
+
+    Returns:
+        Scalar from 0 to 1, 0 if P is 0.
+
+    Examples:
+        >>> one_hot = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> lovasz_softmax_loss(one_hot, torch.tensor([0, 0, 1])).item()  # both IoU are 1/2
+        0.5
     """
     members = _members(targets, probabilities.shape[1])  # (P, K) int64, so that the counts below are exact
     sizes = members.sum(0)

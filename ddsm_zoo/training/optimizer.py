@@ -60,7 +60,13 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def schedule(step: int, steps: int, recipe: Recipe) -> float:
-    """Return the factor on every learning rate at step ``step`` of ``steps``: poly decay times linear warmup."""
+    """Return the factor on every learning rate at step ``step`` of ``steps``: poly decay times linear warmup.
+
+    Args:
+        step: Number of finished optimizer steps, from 0.
+        steps: Number of optimizer steps of the run.
+        recipe: Recipe with ``power`` and ``warmup_steps``.
+    """
     warmup = recipe.warmup_steps if recipe.warmup_steps >= 1 else recipe.warmup_steps * steps
     rise = min(1.0, (step + 1) / (warmup + 1))
     return float(rise * (1 - step / steps) ** recipe.power)

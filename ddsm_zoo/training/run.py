@@ -387,7 +387,7 @@ def _count_steps(recipe: Recipe, images: int) -> int:
     if steps < _FEW_STEPS:
         enough = math.ceil(_FEW_STEPS / per_epoch)
         logger.warning(
-            "the run has only %d optimizer steps (%d epochs of %d); set epochs to %d for %d steps",
+            "the run has only %d optimizer steps (epochs: %d, steps in each: %d); set epochs to %d for %d steps",
             steps,
             recipe.epochs,
             per_epoch,

@@ -20,6 +20,17 @@ def epoch_order(
 
     Without ``weights``, no image repeats before all others were shown, across epochs too. With weights, an image is
     shown its expected number of times, rounded down or up, so that chance adds no further variation.
+
+    Args:
+        count: Number of images of the training set.
+        seed: Seed of the run.
+        epoch: Number of the epoch, from 0.
+        images: Maximum number of images, 0 for all.
+        weights: Weight (count,) of each image, 0 or more.
+
+    Examples:
+        >>> sorted(epoch_order(6, seed=0, epoch=0, images=3) + epoch_order(6, seed=0, epoch=1, images=3))
+        [0, 1, 2, 3, 4, 5]
     """
     images = min(images or count, count)
     if weights is None:

@@ -37,6 +37,7 @@ class _Loaded:
 def load_task_weights(
     model: Segmenter, entry: table.Entry, task: WeightsSpec, file: LocalFile, labels: LabelSpace | None, load: _Load
 ) -> None:
+    """Load downloaded task weights into ``model``, and record their provenance."""
     loaded = load(task.labels, labels, entry.config.in_chans)
     # after the strict checks: their messages name the problem, a hash mismatch does not
     known = dataclasses.replace(
@@ -53,6 +54,7 @@ def load_task_weights(
 
 
 def load_checkpoint(model: Segmenter, file: LocalFile, labels: LabelSpace | None, load: _Load) -> None:
+    """Load the file of ``checkpoint_path`` into ``model``, and record its provenance."""
     path = file.path
     config_file = path.with_name(CONFIG_FILE)
     # a config describes only the weights file that was saved with it

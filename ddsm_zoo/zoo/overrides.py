@@ -73,6 +73,7 @@ def _check_names(given: Mapping[str, Any], known: Collection[str]) -> None:
 
 
 def as_labels(labels: LabelSpace | Sequence[str] | None, num_classes: int | None) -> LabelSpace | None:
+    """Convert a caller's labels to a LabelSpace, and compare their number with ``num_classes``."""
     if labels is None:
         return None
     if not isinstance(labels, LabelSpace):

@@ -43,6 +43,7 @@ def look_up(model_name: str) -> table.Entry:
 
 
 def require_weights(model_name: str, backbone: str | None = None) -> None:
+    """Raise WeightsNotFoundError for an architecture without task weights."""
     if resolve(model_name, backbone, False, fetch)[0].weights is None:
         raise WeightsNotFoundError(
             f"{model_name} is an architecture without task weights and cannot predict; "
@@ -86,6 +87,7 @@ def resolve(name: str, backbone: str | None, pretrained: bool, fetch: Fetch) -> 
 
 
 def fetch_imagenet_weights(timm_name: str, fetch: Fetch) -> Mapping[str, Tensor]:
+    """Load the ImageNet weights of a timm name, from an installed package or from the Hub."""
     logger.info("ImageNet weights for %s; decoder and classifier are freshly initialized", timm_name)
     packaged = packaged_weights(timm_name)
     if packaged is not None:

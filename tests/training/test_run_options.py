@@ -71,7 +71,7 @@ def test_the_average_follows_the_length_of_the_run(tmp_path: Path, data: str, ep
     assert started(tmp_path / "out")["recipe"]["ema_decay"] == pytest.approx(decay)
 
 
-@pytest.mark.parametrize(("epochs", "line"), [(3, "12 optimizer steps (3 epochs of 4)"), (25, None)])
+@pytest.mark.parametrize(("epochs", "line"), [(3, "12 optimizer steps (epochs: 3, steps in each: 4)"), (25, None)])
 def test_a_short_run_says_so_in_one_line(
     tmp_path: Path, data: str, epochs: int, line: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
