@@ -104,7 +104,7 @@ def _gradients(grad: Tensor, tensors: Sequence[Tensor], kernel_size: int) -> lis
     chunks = _Chunks(offset_rows, kernel_size, shape)
 
     def differentiate(number: int) -> tuple[slice, Tensor, Tensor]:
-        """Fill in what belongs to the chunk's positions. Return sums for a range of rows of the key and the value."""
+        """Write the gradients at the chunk's positions. Return the sums for a range of rows of key and value."""
         chunk = chunks[number]
         part = chunk.positions
         queries, grads, taps = _full(query_rows[part]), _full(grad_rows[part]), _full(tap_rows[part].t())
@@ -139,7 +139,7 @@ def _finite(*tensors: Tensor) -> bool:
 
 
 def _full(rows: Tensor) -> Tensor:
-    """Convert rows to contiguous ones in float32, or in float64 if they come so."""
+    """Convert rows to contiguous float32. Rows in float64 stay in it."""
     return rows.contiguous().to(torch.promote_types(rows.dtype, torch.float32))
 
 
@@ -248,7 +248,7 @@ def _row_dots(left: Tensor, rows: Tensor, index: Tensor) -> Tensor:
 
 @functools.cache
 def _use_sparse_tensors() -> None:
-    """Let torch say, once in a process, that its sparse tensors are new, and nobody hear it."""
+    """Trigger and suppress the warning that torch gives once per process for its first sparse CSR tensor."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor([0, 0], [], [], (1, 1), device="cpu")
