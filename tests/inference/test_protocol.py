@@ -61,7 +61,7 @@ def test_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "kind", "name"),
     [
-        ("crop = [8, 8]", "config", "stride"),
+        ("crop = [8, 8]", "options", "stride"),
         ("crop = [8, 8]\nstride = [9, 8]", "config", "stride"),
         ("scales = []", "config", "scales"),
         ("scales = [1.0, -1.0]", "config", "scales"),

@@ -132,7 +132,8 @@ def test_a_built_model_whose_classes_come_in_another_order_is_told(
         model = ddsm_zoo.create_model("uper_tiny", labels=names)
         with caplog.at_level(logging.WARNING, logger="ddsm_zoo.training.run"):
             train(recipe, "scenes:2", tmp_path / names[0], model=model)
-        assert ("rows of others" in caplog.text) == (names != CAMVID.names)
+        told = any(", ".join(names) in line and ", ".join(CAMVID.names) in line for line in caplog.messages)
+        assert told == (names != CAMVID.names)
         assert model.provenance.labels == CAMVID
 
 
