@@ -48,7 +48,7 @@ def test_a_copy_is_written_once() -> None:
     [
         (["--copy", "finetun"], "did you mean finetune?"),
         (["--copy", "finetune.toml"], "the package has the recipe finetune"),
-        (["--copy", "finetune", "--to", "mine"], "mine, expected a name that ends in .toml"),
+        (["--copy", "finetune", "--to", "mine"], "mine, expected one that ends in .toml"),
         (["--copy", "finetune", "--to", "/dev/null/mine.toml"], "cannot write /dev/null/mine.toml"),
         (["--to", "mine.toml"], "expected --copy NAME with it"),
         (["--copy", "finetune", "--json", "-"], "--json lists the recipes"),
