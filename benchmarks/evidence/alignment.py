@@ -157,12 +157,12 @@ def print_misplacement(c: Mapping[int, float], pixels: Sequence[int]) -> None:
 # ---- Ways to resize
 
 
-def half_pixel(cells: int, wanted: int, pixels: int) -> Tensor:  # noqa: ARG001 - `Places` has all three
+def half_pixel(cells: int, wanted: int, _pixels: int) -> Tensor:
     """``align_corners=False``: both maps cover the same area."""
     return (torch.arange(wanted, dtype=torch.float64) + 0.5) * (cells / wanted) - 0.5
 
 
-def corners(cells: int, wanted: int, pixels: int) -> Tensor:  # noqa: ARG001 - `Places` has all three
+def corners(cells: int, wanted: int, _pixels: int) -> Tensor:
     """``align_corners=True``: the first cells of both maps coincide, and the last."""
     return torch.arange(wanted, dtype=torch.float64) * ((cells - 1) / max(wanted - 1, 1))
 

@@ -59,7 +59,7 @@ class ExtraScores(Protocol):
             target: Labeled class ids (H, W).
         """
 
-    def compute(self, confusion: Tensor) -> dict[str, Any]:
+    def compute(self, confusion: Tensor, /) -> dict[str, Any]:
         """Compute the scores.
 
         In distributed runs each process added its share of the images, and all of them call this. Sum your counts with
@@ -82,7 +82,7 @@ class NoExtraScores:
     def add(self, index: int, ids: Tensor, target: Tensor) -> None:
         pass
 
-    def compute(self, confusion: Tensor) -> dict[str, Any]:  # noqa: ARG002 - as `ExtraScores` has it
+    def compute(self, _confusion: Tensor, /) -> dict[str, Any]:
         return {}
 
 

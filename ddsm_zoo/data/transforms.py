@@ -161,7 +161,7 @@ class Enlarge(v2.Transform):  # type: ignore[misc]  # torchvision ships no types
         super().__init__()
         self.preprocess = preprocess
 
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:  # noqa: ARG002 - torchvision's signature
+    def transform(self, inpt: Any, _params: dict[str, Any]) -> Any:
         if isinstance(inpt, tv_tensors.Mask):
             return inpt
         height, width = inpt.shape[-2:]

@@ -12,14 +12,11 @@ from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import constants, errors
-
-# The client uses httpx in version 1 and httpx2 in version 2: the base of its errors names the right one
-from huggingface_hub.errors import HTTPError as ClientError  # type: ignore[attr-defined]  # not in its __all__
-from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # nor in this
+from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # not in its __all__
 
 from ddsm_zoo.errors import ArgumentError, MissingFileError
 from ddsm_zoo.hub.address import SCHEMES, WEB_ADDRESS, parse_repository, public_uri
-from ddsm_zoo.hub.faults import HubError, client_errors, explain
+from ddsm_zoo.hub.faults import ClientError, HubError, client_errors, explain
 from ddsm_zoo.hub.model_files import CONFIG_FILE, WEIGHTS_FILE, find_weights
 from ddsm_zoo.hub.session import asked, check_token, endpoint, impatience
 from ddsm_zoo.utils.files import LocalFile, atomic_path, sha256_of, write_text
@@ -139,11 +136,7 @@ def _from_web(url: str, access: _Access, sha256: str | None) -> LocalFile:
         if path.is_file() and not access.force_download:
             return LocalFile(path=path)  # it may have changed since
         if access.local_files_only:
-            raise HubError(
-                f"{where} is not in the cache, and local_files_only is set; fetch it first without it",
-                kind="hub-offline",
-                name=where,
-            )
+            raise _offline(where)
         logger.info("fetching %s", where)
         with huggingface_hub.get_session().stream("GET", url, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response:
             hf_raise_for_status(response)
@@ -159,6 +152,14 @@ def _from_web(url: str, access: _Access, sha256: str | None) -> LocalFile:
                         expected=sha256,
                     )
     return LocalFile(path=path, sha256=sha256)
+
+
+def _offline(where: str) -> HubError:
+    return HubError(
+        f"{where} is not in the cache, and local_files_only is set; fetch it first without it",
+        kind="hub-offline",
+        name=where,
+    )
 
 
 def _from_hub(rest: str, names: tuple[str, ...], access: _Access) -> list[LocalFile]:
@@ -180,11 +181,7 @@ def _download(repository: str, revision: str, name: str, access: _Access) -> Loc
     if isinstance(cached, str) and (access.local_files_only or (pinned and not access.force_download)):
         return _checked(Path(cached), where)
     if access.local_files_only:
-        raise HubError(
-            f"{where} is not in the cache, and local_files_only is set; fetch it first without it",
-            kind="hub-offline",
-            name=where,
-        )
+        raise _offline(where)
     logger.info("looking for %s", where)
     with client_errors(f"fetch {where}", asked()):
         try:
