@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ddsm_zoo.layers.common import average, downsample, resize, stretch
+from ddsm_zoo.layers.common import apply_linear, average, downsample, resize, stretch
 from ddsm_zoo.layers.sampler import DynamicSampler
 from ddsm_zoo.ops import sampled_attention
 
@@ -30,13 +30,12 @@ class PositionalEmbedding(nn.Module):
         """
         height, width = features.shape[-2], features.shape[-1]
         projected: Tensor = projection(features)
-        # the tables as columns of one map; the last column, zeros, gives the bias, which the features already have
-        tables = torch.cat((self.rows, self.columns, torch.zeros_like(self.rows[:, :1])), dim=1)[None, :, None]
-        *halves, bias = projection(tables).split((self.rows.shape[1], self.columns.shape[1], 1), dim=3)
-        rows, columns = (half - bias for half in halves)
+        # the tables as columns of one map, without the bias, which the features already have
+        tables = torch.cat((self.rows, self.columns), dim=1)[None, :, None]
+        added, count = apply_linear(projection, tables), self.rows.shape[1]
         # in the map's dtype: autocast may stretch in float32, and the sum would be a map of float32
-        rows = stretch(rows.transpose(2, 3), (height, 1)).to(projected.dtype)  # (1, D, H, 1)
-        columns = stretch(columns, (1, width)).to(projected.dtype)  # (1, D, 1, W)
+        rows = stretch(added[..., :count].transpose(2, 3), (height, 1)).to(projected.dtype)  # (1, D, H, 1)
+        columns = stretch(added[..., count:], (1, width)).to(projected.dtype)  # (1, D, 1, W)
         # in place: nothing else holds the first sum
         return (projected + rows).add_(columns)
 

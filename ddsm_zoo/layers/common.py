@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,15 @@ def resize(features: Tensor, size: tuple[int, int]) -> Tensor:
     if not is_traced() and features.shape[-2:] == size:
         return features
     return F.interpolate(features, size=size, mode="bilinear", align_corners=False)
+
+
+def apply_linear(layer: Callable[[Tensor], Tensor], columns: Tensor) -> Tensor:
+    """Apply a 1 x 1 convolution to the columns of a map (1, C, 1, n), without its bias.
+
+    The layer is called, and its weight not read, because an adapter may wrap it. A column of zeros gives the bias.
+    """
+    results = layer(F.pad(columns, (0, 1)))
+    return results[..., :-1] - results[..., -1:]
 
 
 def crop(features: Tensor, size: tuple[int, int]) -> Tensor:

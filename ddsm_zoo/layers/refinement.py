@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ddsm_zoo.layers.common import ConvNormAct, resize
+from ddsm_zoo.layers.common import ConvNormAct, apply_linear, resize
 
 # Channels at the finer level: its maps are four times as large as the decoder's
 WIDTH = 32
@@ -47,7 +47,7 @@ class Refinement(nn.Module):
         """
         coarse = resize(self.coarse(features), (level.shape[-2], level.shape[-1]))
         mixed = self.mix(torch.cat([coarse, self.fine(level)], dim=1))
-        # the answers of both layers to each channel, as their weights may be adapted or wrapped; zeros give the bias
-        channels = torch.eye(WIDTH, WIDTH + 1, device=mixed.device, dtype=mixed.dtype)[None, :, None]
-        answers = classifier(self.residual(channels))[0, :, 0]
-        return F.conv2d(mixed, (answers[:, :-1] - answers[:, -1:])[:, :, None, None])
+        # both layers applied to each channel alone make the kernel (1, K, 1, WIDTH) of their product
+        channels = torch.eye(WIDTH, device=mixed.device, dtype=mixed.dtype)[None, :, None]
+        kernel = apply_linear(lambda columns: classifier(self.residual(columns)), channels)
+        return F.conv2d(mixed, kernel.permute(1, 3, 0, 2))
