@@ -21,7 +21,7 @@ def main(target: Path) -> None:
         upload(page, STREET)
         click_pixel(page, (166, 205))
         screen = Image.open(io.BytesIO(page.screenshot(animations="disabled"))).convert("RGB")
-    small = screen.resize((960, 600), Image.Resampling.LANCZOS).quantize(128)
+    small = screen.resize((960, 600), Image.Resampling.LANCZOS)  # all colors: fewer would merge those of two classes
     with atomic_path(target) as temporary:
         small.save(temporary, optimize=True)
 
