@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ddsm_zoo.inference.scores import predict_ids
 from ddsm_zoo.utils.distributed import all_reduce_min
+from ddsm_zoo.utils.pointwise import fast_pointwise
 
 Precision = Literal["fp32", "bf16", "auto"]
 """fp32; bf16 to compute convolutions and matrix products in bfloat16; auto for the one `choose_precision` finds."""
@@ -46,7 +47,8 @@ def has_bf16(device: torch.device) -> bool:
 def run(model: nn.Module, image: Tensor, precision: Settled) -> Tensor:
     """Compute float32 logits (N, K, H, W) of an image (N, 3, H, W) on the model's device."""
     if precision == "fp32":
-        logits: Tensor = model(image)
+        with fast_pointwise(model, image):
+            logits: Tensor = model(image)
         return logits
     with torch.autocast(image.device.type, torch.bfloat16):
         logits = model(image)

@@ -26,6 +26,7 @@ from ddsm_zoo.training.losses import create_loss
 from ddsm_zoo.training.optimizer import average_weights, create_optimizer, set_learning_rate
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.utils.distributed import all_reduce_sum
+from ddsm_zoo.utils.pointwise import fast_pointwise
 
 Batch = tuple[Tensor, Tensor]
 
@@ -42,9 +43,11 @@ class Objective(nn.Module):
         self.auxiliary_weight = auxiliary_weight
 
     def forward(self, images: Tensor, targets: Tensor) -> Tensor:
-        if getattr(self.model, "auxiliary", None) is None:
-            return cast(Tensor, self.loss(self.model(images), targets))
-        logits = self.model(images, auxiliary=True)
+        with_auxiliary = getattr(self.model, "auxiliary", None) is not None
+        with fast_pointwise(self.model, images):
+            logits = self.model(images, auxiliary=True) if with_auxiliary else self.model(images)
+        if not with_auxiliary:
+            return cast(Tensor, self.loss(logits, targets))
         loss = self.loss(logits["out"], targets) + self.auxiliary_weight * self.loss(logits["aux"], targets)
         return cast(Tensor, loss)
 
