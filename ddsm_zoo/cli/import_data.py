@@ -77,7 +77,7 @@ def import_data(
     """Convert the export of an annotation tool into a data set for training: images/, masks/ and labels.json in DEST.
 
     Formats: coco, labelme, voc (Pascal VOC), cvat (CVAT for images), yolo (YOLO-seg), roboflow (masks), ade20k,
-    class-masks (a black and white mask for each class).
+    class-masks (a black and white mask for each class or object).
     Polygons and CVAT need the extra formats. docs/data.md explains what to export from each tool.
 
     Examples:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from ddsm_zoo.data.listing import Named, has_images, images_in, is_hidden, masks
 
 _IMAGES = ("images", "image", "imgs", "img")
 _MASKS = ("masks", "mask", "labels", "label", "annotations", "annotation", "segmentations", "segmentation", "gt")
+_MASK_WORDS = {*_MASKS, "anno", "annot", "seg", "segs"}
 
 # Folders to look into for a data set below: the hint must come at once
 _DEPTH, _FOLDERS = 3, 20
@@ -77,7 +80,8 @@ def arrange(root: Path, suffix: str | None) -> Arrangement:
 
     The usual arrangement is images/SPLIT with masks/SPLIT. Others are SPLIT/images with SPLIT/masks, SPLIT with
     SPLIT_masks, folders without splits, which are train, and images and masks in one folder, as NAME.jpg with
-    NAME_mask.png. Folders have any of the usual names, such as labels for masks, and splits too, such as valid for val.
+    NAME_mask.png, or in a folder for each image. Folders have any of the usual names, such as labels for masks, and
+    splits too, such as valid for val.
 
     Args:
         root: Folder of the data set.
@@ -88,6 +92,9 @@ def arrange(root: Path, suffix: str | None) -> Arrangement:
         return Arrangement(root=root, places=_below(whole), whole=whole)
     places = {name: _pair_of_folders(root / name, suffix) for name in subfolders(root)}
     found = {name: place for name, place in places.items() if place} or _side_by_side(root) or _together(root, suffix)
+    whole = None if found else _pair_by_words(root)
+    if whole is not None:
+        return Arrangement(root=root, places=_below(whole), whole=whole)
     names = _canonical(found)
     return Arrangement(
         root=root,
@@ -98,7 +105,7 @@ def arrange(root: Path, suffix: str | None) -> Arrangement:
 
 def nested_hint(root: Path) -> str:
     """Return a hint at the folder below that holds the data set, as archives unpack it; empty without one."""
-    level = [root]
+    level = [] if "train" in arrange(root, None).places else [root]
     for _ in range(_DEPTH):
         level = [folder / name for folder in level for name in subfolders(folder)][:_FOLDERS]
         for folder in level:
@@ -117,6 +124,15 @@ def _pair_of_folders(folder: Path, suffix: str | None) -> Place | None:
     if masks is None:
         masks = images if masks_apart(images_in(images), suffix)[1].files else folder / "masks"
     return Place(images, masks)
+
+
+def _pair_by_words(folder: Path) -> Place | None:
+    """Return the only folders whose names have a word for images and for masks, such as RGB_images and Labels_v2."""
+    words = {name: set(re.split(r"[-_. ]+", name.casefold())) for name in subfolders(folder)}
+    masks = [name for name, parts in words.items() if parts & _MASK_WORDS]
+    images = [name for name, parts in words.items() if parts & {*_IMAGES} and name not in masks]
+    alone = len(images) == len(masks) == 1 and not any(map(split_of, (*words[images[0]], *words[masks[0]])))
+    return Place(folder / images[0], folder / masks[0]) if alone and has_images(folder / masks[0]) else None
 
 
 def _below(whole: Place) -> dict[str, Place]:
@@ -148,8 +164,10 @@ def _side_by_side(root: Path) -> dict[str, Place]:
 
 def _together(root: Path, suffix: str | None) -> dict[str, Place]:
     """Return the places of folders that hold images together with their masks, by split."""
-    folders = {name: root / name for name in subfolders(root)} or {"train": root}
-    places = {name: Place(folder, folder) for name, folder in folders.items() if split_of(name) and has_images(folder)}
+    folders = {name: root / name for name in subfolders(root) if split_of(name)}
+    if not folders and not any(map(split_of, itertools.chain(*(Path(name).parts for name in images_in(root).files)))):
+        folders = {"train": root}
+    places = {name: Place(folder, folder) for name, folder in folders.items() if has_images(folder)}
     return places if any(place.files(suffix)[1].files for place in places.values()) else {}
 
 

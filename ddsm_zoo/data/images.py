@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import threading
 import warnings
@@ -187,9 +188,8 @@ def open_header(path: Path, max_pixels: int | None = None) -> Iterator[Image.Ima
     except PermissionError as error:
         raise ImageError(f"{path} cannot be read: permission denied", kind="damaged-image", path=path) from error
     except UnidentifiedImageError as error:
-        found = "is empty" if path.stat().st_size == 0 else "is no image"
         raise ImageError(
-            f"{path} {found}, expected one of {', '.join(FORMATS)}", kind="image-format", path=path
+            f"{path} {_other_content(path)}, expected one of {', '.join(FORMATS)}", kind="image-format", path=path
         ) from error
     except Image.DecompressionBombError as error:
         raise ImageError(
@@ -202,6 +202,30 @@ def open_header(path: Path, max_pixels: int | None = None) -> Iterator[Image.Ima
         raise ImageError(
             f"{path} is truncated or damaged: {_first_line(error)}", kind="damaged-image", path=path
         ) from error
+
+
+# What files hold that are called like images, by their first bytes
+_OTHER_CONTENTS = (
+    (rb"version https://git-lfs", "is a pointer of Git LFS instead of the file (git lfs pull gets it)"),
+    (rb"\s*<(!doctype html|html)", "is a web page instead of the file that was to be downloaded"),
+    (rb".{4}ftyp(hei|hev|mif1|msf1)", "is a HEIC image"),
+    (rb".{4}ftypavi", "is an AVIF image"),
+    (rb"(\0\0\0\x0cjP  |\xff\x4f\xff\x51)", "is a JPEG 2000 image"),
+    (rb"(II[*+]\0|MM\0[*+])", "is a TIFF whose bands or bits Pillow does not read (it reads 1, 3 or 4 bands)"),
+    (rb"\x93NUMPY", "is a numpy array"),
+    (rb".{128}DICM", "is a DICOM image"),
+    (rb"%PDF", "is a PDF"),
+    (rb"PK\x03\x04", "is a ZIP archive"),
+    (rb"\Z", "is empty"),
+)
+
+
+def _other_content(path: Path) -> str:
+    """Describe a file that is no image which can be read."""
+    with path.open("rb") as file:
+        start = file.read(256)
+    kinds = (text for pattern, text in _OTHER_CONTENTS if re.match(pattern, start, re.DOTALL | re.IGNORECASE))
+    return next(kinds, "is no image")
 
 
 class _Quiet:

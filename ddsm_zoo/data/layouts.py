@@ -12,7 +12,7 @@ from ddsm_zoo.data.arrangements import arrange, nested_hint
 from ddsm_zoo.data.importing.detect import import_hint
 from ddsm_zoo.data.importing.files import split_of
 from ddsm_zoo.data.label_file import LABEL_FILE, read_label_file, read_text
-from ddsm_zoo.data.listing import Named, Pairing, by_name, images_in, pair_masks, subfolders
+from ddsm_zoo.data.listing import Named, Pairing, by_name, images_in, pair_masks, subfolders, unread_pictures
 from ddsm_zoo.data.mask_names import class_masks_hint, suffix_hint
 from ddsm_zoo.data.masks import (
     CAMVID_COLORS,
@@ -87,9 +87,16 @@ class Layout:
     hint: str = ""
 
     def splits(self) -> list[str]:
-        """Return the splits that have images, those with labels first."""
+        """Return the splits that have images, those with labels first.
+
+        A train or val of which only masks or unread formats are there counts too: nothing else may take its place.
+        """
         found = {name: self.find(name) for name in (*LABELED_SPLITS, *sorted(set(self.candidates)))}
-        return [name for name, files in found.items() if files is not None and files.images]
+        return [
+            name
+            for name, files in found.items()
+            if files and (files.images or (name in LABELED_SPLITS and (files.masks or files.left_out)))
+        ]
 
     def files(self, split: str) -> SplitFiles:
         """Return the files of the split. Raises DatasetError if it has no images, or its masks have other classes."""
@@ -97,12 +104,18 @@ class Layout:
         if files is not None and (files.images or files.absent):
             files.decode.require_classes(self.labels)
             return files
-        present = self.splits()
+        present = [name for name in self.splits() if name != split]
         instead = f"it has the splits {', '.join(present)}" if present else f"expected {self.shape}"
         instead += split_hint(split, present) + self.hint
         if self.outside:
             first, count = self.below_root(self.outside[0])[0], len(self.outside)
             instead += f"; {count} of its images lie in no split, first {first}: move them to images/{split}"
+        unread = files.left_out if files and files.left_out else unread_pictures(self.root)
+        if unread:
+            first = self.below_root(unread[0])[0]
+            instead += f"; {len(unread)} files are in a format that is not read, first {first}: convert them"
+        if files and files.masks:
+            instead += f"; {len(files.masks)} masks are there, first {self.below_root(*files.masks.values())[0]}"
         raise DatasetError(
             f"{self.root} has no images for the split {split!r}, {instead}",
             kind="missing-split",
@@ -301,16 +314,15 @@ def folder_layout(root: str | Path) -> Layout:
         return settle(decode, (file for split in splits for file in listed(split)[1].files.values()))
 
     def find(split: str) -> SplitFiles:
-        images, masks = listed(split)
-        if suffix:
-            masks = _with_suffix(masks, suffix)
+        images, stored = listed(split)
+        masks = _with_suffix(stored, suffix) if suffix else stored
         paired = pair_masks(images.files, masks.files)
         expected = f"{arrangement.place(split).masks.relative_to(root).as_posix()}/NAME{suffix or ''}.png"
         if images.files and images.files.keys().isdisjoint(paired.masks):
             if apart():
                 paired = Pairing({})
-            names = [*(masks.files or images.files)]
-            expected += apart() or suffix_hint([*images.files], names) or import_hint(root)
+            names = [*(stored.files or images.files)]
+            expected += apart() or suffix_hint([*images.files], names, suffix) or import_hint(root)
         masks = masks._replace(files=paired.masks, twins=(*masks.twins, *paired.rivals))
         files = _source(images, masks, expected, settled())
         return files._replace(guessed=paired.guessed, understood=arrangement.understood(split))

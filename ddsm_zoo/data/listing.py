@@ -15,7 +15,9 @@ from PIL import Image
 from ddsm_zoo.data.images import SUFFIXES, UNREAD_SUFFIXES
 
 # Suffixes of pictures, arrays and videos that Pillow's own list lacks
-_OTHER_PICTURES = UNREAD_SUFFIXES | {".avi", ".mat", ".mkv", ".mov", ".mp4", ".npz"}
+_OTHER_PICTURES = UNREAD_SUFFIXES | {
+    ".avi", ".h5", ".hdf5", ".mat", ".mha", ".mhd", ".mkv", ".mov", ".mp4", ".nii", ".npz", ".nrrd",
+}  # fmt: skip
 # Words at the start or end of a file name that tell images from masks, not one image from another
 _MASK_WORDS = (
     r"masks?|segs?|segm|segmentations?|gt|gtFine|ground_?truth|labels?|lbl|labelIds|gtFine_labelIds"
@@ -28,7 +30,9 @@ _ROLES = re.compile(
 )
 # Formats of an image and of a mask that share a name and a folder
 _TWINS = ((".jpg", ".png"), (".jpeg", ".png"))
-_MASK_END = re.compile(rf"[-_. ](?:{_MASK_WORDS})$", re.IGNORECASE)
+_MASK_END = re.compile(rf"(?:^|[-_. ])(?:{_MASK_WORDS})$", re.IGNORECASE)
+# All of a file name where each image has a folder of its own
+_ROLE = re.compile(rf"images?|img|rgb|photo|{_MASK_WORDS}", re.IGNORECASE)
 
 
 class Named(NamedTuple):
@@ -69,6 +73,8 @@ def is_unread_picture(file: Path) -> bool:
     suffix = file.suffix.lower()
     if suffix in SUFFIXES or not suffix:
         return False
+    if suffix == ".gz":  # NIfTI is packed in it
+        return Path(file.stem).suffix.lower() in _OTHER_PICTURES
     Image.init()
     return suffix in _OTHER_PICTURES or suffix in Image.registered_extensions()
 
@@ -90,10 +96,13 @@ def images_in(folder: Path, suffix: str = "") -> Named:
     Returns:
         Files by their path below the folder, without ``suffix`` and format.
     """
-    files = list(_walk(folder))
-    other = [file for file in files if is_unread_picture(file)]
-    named = by_name((file for file in files if file.suffix.lower() in SUFFIXES), suffix, folder)
-    return named._replace(left_out=tuple(sorted(other)))
+    named = by_name((file for file in _walk(folder) if file.suffix.lower() in SUFFIXES), suffix, folder)
+    return named._replace(left_out=unread_pictures(folder))
+
+
+def unread_pictures(folder: Path) -> tuple[Path, ...]:
+    """Return the pictures, arrays and videos in a folder and below it that have formats that are not read."""
+    return tuple(sorted(file for file in _walk(folder) if is_unread_picture(file)))
 
 
 def has_images(folder: Path) -> bool:
@@ -193,7 +202,7 @@ def plain_name(name: str) -> str:
 def _core(name: str) -> str:
     """Return a name without the words at its ends that say what the file is."""
     folder, _, stem = plain_name(name).rpartition("/")
-    return f"{folder}/{_ROLES.sub('', stem) or stem}"
+    return f"{folder}/{'' if folder and _ROLE.fullmatch(stem) else _ROLES.sub('', stem) or stem}"
 
 
 def _stem(name: str) -> str:

@@ -54,6 +54,7 @@ def notes(data: str) -> dict[str, str]:
         ("images/{split}/{name}.jpg", "images/{split}/{name}.png"),
         ("{split}/{name}.jpg", "{split}/{name}_mask.png"),
         ("{split}/scene/{name}.jpg", "{split}/scene/{name}-gt.png"),
+        ("RGB_images/{split}/{name}.png", "Labels_v2/{split}/{name}.png"),
     ],
 )
 def test_places_of_images_and_masks(tmp_path: Path, image: str, mask: str) -> None:
@@ -115,6 +116,47 @@ def test_images_without_splits_are_train(tmp_path: Path, image: str, mask: str, 
     for name, (_, found) in zip("abc", open_dataset(data, "train"), strict=True):
         np.testing.assert_array_equal(found, mask_of(name))
     assert notes(data) == {"train": note}
+
+
+@pytest.mark.parametrize("folder", ["", "train/"])
+def test_a_folder_for_each_image(tmp_path: Path, folder: str) -> None:
+    data = build(tmp_path, folder + "{name}/image.png", folder + "{name}/mask.png")
+    assert training_splits(data) == ("train",)
+    for name, (_, found) in zip("abc", open_dataset(data, "train"), strict=True):
+        np.testing.assert_array_equal(found, mask_of(name))
+    assert notes(data) == {"train": f"train: images and masks read from {folder.strip('/') or 'one folder'}"}
+
+
+def test_a_split_in_a_folder_below_is_not_mixed_with_another(tmp_path: Path) -> None:
+    data = build(tmp_path, "inner/{split}/{name}.png", "inner/{split}/{name}_mask.png")
+    expect_one_line(lambda: open_dataset(data, "train"), f"is {tmp_path / 'inner'} meant?")
+
+
+@pytest.mark.parametrize("suffix", [".heic", ".jp2", ".dcm", ".nii.gz"])
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_of_unread_formats_is_not_taken_for_missing(tmp_path: Path, suffix: str, split: str) -> None:
+    """Training must not hold out a part of train while pictures of val lie there."""
+    data = build(tmp_path, "images/{split}/{name}.png", "masks/{split}/{name}.png")
+    for file in (tmp_path / "images" / split).iterdir():
+        file.rename(file.with_suffix(suffix))
+    assert training_splits(data) == ("train", "val")
+    first = f"images/{split}/{SPLITS[split][0]}{suffix}"
+    for read in (lambda: check_data(data), lambda: require_sound(data, training_splits(data))):
+        expect_one_line(read, f"{len(SPLITS[split])} files are in a format that is not read, first {first}")
+
+
+def test_a_data_set_of_unread_formats_alone(tmp_path: Path) -> None:
+    data = build(tmp_path, "images/{name}.png", "masks/{name}.png")
+    for file in (tmp_path / "images").iterdir():
+        file.rename(file.with_suffix(".nef"))
+    expect_one_line(lambda: check_data(data), "3 files are in a format that is not read, first images/a.nef")
+
+
+def test_val_that_has_masks_alone(tmp_path: Path) -> None:
+    data = build(tmp_path, "images/{split}/{name}.png", "masks/{split}/{name}.png")
+    (tmp_path / "images/val/c.png").unlink()
+    assert training_splits(data) == ("train", "val")
+    expect_one_line(lambda: check_data(data), "no images for the split 'val'", "1 masks are there, first masks/val/c.")
 
 
 def test_the_usual_arrangement_needs_no_line_and_comes_first(tmp_path: Path) -> None:

@@ -141,10 +141,17 @@ def test_missing_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("read", [read_image, read_stored])
 def test_files_that_hold_no_whole_image(tmp_path: Path, read: Callable[[Path], object]) -> None:
     whole = save(tmp_path / "whole.png", np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    deep = save(tmp_path / "deep.tif", np.zeros((4, 4), np.float32))
+    bits = struct.pack("<HHIHH", 258, 3, 1, 32, 0)  # BitsPerSample
+    deep.write_bytes(deep.read_bytes().replace(bits, struct.pack("<HHIHH", 258, 3, 1, 64, 0)))
     cases = {
         "empty.png": (b"", "is empty"),
         "text.jpg": (b"this is not an image\n" * 20, "is no image"),
         "half.png": (whole.read_bytes()[: whole.stat().st_size // 2], "truncated"),
+        "pointer.jpg": (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 12\n", "Git LFS"),
+        "page.png": (b"\n<!DOCTYPE html><html>404</html>", "is a web page"),
+        "phone.jpg": (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is a HEIC image"),
+        "bands.tif": (deep.read_bytes(), "is a TIFF whose bands or bits"),
         "script.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is no image"),
     }
     for name, (content, expected) in cases.items():

@@ -30,6 +30,11 @@ def binary(pixels: np.ndarray, white: int = 255) -> np.ndarray:
         ("images/a.png", "masks/{label}/a.png"),
         ("train/images/a.png", "train/masks/a_{label}.png"),
         ("a.png", "a_{label}.png"),
+        ("images/a.png", "masks_{label}/a.png"),
+        ("images/train/a.png", "{label}_mask/train/a.png"),
+        ("train/images/a.png", "train/masks_{label}/a.png"),
+        ("train/a/images/a.png", "train/a/masks/{label}.png"),
+        ("Faces-HQ-img/a.png", "Faces-HQ-mask-anno/0/a_{label}.png"),
     ],
 )
 def test_places(image: str, place: str, tmp_path: Path) -> None:
@@ -79,6 +84,10 @@ def ones(pixels: np.ndarray, path: Path) -> None:
     Image.fromarray(binary(pixels, 1)).save(path)
 
 
+def ones_and_twos(pixels: np.ndarray, path: Path) -> None:
+    Image.fromarray(binary(pixels, 1) + np.uint8(1)).save(path)
+
+
 def bits(pixels: np.ndarray, path: Path) -> None:
     Image.fromarray(pixels).save(path)
 
@@ -95,7 +104,7 @@ def inverted_palette(pixels: np.ndarray, path: Path) -> None:
     image.save(path)
 
 
-@pytest.mark.parametrize("save", [soft, ones, bits, colored, inverted_palette])
+@pytest.mark.parametrize("save", [soft, ones, ones_and_twos, bits, colored, inverted_palette])
 def test_white_is_the_class_however_it_is_stored(export: Path, tmp_path: Path, save) -> None:  # type: ignore[no-untyped-def]
     save(FIELD, export / "masks/a_field.png")
     import_data("class-masks", export, tmp_path / "new")
@@ -141,6 +150,39 @@ def test_what_does_not_fit_is_counted(export: Path, tmp_path: Path) -> None:
         "areas of another size than their image": 1,
     }
     assert "images where areas of several classes overlap, the later one on top" in notes(report)
+
+
+@pytest.mark.parametrize(
+    ("image", "place"),
+    [
+        ("stage1_train/{name}/images/{name}.png", "stage1_train/{name}/masks/{hash}.png"),
+        ("images/{name}.png", "masks/{name}_{index}.png"),
+        ("images/{name}.png", "masks/{name}/{index}.png"),
+    ],
+)
+@pytest.mark.parametrize("listed", [None, ["nucleus"], ["rest", "nucleus"]])
+def test_a_mask_for_each_object(tmp_path: Path, image: str, place: str, listed: list[str] | None) -> None:
+    drawn = {"a": FIELD, "b": WEED}
+    for name, pixels in drawn.items():
+        write(tmp_path / "export" / image.format(name=name), picture(ord(name)))
+        for index, half in enumerate((np.arange(SIZE[1]) < 12, np.arange(SIZE[1]) >= 12)):
+            file = place.format(name=name, index=index, hash=f"{name}{index}" * 16)
+            write(tmp_path / "export" / file, binary(pixels & half))
+    if listed:
+        write_labels(tmp_path / "export", names=listed)
+    report = import_data("class-masks", tmp_path / "export", tmp_path / "new")
+    expected = {None: ["background", "object"], 1: ["background", "nucleus"], 2: ["rest", "nucleus"]}
+    assert names(tmp_path / "new") == expected[listed and len(listed)]
+    assert list(report.findings.notes.counts.values()).count(4) == 1, notes(report)
+    for name, pixels in drawn.items():
+        np.testing.assert_array_equal(mask(tmp_path / "new", name), pixels)
+
+
+def test_numbered_masks_of_several_classes_are_refused(export: Path, tmp_path: Path) -> None:
+    write(export / "masks/a_1.png", binary(FIELD))
+    write_labels(export, names=["background", "field", "weed"])
+    expect_one_line(lambda: import_data("class-masks", export, tmp_path / "new"), "are numbered", "has 3 names")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_without_such_masks(tmp_path: Path) -> None:
