@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ def read_coco(source: Path, options: ImportOptions, findings: Findings) -> Annot
     images: dict[tuple[str, str], AnnotatedImage] = {}
     for file, content in files:
         with readable(file, "COCO"):
+            for field in ("categories", "images"):
+                _require_own_ids(file, field, content[field])
             names = _categories(file, content, findings)
             categories.update(dict.fromkeys(names.values()))
             regions = _regions(file, content, names, options, findings)
@@ -76,6 +78,20 @@ def is_coco(content: object) -> bool:
     )
 
 
+def _require_own_ids(file: Path, field: str, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Raise DatasetError if an id stands for two different entries: nobody knows which one an annotation means."""
+    seen: dict[Any, str] = {}
+    for entry in entries:
+        name = str(entry.get("file_name", entry.get("name")))
+        if seen.setdefault(entry["id"], name) != name:
+            raise DatasetError(
+                f"{file} has the id {entry['id']} for two {field}, {seen[entry['id']]} and {name}, expected one each",
+                kind="import",
+                path=file,
+                got=entry["id"],
+            )
+
+
 def _categories(file: Path, content: Mapping[str, Any], findings: Findings) -> dict[Any, str]:
     """Return the class name of each category id, in the order of the ids."""
     entries = sorted(content["categories"], key=lambda entry: entry["id"])
@@ -106,6 +122,9 @@ def _regions(
         image, label = annotation["image_id"], names.get(annotation.get("category_id"))
         if image not in known:
             findings.left_out.add("annotations of images that are not listed", where)
+        elif "segments_info" in annotation:
+            what = "panoptic annotations, whose areas are in PNG files (export instances, with polygons or run lengths)"
+            findings.left_out.add(what, str(annotation.get("file_name", file.name)))
         elif label is None:
             findings.left_out.add("annotations of unknown classes", where)
         else:

@@ -19,7 +19,14 @@ _TITLES = {
     "ade20k": "ADE20K",
     "class-masks": "a mask for each class",
 }
-_SUFFIXES = (".json", ".xml", ".yaml", ".yml")
+# Formats that are not read, but whose tools write one that is
+_OTHERS = {
+    "label-studio": "Label Studio's own JSON",
+    "via": "VGG Image Annotator's own JSON",
+    "supervisely": "Supervisely's own JSON",
+    "labelbox": "Labelbox's own JSON",
+}
+_SUFFIXES = (".json", ".ndjson", ".xml", ".yaml", ".yml")
 _NAMES = ("_classes.csv", "objectInfo150.txt", "classes.txt")
 # Files and folders to look at, and bytes at both ends of each: the answer must come at once, also for a million files
 _PATHS = 2000
@@ -37,8 +44,8 @@ def import_hint(folder: str | Path) -> str:
     if found is None:
         return ""
     format, file = found
-    if format == "label-studio":
-        return f"; it holds Label Studio's own JSON ({file.name}): export as COCO there, then ddsm-zoo import-data coco"
+    if format in _OTHERS:
+        return f"; it holds {_OTHERS[format]} ({file.name}): export as COCO there, then ddsm-zoo import-data coco"
     if format == "cvat-video":
         return f"; it holds CVAT's annotations of a video ({file.name}): export them as CVAT for images there"
     return f"; it holds {_TITLES[format]} ({file.relative_to(folder).as_posix()}){import_command(format, folder)}"
@@ -66,7 +73,7 @@ def detect(folder: Path) -> tuple[str, Path] | None:
             if path.name in names:
                 return format, path
     # JSON and XML before YAML: Roboflow and others put a data.yaml beside other formats
-    for suffixes in ((".json", ".xml"), (".yaml", ".yml"), (".txt",)):
+    for suffixes in ((".json", ".ndjson", ".xml"), (".yaml", ".yml"), (".txt",)):
         for path in paths:
             shown = _format_of(path) if path.suffix.lower() in suffixes else None
             if shown is not None:
@@ -96,11 +103,17 @@ def _format_of(file: Path) -> str | None:
     except OSError:
         return None
     suffix = file.suffix.lower()
-    if suffix == ".json":
+    if suffix in (".json", ".ndjson"):
         if '"shapes"' in text and '"imagePath"' in text:
             return "labelme"
         if '"images"' in text and ('"categories"' in text or '"annotations"' in text):
             return "coco"
+        if '"shape_attributes"' in text:
+            return "via"
+        if '"classTitle"' in text or ('"classes"' in text and '"shape"' in text and '"title"' in text):
+            return "supervisely"
+        if '"data_row"' in text:
+            return "labelbox"
         return "label-studio" if text.lstrip().startswith("[") and '"from_name"' in text else None
     if suffix == ".xml" and "<annotations" in text:
         if "<track " in text:

@@ -132,7 +132,7 @@ def import_data(
                 totals.add(job, counts)
             if progress:
                 progress(done, len(jobs))
-        _require_areas(source, format, annotations, totals, findings)
+        _require_areas(source, format, annotations, totals, table.rest, findings)
         if options.background is None and annotations.background == IGNORE:
             findings.notes.add(
                 "pixels of no object are ignored, as in the benchmark (--background NAME: a class)", count=0
@@ -290,8 +290,10 @@ def _unique_stems(images: Sequence[AnnotatedImage], findings: Findings) -> dict[
     return stems
 
 
-def _require_areas(source: Path, format: str, annotations: Annotations, totals: _Totals, findings: Findings) -> None:
-    """Raise DatasetError if no image could be used, or none shows anything."""
+def _require_areas(
+    source: Path, format: str, annotations: Annotations, totals: _Totals, rest: int, findings: Findings
+) -> None:
+    """Raise DatasetError if no image could be used, or none shows anything but the class ``rest``."""
     left_out = "; ".join(findings.left_out.lines()) or "it lists none"
     if not totals.splits:
         raise DatasetError(
@@ -299,5 +301,7 @@ def _require_areas(source: Path, format: str, annotations: Annotations, totals: 
             kind="import",
             path=source,
         )
-    if sum(totals.empty.values()) == sum(totals.splits.values()):
+    shown = totals.pixels.sum() - (totals.pixels[rest] - totals.ignored if rest < len(totals.pixels) else 0)
+    nothing = sum(totals.empty.values()) == sum(totals.splits.values())
+    if nothing or (findings.left_out.counts and not shown):
         raise DatasetError(f"{source} has no annotation with an area: {left_out}", kind="import", path=source)

@@ -47,7 +47,9 @@ def require_boxes(options: ImportOptions) -> None:
 def points_of(flat: Any) -> Points:
     """Convert [x, y, x, y, ...] to points (N, 2). Raises BadShape for fewer than three, and for odd or wild numbers."""
     values = np.asarray(flat, dtype=np.float64).ravel()
-    if len(values) % 2 or len(values) < 6:
+    if len(values) % 2:
+        raise BadShape("polygons with an odd number of coordinates")
+    if len(values) < 6:
         raise BadShape("polygons with fewer than three points")
     if not (np.isfinite(values).all() and np.abs(values).max() < _FARTHEST):
         raise BadShape("polygons far outside of the image")

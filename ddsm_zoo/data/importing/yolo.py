@@ -23,6 +23,8 @@ from ddsm_zoo.data.importing.files import posix, split_of, walk
 from ddsm_zoo.data.masks import DatasetError
 from ddsm_zoo.errors import ArgumentError, PackageError
 
+_FARTHEST = 2  # polygons end at the border, so fractions are at most 1, but for rounding
+
 
 def read_yolo(source: Path, options: ImportOptions, findings: Findings) -> Annotations:
     """Read the splits of a data.yaml, or images/ and labels/ with classes.txt. Raises DatasetError."""
@@ -46,6 +48,8 @@ def read_yolo(source: Path, options: ImportOptions, findings: Findings) -> Annot
         stored = content["names"]
         pairs = sorted(stored.items()) if isinstance(stored, dict) else list(enumerate(stored))
         names = {int(index): str(name).strip() for index, name in pairs}
+        if isinstance(count := content.get("nc"), int) and count != len(names):
+            findings.notes.add(f"names in {file.name} where nc says {count}", count=len(names))
         keypoints = "kpt_shape" in content
         images: list[AnnotatedImage] = []
         for split in ("train", "val", "test"):
@@ -159,13 +163,16 @@ def _labels_of(image: Path) -> Path:
 
 def _region(words: Sequence[str], names: Mapping[int, str], options: ImportOptions, *, keypoints: bool) -> Region:
     try:
-        label, values = names.get(int(float(words[0]))), np.array([float(word) for word in words[1:]])
+        number, values = float(words[0]), np.array([float(word) for word in words[1:]])
     except ValueError as error:
         raise shapes.BadShape("lines that are no numbers") from error
+    label = names.get(int(number)) if number.is_integer() else None
     if label is None:
         raise shapes.BadShape("polygons of unknown classes")
     if keypoints:
         raise shapes.BadShape("keypoints without a mask")
+    if len(values) and np.abs(values).max() > _FARTHEST:
+        raise shapes.BadShape("coordinates in pixels, expected fractions of the image")
     if len(values) == 4:
         shapes.require_boxes(options)
         x, y, width, height = values

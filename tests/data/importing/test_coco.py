@@ -194,3 +194,28 @@ def test_encodings(encoding: str, tmp_path: Path) -> None:
 def test_broken_files(content: str, tmp_path: Path) -> None:
     (tmp_path / "some.json").write_text(content)
     expect_one_line(lambda: import_data("coco", tmp_path, tmp_path / "new"), "some.json cannot be read as")
+
+
+@pytest.mark.parametrize("field", ["categories", "images"])
+def test_an_id_of_two_is_refused(tmp_path: Path, field: str) -> None:
+    """The annotation would get the later class, or be drawn in both images."""
+    source = write_coco(tmp_path / "export", [polygon(FIELD)], images=("a.png", "b.png"))
+    file = source / "annotations.json"
+    content = json.loads(file.read_text())
+    content[field][1]["id"] = content[field][0]["id"]
+    file.write_text(json.dumps(content))
+    expect_one_line(lambda: import_data("coco", source, tmp_path / "new"), f"the id 1 for two {field}")
+    assert not (tmp_path / "new").exists()
+
+
+def test_panoptic_annotations_are_named(tmp_path: Path) -> None:
+    annotation = {"image_id": 1, "file_name": "a.png", "segments_info": [{"id": 7, "category_id": 1}]}
+    source = write_coco(tmp_path / "export", [annotation])
+    expect_one_line(lambda: import_data("coco", source, tmp_path / "new"), "panoptic annotations", "a.png")
+
+
+def test_areas_that_all_fail_are_no_background(tmp_path: Path) -> None:
+    """Run lengths of height and width exchanged: an import of nothing but background would teach that."""
+    counts = {"counts": [100, 20, SIZE[0] * SIZE[1] - 120], "size": [*SIZE[::-1]]}
+    source = write_coco(tmp_path / "export", [{"category_id": 1, "segmentation": counts}])
+    expect_one_line(lambda: import_data("coco", source, tmp_path / "new"), "areas of another size than their image")

@@ -65,7 +65,7 @@ def test_lines_without_a_polygon_are_counted(tmp_path: Path) -> None:
         "boxes without a mask": 1,
         "polygons of unknown classes": 1,
         "lines that are no numbers": 1,
-        "polygons with fewer than three points": 1,
+        "polygons with an odd number of coordinates": 1,
         "polygons far outside of the image": 1,
     }
     assert np.array_equal(mask(tmp_path / "new", "a"), DRAWN)
@@ -127,3 +127,25 @@ def test_an_image_without_labels_shows_nothing(tmp_path: Path) -> None:
     write(source / "images/train/c.png", picture(4))
     report = import_data("yolo", source, tmp_path / "new")
     assert report.empty == {"train": 1, "val": 1}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("0 3 3 20 3 20 15", "coordinates in pixels"),
+        ("0.5 0.1 0.1 0.5 0.1 0.5 0.5", "unknown classes"),  # a line without its class
+        ("0 0.1 0.1 0.5 0.1 0.5 0.5 0.93", "odd number of coordinates"),  # a confidence at the end
+    ],
+)
+def test_lines_that_mean_something_else(line: str, words: str, tmp_path: Path) -> None:
+    source = write_yolo(tmp_path / "export")
+    (source / "labels/train/a.txt").write_text(line)
+    expect_one_line(lambda: import_data("yolo", source, tmp_path / "new"), words, "a.txt line 1")
+
+
+def test_another_number_of_classes_than_named_is_said(tmp_path: Path) -> None:
+    source = write_yolo(tmp_path / "export")
+    with (source / "data.yaml").open("a") as file:
+        file.write("nc: 5\n")
+    report = import_data("yolo", source, tmp_path / "new")
+    assert report.findings.notes.counts["names in data.yaml where nc says 5"] == 3
