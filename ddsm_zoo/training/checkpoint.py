@@ -25,6 +25,7 @@ from ddsm_zoo.utils.files import CheckpointError, OutputError, atomic_path, writ
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
+PIXELS = "pixels of each class"  # part of a run's identity that may change: people mend masks
 # The last state, and the previous one as the fallback if the last is damaged
 _STATE, _BEFORE = "last/state.pt", "last/before.pt"
 # Recipe fields that may change when a run is resumed. No result depends on the workers or on how often the state is
@@ -157,15 +158,20 @@ def promote_state(out_dir: Path, path: Path | None) -> None:
 def check_continues(
     path: str | os.PathLike[str], state: Mapping[str, Any], recipe: Recipe, images: int, identity: Mapping[str, Any]
 ) -> None:
-    """Raise CheckpointError unless ``state`` comes from a run with this recipe, images and ``identity``."""
+    """Raise CheckpointError unless ``state`` comes from a run with this recipe, images and ``identity``.
+
+    Masks that have changed since are logged.
+    """
     check_parts(path, state)
     for name, value in identity.items():
         # States of earlier versions have no identity
         known = state.get("identity", {}).get(name, value)
-        if known != value:
+        if known != value and name == PIXELS:
+            logger.warning("the masks have changed since the run began: other %s", name)
+        elif known != value:
             raise CheckpointError(
-                f"{path} was made with other {name}: {_difference(known, value)}; resume on the data of that run, or "
-                "begin a new run in another folder",
+                f"{path} was made with other {name}: {_difference(known, value)}; resume with those of that run, "
+                "or begin a new run in another folder",
                 kind="other-data",
                 path=path,
                 name=name,

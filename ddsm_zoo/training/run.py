@@ -31,7 +31,7 @@ from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.layers.sampler import watch_taps
 from ddsm_zoo.models import Segmenter, has_stride_2, unwrap
 from ddsm_zoo.training.batch_size import find_batch_size
-from ddsm_zoo.training.checkpoint import check_parts, has_state, load_last_state
+from ddsm_zoo.training.checkpoint import PIXELS, check_parts, has_state, load_last_state
 from ddsm_zoo.training.loop import Hooks, ProgressEvent, fit
 from ddsm_zoo.training.losses import create_loss
 from ddsm_zoo.training.precision import settle_precision
@@ -179,7 +179,7 @@ def train(  # noqa: PLR0913 - each is a choice of its own
                         order=_order(recipe, counts),
                         progress=begin,
                         observe=visual_log,
-                        identity=_identity(labels, train_set, val_set),
+                        identity={**_identity(labels, train_set, val_set, report), "initial weights": start},
                     ),
                 )
         finally:
@@ -190,12 +190,20 @@ def train(  # noqa: PLR0913 - each is a choice of its own
     return summary
 
 
-def _identity(labels: LabelSpace, train_set: SegmentationDataset, val_set: SegmentationDataset) -> dict[str, Any]:
-    """Return the class and image names that a resumed run must match: equal counts do not prove equal data."""
+def _identity(
+    labels: LabelSpace, train_set: SegmentationDataset, val_set: SegmentationDataset, report: Report | None
+) -> dict[str, Any]:
+    """Return what a resumed run must find again: equal counts and equal names of files do not prove equal data."""
+    decode = train_set.decode
+    stored = [f"{value} = {index}" for value, index in (*decode.ids.items(), *decode.colors.items())]
+    pixels = {} if report is None else {split: list(each.pixels) for split, each in report.splits.items()}
     return {
         "class names": list(labels.names),
         "training images": [pair.name for pair in train_set.pairs],
         "validation images": [pair.name for pair in val_set.pairs],
+        "class ids of the values in masks": sorted(stored),
+        "bits of 16-bit images": train_set.bits,
+        PIXELS: pixels,
     }
 
 

@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import ddsm_zoo
 from ddsm_zoo.data.check.report import check_data
+from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.training.run import train
 from ddsm_zoo.training.sampling import median_frequency
+from ddsm_zoo.utils.files import CheckpointError
 from ddsm_zoo.utils.plain_data import ConfigError
 from tests.support.data_sets import write, write_labels
 from tests.support.errors import raises
@@ -210,3 +213,45 @@ def test_batches_of_one_with_group_normalization_from_batch_normalized_weights(t
     assert f'{start} Changes to the recipe: `overrides = {{"norm": "group"}}`.' in card
     assert str(tmp_path) not in card
     assert summary["epochs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "name"),
+    [
+        ({"ids": {"0": 0, "1": 1, "2": 2}}, {"ids": {"0": 0, "1": 2, "2": 1}}, "class ids of the values in masks"),
+        ({"ignore_index": 255}, {"ignore": [254, 255]}, "class ids of the values in masks"),
+        ({}, {"bits": 12}, "bits of 16-bit images"),
+    ],
+)
+def test_a_run_does_not_go_on_where_masks_or_images_are_read_in_another_way(
+    tmp_path: Path, data: str, before: dict[str, object], after: dict[str, object], name: str
+) -> None:
+    names = json.loads((tmp_path / "data/labels.json").read_text())["names"]
+    write_labels(tmp_path / "data", names=names, **before)
+    train(recipe(), data, tmp_path / "out", pretrained=False)
+    state = (tmp_path / "out/last/state.pt").read_bytes()
+    write_labels(tmp_path / "data", names=names, **after)
+    with raises(CheckpointError, kind="other-data", name=name):
+        train(recipe(epochs=2), data, tmp_path / "out", pretrained=False, resume=True)
+    assert (tmp_path / "out/last/state.pt").read_bytes() == state
+
+
+def test_a_run_does_not_go_on_from_other_weights_than_it_began_with(tmp_path: Path, data: str) -> None:
+    """The model's card would name weights that the run has never seen."""
+    train(recipe(), data, tmp_path / "out", pretrained=False)
+    model = ddsm_zoo.create_model("uper_ddsm_tiny", labels=LabelSpace.from_names(["road", "car", "sky"]))
+    with raises(CheckpointError, kind="other-data", name="initial weights"):
+        train(recipe(epochs=2), data, tmp_path / "out", model=model, resume=True)
+
+
+def test_masks_that_were_mended_are_said_when_the_run_goes_on(
+    tmp_path: Path, data: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(recipe(), data, tmp_path / "out", pretrained=False)
+    mask = tmp_path / "data/masks/train/2.png"
+    write(mask, np.asarray(Image.open(mask))[::-1])
+    train(recipe(epochs=2), data, tmp_path / "out", pretrained=False, resume=True)
+    assert "masks have changed" not in caplog.text  # as many pixels of each class
+    write(mask, np.zeros_like(np.asarray(Image.open(mask))))
+    train(recipe(epochs=3), data, tmp_path / "out", pretrained=False, resume=True)
+    assert caplog.text.count("the masks have changed since the run began") == 1
