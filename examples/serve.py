@@ -33,16 +33,21 @@ async def read_upload(request: Request) -> Image.Image:
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BYTES:
-            raise HTTPException(413, f"the upload has more than {MAX_BYTES} bytes")
+            raise HTTPException(413, f"the upload has more than {MAX_BYTES >> 20} MiB")
     try:
         image = Image.open(io.BytesIO(body))
         if image.width * image.height > MAX_PIXELS:
             raise HTTPException(
-                413, f"the image has {image.width} x {image.height} pixels, at most {MAX_PIXELS} are read"
+                413, f"the image has {image.width} x {image.height} pixels, expected at most {MAX_PIXELS}"
             )
-        return ImageOps.exif_transpose(image).convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
-        raise HTTPException(415, f"the body is no image that can be read: {error}") from error
+        return ImageOps.exif_transpose(image)
+    except Image.DecompressionBombError as error:
+        raise HTTPException(413, f"the image is too large, expected at most {MAX_PIXELS} pixels") from error
+    except UnidentifiedImageError as error:
+        hint = "send the bytes of an image file as the body, not a form: curl --data-binary @FILE"
+        raise HTTPException(415, f"got {len(body)} bytes that are no image; {hint}") from error
+    except (OSError, SyntaxError) as error:
+        raise HTTPException(415, f"the image is damaged: {error}") from error
 
 
 def segment(image: Image.Image) -> ddsm_zoo.Segmentation:

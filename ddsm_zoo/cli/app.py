@@ -38,6 +38,17 @@ def refuse_empty(words: Sequence[str], *, arguments: bool) -> None:
 class OneLineErrors(TyperGroup):
     """End the command with one line on stderr and status 2, whatever goes wrong. DDSM_ZOO_DEBUG=1 shows tracebacks."""
 
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command whose help wraps its paragraphs to the terminal and shows no value for flags."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None:
+            paragraphs = (command.help or "").split("\n\n")
+            command.help = "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
+            for option in (*command.params, command.get_help_option(ctx)):
+                if getattr(option, "is_flag", False):
+                    setattr(option, "metavar", "")  # noqa: B010 - typer's own type has no such attribute before 0.20
+        return command
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
         assert command is not None  # typer has ended otherwise
@@ -161,3 +172,5 @@ def configure(
     logger = logging.getLogger("ddsm_zoo")
     logger.handlers = [LogLines()]
     logger.setLevel(logging.INFO)
+    # It warns of the layers of the ImageNet classifier, which no backbone has
+    logging.getLogger("timm.models._builder").setLevel(logging.ERROR)

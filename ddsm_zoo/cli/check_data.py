@@ -24,11 +24,12 @@ def check_data(
 ) -> None:
     """Check a data set before training: files, sizes, values in the masks, and images that are in several splits.
 
-    Errors would stop training and end with exit status 2. Warnings may be intended. docs/data.md explains each.
+    Errors would stop training and end with exit status 2. Warnings may be intended. The
+    documentation's page Data explains each.
 
     Example:
 
-    ddsm-zoo check-data folder:my_data --json report.json
+    ddsm-zoo check-data folder:mydata --json report.json
     """
     check_output(json)
     from ddsm_zoo.data.check.report import check_data

@@ -98,7 +98,8 @@ def evaluate(
 ) -> None:
     """Score a model, compare two models, or score a folder of predictions.
 
-    Reports mIoU and the IoU of each class at the resolution of the labels. docs/evaluation.md defines each metric.
+    Reports mIoU and the IoU of each class at the resolution of the labels. The
+    documentation's page Evaluate defines each metric.
 
     Examples:
 

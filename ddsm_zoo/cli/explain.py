@@ -34,7 +34,8 @@ def explain(
 ) -> None:
     """Draw the positions, affinities and features that DDSM samples at a pixel (the paper's Fig. 4).
 
-    With --compare, draw the predictions and errors of two models (Fig. 1). docs/explain.md explains both figures.
+    With --compare, draw the predictions and errors of two models (Fig. 1). The
+    documentation's page Explain describes both.
 
     Examples:
 

@@ -50,7 +50,7 @@ def export(
 ) -> None:
     """Export a model as ONNX or as a torch.export program, and compare the file with the model.
 
-    ONNX needs the extra export. docs/export.md shows how to serve the file with onnxruntime only.
+    ONNX needs the extra export. The documentation's page Export shows how to serve the file with onnxruntime only.
 
     Examples:
 

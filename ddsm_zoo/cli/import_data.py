@@ -77,14 +77,14 @@ def import_data(
     """Convert the export of an annotation tool into a data set for training: images/, masks/ and labels.json in DEST.
 
     Formats: coco, labelme, voc (Pascal VOC), cvat (CVAT for images), yolo (YOLO-seg), roboflow (masks), ade20k,
-    class-masks (a black and white mask for each class or object).
-    Polygons and CVAT need the extra formats. docs/data.md explains what to export from each tool.
+    class-masks (a black and white mask for each class or object). Polygons and CVAT need the extra formats. The
+    documentation's page Data explains what to export from each tool.
 
     Examples:
 
     ddsm-zoo import-data coco my_export mydata
 
-    ddsm-zoo train --recipe finetune --data folder:mydata --out runs/mine
+    ddsm-zoo train --recipe finetune --data folder:mydata --out runs/mine --pretrained
     """
     check_output(json)
     check_folder(dest.expanduser().parent)

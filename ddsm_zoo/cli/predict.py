@@ -49,7 +49,9 @@ def predict(
         str | None,
         typer.Option(help="Cut images larger than N x N into tiles; auto: the largest that fit.", metavar="N"),
     ] = None,
-    memory: Annotated[str, typer.Option(help="Memory limit for --tile, image included.", metavar="SIZE")] = "4GiB",
+    memory: Annotated[
+        str | None, typer.Option(help="Memory limit for --tile, image included. Default: 4GiB.", metavar="SIZE")
+    ] = None,
     precision: PrecisionOption = "fp32",
     camera: Annotated[int | None, typer.Option(min=0, help="Segment camera N until Ctrl-C.", metavar="N")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="Stop a video or camera after this many frames.")] = None,
@@ -73,7 +75,7 @@ def predict(
     """Segment images, videos or a camera.
 
     Each image gives NAME_ids.png (class ids), NAME_color.png and NAME_overlay.png, a video NAME_overlay.mp4.
-    docs/large-images.md explains --tile and --memory.
+    The documentation's page Large images and videos explains --tile and --memory.
 
     Examples:
 
@@ -87,7 +89,13 @@ def predict(
     """
     if not paths and camera is None:
         raise typer.BadParameter("expected images, videos, folders, patterns, lists or URLs, or --camera N")
-    side, limit = parse_tile(tile), parse_memory(memory)
+    side, limit = parse_tile(tile), parse_memory(memory or "4GiB")
+    if memory is not None and side is None:
+        raise ArgumentError(
+            f"got --memory {memory} alone, expected --tile with it, such as --tile auto",
+            kind="options",
+            name="--memory",
+        )
     check_folder(out)
     check_output(json)
     from ddsm_zoo.inference.folder import FileResult, free_folder, predict_folder, result_stems

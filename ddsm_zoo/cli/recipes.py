@@ -27,7 +27,7 @@ def recipes(
 ) -> None:
     """List the training recipes of the package with purpose, hardware, duration and expected score.
 
-    Train with a recipe:  ddsm-zoo train --recipe finetune --data folder:my_data --out runs/mine --pretrained
+    Train with a recipe:  ddsm-zoo train --recipe finetune --data folder:mydata --out runs/mine --pretrained
 
     Copy a recipe to edit it:  ddsm-zoo recipes --copy finetune --to mine.toml
     """

@@ -59,9 +59,9 @@ def train(
 
     Examples:
 
-    ddsm-zoo train --recipe finetune --data folder:my_data --out runs/mine --pretrained
+    ddsm-zoo train --recipe finetune --data folder:mydata --out runs/mine --pretrained
 
-    ddsm-zoo train -r finetune -d folder:my_data -o runs/rare --pretrained --set sampling=balanced
+    ddsm-zoo train -r finetune -d folder:mydata -o runs/rare --pretrained --set sampling=balanced
 
     To write your own recipe: ddsm-zoo recipes --copy finetune --to mine.toml, edit it, train with --recipe mine.toml
     """

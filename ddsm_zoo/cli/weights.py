@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,8 +10,17 @@ import typer
 
 from ddsm_zoo.cli.app import JsonOption, app
 from ddsm_zoo.cli.console import check_folder, check_output, print_lines, report
+from ddsm_zoo.hub.model_files import CONFIG_FILE, WEIGHTS_FILE
+from ddsm_zoo.utils.files import OutputError
 
 HalfOption = Annotated[bool, typer.Option("--half", help="Store kernels in 16 bits, which halves the file.")]
+
+
+def check_new_model(folder: Path) -> None:
+    """Raise OutputError if nothing can be written in ``folder``, or if it holds a model, which must not be replaced."""
+    check_folder(folder)
+    if any((folder / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE)):
+        raise OutputError(errno.EEXIST, "it holds a model already, choose another folder", str(folder))
 
 
 @app.command()
@@ -25,7 +35,7 @@ def save(
 
     ddsm-zoo save uper_ddsm_lite0_camvid models/camvid
     """
-    check_folder(folder)
+    check_new_model(folder)
     from ddsm_zoo.zoo.factory import create_trained
     from ddsm_zoo.zoo.publishing import save_pretrained
 
@@ -93,7 +103,7 @@ def import_weights(
 
     ddsm-zoo import last.ckpt models/mine --model uper_ddsm_r50 --classes 5
     """
-    check_folder(folder)
+    check_new_model(folder)
     check_output(json)
     from ddsm_zoo.zoo.convert import convert_weights
     from ddsm_zoo.zoo.factory import create_model

@@ -41,9 +41,9 @@ RED, BLUE, GRAY = (214, 30, 40), (20, 60, 230), (225, 225, 225)
 # A browser may fetch only from this server, even if gradio asks for other addresses
 POLICY = b"default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'"
 CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
-HINT = "Click a pixel of the picture to see which positions DDSM samples for it."
+HINT = "Click a pixel of the image to see which positions DDSM samples for it."
 READING = "Each module reads at its crosses. The larger the disc, the more it counts."
-EMPTY = "Drop a picture on the left, or take one of the rendered streets."
+EMPTY = "Drop an image on the left, or take one of the rendered streets."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +249,7 @@ def build_page(names: Sequence[str], chosen: str, load: Callable[[str], Predicto
             with gr.Column(scale=5, min_width=240):
                 gr.HTML("<h1>ddsm-zoo</h1><p>Semantic segmentation with the Dynamic Dual Sampling Module</p>")
                 model = gr.Dropdown(list(names), value=chosen, label="Model", elem_id="model")
-                file = gr.File(label="Picture", height=130, elem_id="file")
+                file = gr.File(label="Image", height=130, elem_id="file")
                 with gr.Row():
                     sample = gr.Button("Sample street", size="sm", min_width=80)
                     scene = gr.Button("Render a street", size="sm", min_width=80)
@@ -258,7 +258,7 @@ def build_page(names: Sequence[str], chosen: str, load: Callable[[str], Predicto
                 picture = gr.Image(
                     format="png",
                     show_label=False,
-                    alt_text="The picture under the colors of its classes",
+                    alt_text="The image under the colors of its classes",
                     interactive=False,
                     buttons=["download", "fullscreen"],
                     elem_id="picture",

@@ -167,7 +167,8 @@ def _check_classes(model: Segmenter, labels: LabelSpace) -> None:
     if len(own) != len(known):
         raise ArgumentError(
             f"the model predicts {model.num_classes} classes and the data has {len(labels)} "
-            f"({', '.join(labels.names[:3])}, ...), expected the same",
+            f"({', '.join(labels.names[:3])}, ...), expected the same; "
+            "fine-tune the model on this data (ddsm-zoo train --pretrained), or score it on data with its classes",
             kind="classes-differ",
             got=model.num_classes,
             expected=len(labels),

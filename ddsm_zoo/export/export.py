@@ -142,7 +142,8 @@ def export(
     options = options or ExportOptions()
     if Path(path).suffix != SUFFIX[options.format]:
         raise ArgumentError(
-            f"the file is called {os.fspath(path)}, expected a name ending in {SUFFIX[options.format]}",
+            f"the file is called {os.fspath(path)}, expected a name ending in {SUFFIX[options.format]} for the "
+            f"format {options.format}",
             kind="file-suffix",
             path=path,
             expected=SUFFIX[options.format],

@@ -111,8 +111,9 @@ def _from_folder(folder: Path, names: tuple[str, ...]) -> list[Path]:
         folder = folder / "best"
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
+        what = f"no {missing[0]} in {folder}" if folder.is_dir() else f"the folder {folder} does not exist"
         raise MissingFileError(
-            f"no {missing[0]} in {folder}, expected a folder written by save_pretrained", path=folder / missing[0]
+            f"{what}, expected a folder that `ddsm-zoo train` or save_pretrained wrote", path=folder / missing[0]
         )
     return [folder / name for name in names]
 

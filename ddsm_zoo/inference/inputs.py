@@ -193,7 +193,11 @@ class _Search:
             self._leave_out(HIDDEN, path)
         elif _is_missing(path):
             problem = f"{path} is a link to a missing file" if path.is_symlink() else f"{path} does not exist"
-            missing = MissingFileError(f"{problem}, expected an image, a video, a folder or a list of these", path=path)
+            missing = MissingFileError(
+                f"{problem}, expected an image, a video, a folder or a list of these; check "
+                "the path and the current folder",
+                path=path,
+            )
             self.failures.append((path, missing))
         else:
             self.found.append(path)

@@ -367,7 +367,8 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise ArgumentError(
-            f"device {str(device)!r} cannot be used here, expected cpu, or cuda where there is a GPU",
+            f"device {str(device)!r} cannot be used here, expected cpu, or cuda where PyTorch finds a GPU; leave "
+            "the device out to use the best one",
             kind="device",
             name="device",
             got=str(device),

@@ -267,7 +267,9 @@ class Recipe:
             data = tomllib.loads(path.read_bytes().decode("utf-8"))
         except ValueError as error:  # not TOML, or not even UTF-8
             raise ConfigError(f"{path} is not valid TOML: {error}", kind="syntax", path=path) from error
-        return from_dict(cls, {**data, **(changes or {})}, where=str(path))
+        return from_dict(
+            cls, {**data, **(changes or {})}, where=str(path if path == Path(recipe) else f"recipe {recipe}")
+        )
 
     def to_plain(self) -> dict[str, Any]:
         """Return the fields except ``about`` as JSON data, for logs and for comparison with an earlier run."""

@@ -190,8 +190,8 @@ def find(name: str, backbone: str | None = None) -> Entry:
     if key in known:
         if backbone is None:
             raise UnknownModelError(
-                f"{name!r} names no backbone; pass backbone='convnext_tiny.fb_in22k' or another timm name, "
-                f"or use {key}_{{{','.join(BACKBONES)}}}",
+                f"{name!r} names no backbone, expected {key}_{{{','.join(BACKBONES)}}}, or a timm name as backbone, "
+                "such as convnext_tiny.fb_in22k",
                 kind="no-backbone",
                 name=name,
             )
@@ -232,7 +232,7 @@ def _unknown(name: str, key: str, table: Mapping[str, Entry]) -> str:
     else:
         spelled = key[:80].lower().replace("-", "_")  # names have neither capitals nor dashes
         nearest = difflib.get_close_matches(spelled, [*table, *families()], n=3)
-    hint = f"did you mean {', '.join(nearest)}?" if nearest else "list_models() has all names"
+    hint = f"did you mean {', '.join(nearest)}?" if nearest else "`ddsm-zoo list` has all names"
     parts = next((key.removesuffix(f"_{row}") for row in BACKBONES if key.endswith(f"_{row}")), None)
     if parts is not None and parts not in families():
         hint += " Parts of your own must be registered first: import their module (--plugin MODULE)"

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 from torch import Tensor
 
@@ -70,9 +71,11 @@ def resolve(name: str, backbone: str | None, pretrained: bool, fetch: Fetch) -> 
     """Return the entry for a name or an address, and for an address its weights file if ``pretrained``."""
     if not is_uri(name):
         if "/" in name or ":" in name:
+            shown = public_uri(name)[:80]
+            hint = f"did you mean local-dir:{shown}?" if Path(name[:1000]).is_dir() else "check the spelling"
             raise registry.UnknownModelError(
-                f"{public_uri(name)[:80]!r} names no model, expected a name of `ddsm-zoo list`, "
-                "local-dir:FOLDER or hf-hub:ORG/NAME; pass a file of weights as checkpoint_path",
+                f"{shown!r} names no model, expected a name of `ddsm-zoo list`, local-dir:FOLDER or hf-hub:ORG/NAME; "
+                f"{hint} In Python, checkpoint_path takes a file of weights",
                 name=public_uri(name),
             )
         return registry.find(name, backbone), None

@@ -142,7 +142,7 @@ def test_what_is_no_picture_is_said_in_one_line_and_harms_nothing(page: Page, tm
         assert page.locator("#caption").inner_text().startswith(name), "the folder on the server is nobody's business"
         assert page.locator("#picture img").count() == 0
         page.get_by_label("Clear").first.click()
-        page.get_by_text("Drop a picture on the left").wait_for()
+        page.get_by_text("Drop an image on the left").wait_for()
     upload(page, STREET)
     assert page.locator("#classes tr").count() > 5
 

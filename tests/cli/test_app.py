@@ -84,6 +84,13 @@ def test_help_teaches_and_loads_no_torch() -> None:
     assert done.stdout.splitlines()[-1] == "False"
 
 
+def test_help_shows_no_value_for_flags_and_wraps_paragraphs(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    for command in ("train", "predict"):
+        assert "bool" not in run(command, "--help").stdout
+    assert "on val; use it as --model local-dir:DIR/best" in run("train", "--help").stdout
+
+
 def test_version(run: Run) -> None:
     assert run("--version").stdout.strip() == ddsm_zoo.__version__
 
@@ -126,7 +133,7 @@ def test_info_table_and_file(run: Run, tmp_path: Path, tiny: str) -> None:
         (["uper_ddsm_tiny", "--size", "0"], "size is '0'"),
         (["uper_ddsm_tiny", "--size", "big"], "size is 'big'"),
         (["uper_ddsm_tiny", "--json", "/dev/null/x.json"], "cannot write"),
-        (["local-dir:nowhere"], "config.json"),
+        (["local-dir:nowhere"], "the folder nowhere does not exist"),
     ],
 )
 def test_info_of_what_cannot_be(run: Run, arguments: list[str], message: str) -> None:

@@ -212,6 +212,7 @@ def test_a_limit_of_confidence_that_nobody_measured_is_no_claim() -> None:
         (["--tile", "100"], "tile is 100, expected 'auto' or a number of pixels from"),
         (["--tile", "half"], "--tile is 'half', expected auto or a number"),
         (["--memory", "much"], "--memory is 'much', expected an amount such as 4GiB"),
+        (["--memory", "4GiB"], "got --memory 4GiB alone, expected --tile with it"),
         (["--palette", "bright"], "palette is 'bright', expected contrast or own"),
         (["--precision", "fp8"], "precision is 'fp8', expected fp32, bf16, auto"),
         (["--camera", "63"], "/dev/video63 cannot be read as a video"),

@@ -52,6 +52,17 @@ def test_a_bundle_needs_no_network(run: Run, tmp_path: Path, tiny: str, monkeypa
     assert recorded == sha256_of(tmp_path / "bundle" / "model.safetensors")
 
 
+def test_save_keeps_a_model_that_is_there(run: Run, tmp_path: Path, tiny: str) -> None:
+    run("save", tiny, "bundle")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "bundle").iterdir()}
+    for command in (
+        ("save", "uper_ddsm_lite0_camvid", "bundle"),
+        ("import", "x.pth", "bundle", "-m", tiny, "--classes", "2"),
+    ):
+        assert "cannot write bundle: it holds a model already" in run(*command, fails=True).stderr
+    assert {path.name: path.read_bytes() for path in (tmp_path / "bundle").iterdir()} == before
+
+
 def test_push_prints_the_address_of_what_it_published(run: Run, tiny: str, server: HubServer) -> None:
     address = run("push", tiny, "someone/model", "--private", "--revision", "trial").stdout.strip()
     assert server.private == {"someone/model"}
@@ -89,4 +100,4 @@ def test_import_tells_what_became_of_each_tensor(run: Run, tmp_path: Path) -> No
     model = ddsm_zoo.create_model("local-dir:ours", pretrained=True)
     assert torch.equal(model.state_dict()["backbone.body.bn1.weight"], state["bn1.weight"])
     (tmp_path / "other.pth").write_bytes(b"nothing")
-    assert "is damaged" in run("import", "other.pth", "ours", *options, fails=True).stderr
+    assert "is damaged" in run("import", "other.pth", "others", *options, fails=True).stderr

@@ -70,3 +70,20 @@ def test_what_is_too_large_is_refused(client: TestClient, serve: ModuleType) -> 
     wide = Image.new("1", (serve.MAX_PIXELS // 1000 + 1, 1000))
     assert client.post("/mask", content=encoded(wide, "png")).status_code == 413
     assert client.post("/mask", content=bytes(serve.MAX_BYTES + 1)).status_code == 413
+
+
+def test_what_is_too_large_for_pillow_is_too_large(client: TestClient) -> None:
+    assert client.post("/mask", content=encoded(Image.new("1", (20000, 20000)), "png")).status_code == 413
+
+
+def test_a_form_is_refused_with_the_way_to_send_an_image(client: TestClient, street: Image.Image) -> None:
+    answer = client.post("/mask", files={"file": encoded(street, "png")})
+    assert answer.status_code == 415
+    assert "--data-binary" in answer.json()["detail"]
+
+
+def test_16_bits_are_scaled_and_not_clipped(client: TestClient, street: Image.Image) -> None:
+    gray = street.convert("L")
+    deep = Image.fromarray(np.asarray(gray).astype(np.uint16) * 257)
+    answers = [client.post("/mask", content=encoded(image, "png")).content for image in (gray, deep)]
+    assert answers[0] == answers[1]

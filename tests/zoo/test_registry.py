@@ -70,7 +70,7 @@ def test_one_wrong_letter_brings_the_right_name(name: str, data: st.DataObject) 
         ("uper_ddsm_lite0_ade20k", ("'ade20k'", " uper_ddsm_lite0_camvid, uper_ddsm_lite0")),
         ("upper_ddsm_lite0", (" uper_ddsm_lite0",)),
         ("UPER-DDSM-R50", (" uper_ddsm_r50",)),
-        ("resnet", ("list_models()",)),
+        ("resnet", ("`ddsm-zoo list`",)),
     ],
 )
 def test_hints(name: str, shown: tuple[str, ...]) -> None:

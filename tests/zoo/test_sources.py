@@ -42,6 +42,12 @@ def test_registered_weights_are_pinned(saved: Path, trained: Segmenter, own_tabl
         create_model("mine_changed", pretrained=True)
 
 
+def test_a_folder_without_its_prefix_is_suggested_with_it(tmp_path: Path) -> None:
+    with raises(LookupError, kind="unknown-model", name=str(tmp_path)) as error:
+        create_model(str(tmp_path))
+    assert f"did you mean local-dir:{str(tmp_path)[:40]}" in str(error.value)
+
+
 def test_unpublished_weights_say_so(own_table: None) -> None:
     registry.register_model(
         "mine_published",
