@@ -147,8 +147,8 @@ SECTIONS: dict[str, dict[str, str]] = {
         "run-exists": "The folder holds a run. Continue it with `--resume`, or choose another folder.",
         "other-recipe": "`--resume` needs the recipe of the run. Only `epochs`, `workers`, `save_every` and "
         "`patience` may change.",
-        "other-data": "The images, the classes, what `labels.json` says of their values or the initial weights differ from "
-        "those that the run began with. Use the same, or a new folder.",
+        "other-data": "The images, the classes, what `labels.json` says of their values or the initial weights differ "
+        "from those that the run began with. Use the same, or a new folder.",
         "damaged-state": "The saved training state cannot be read. Delete it to train from the start.",
         "folder-in-use": "Another process trains in this folder. Wait for it, stop it, or choose another folder. The "
         "lock of a dead process on another machine ends after 25 seconds.",
