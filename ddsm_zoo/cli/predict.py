@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ddsm_zoo.inference.predictor import Palette, Predictor
 
 DEFAULT_MODEL = "uper_ddsm_lite0_camvid"
+_LISTED = 40  # classes that a line names
 UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -126,7 +127,9 @@ def predict(
             trim=trim,
         )
         if predictor.domain:
-            notes.insert(0, f"{model} is trained for {predictor.domain}: {', '.join(predictor.labels.names)}")
+            names = predictor.labels.names
+            listed = ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+            notes.insert(0, f"{model} is trained for {predictor.domain}: {listed}")
         print_notes(notes)
         with bars() as show:
             results = predict_folder(predictor, inputs, free, camera=camera, frames=frames, progress=show)

@@ -182,6 +182,12 @@ def _parse(spec: str) -> tuple[DatasetKind, str]:
     name, _, rest = spec.partition(":")
     if name in DATASET_KINDS and rest:
         return DATASET_KINDS[name], rest
+    if name in DATASET_KINDS:
+        raise DatasetError(
+            f"data set {spec!r} names nothing after the colon, expected {name}:{DATASET_KINDS[name].metavar}",
+            kind="unknown-data",
+            name=spec,
+        )
     near = difflib.get_close_matches(name[:80], DATASET_KINDS, n=1)
     hint = f"; did you mean {near[0]}:{DATASET_KINDS[near[0]].metavar}?" if near and near[0] != name else ""
     hint += "; a kind of your own must be registered first: import its module (--plugin MODULE)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +82,10 @@ def trace(module: nn.Module, example: Tensor, dynamic: Mapping[int, str]) -> Exp
 
 def write_torch(program: ExportedProgram, path: Path, metadata: Mapping[str, str]) -> None:
     """Write the program for ``torch.export.load``, with the metadata as a separate file in the archive."""
-    torch.export.save(program, path, extra_files={METADATA: to_json(metadata)})
+    # Through memory, because torch's own writer ends the process when the disk is full.
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={METADATA: to_json(metadata)})
+    path.write_bytes(buffer.getbuffer())
 
 
 def open_torch(path: Path) -> Run:

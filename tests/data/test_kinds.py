@@ -251,3 +251,8 @@ def test_the_command_line_takes_a_kind_of_a_plugin(field: Path, tmp_path: Path) 
     unknown = command_line(tmp_path, "check-data", "mine:field")
     assert (unknown.returncode, len(unknown.stderr.strip().splitlines())) == (2, 1), unknown.stderr
     assert "--plugin MODULE" in unknown.stderr
+
+
+@pytest.mark.parametrize("spec", ["folder:", "scenes:"])
+def test_a_kind_without_a_place(spec: str) -> None:
+    expect_one_line(lambda: open_dataset(spec, "train"), f"names nothing after the colon, expected {spec}")

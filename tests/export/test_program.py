@@ -22,6 +22,7 @@ from ddsm_zoo.export.program import Classes, ExportError, Normalize, Run, compar
 from ddsm_zoo.layers import DDSM, build_fusion
 from ddsm_zoo.models import Segmenter
 from tests.support.errors import raises
+from tests.support.full_disk import full_disk
 
 SIZES = [(64, 64), (65, 97), (360, 480), (33, 500)]
 ANY = {2: "height", 3: "width"}
@@ -178,3 +179,10 @@ def test_eight_bits_keep_the_classes_of_a_clear_case(tmp_path: Path) -> None:
     agreement = compare((64, 64), [(image, onnx_file.open_onnx(tmp_path / "rounded.onnx")(image))])
     assert agreement.argmax > 0.97
     assert 0 < agreement.difference < 0.02
+
+
+def test_a_full_disk_is_an_error_of_the_file(tmp_path: Path) -> None:
+    """Torch's own writer ends the process."""
+    program = trace(nn.Conv2d(3, 2000, 1), torch.zeros(1, 3, 8, 8), {})
+    with full_disk(), pytest.raises(OSError, match="too large"):
+        write_torch(program, tmp_path / "a.pt2", {})

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import resource
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,22 +28,9 @@ from ddsm_zoo.training.checkpoint import (
 )
 from ddsm_zoo.utils.files import OutputError
 from tests.support.errors import raises
+from tests.support.full_disk import full_disk
 
 STATE = {"model": {"w": torch.arange(5000.0)}, "position": {"epoch": 3, "miou": float("nan")}, "average": None}
-
-
-@contextlib.contextmanager
-def full_disk() -> Iterator[None]:
-    """No file may grow past 4 KiB, as on a disk that has no more room.
-
-    Not a fixture: pytest prints the outcome of a test before it takes fixtures down, and its output may be a file.
-    """
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_state_comes_back(tmp_path: Path) -> None:
