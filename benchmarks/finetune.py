@@ -40,6 +40,7 @@ from ddsm_zoo.models.backbone import packaged_weights
 from ddsm_zoo.training.losses import create_loss
 from ddsm_zoo.training.optimizer import create_optimizer
 from ddsm_zoo.training.recipe import Recipe
+from ddsm_zoo.training.train_state import Objective
 from ddsm_zoo.utils.files import write_json, write_text
 
 Array = npt.NDArray[np.uint8]
@@ -63,7 +64,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "images enlarged twice": {"enlarge": 2},
 }
 ENCODER = "tf_efficientnet_lite0"
-RATES = (1e-3, 3e-4)  # of the plain loop: the better one on seed 0 is used for all seeds
+RATES = (3e-3, 1e-3, 3e-4)  # of the plain loop: the best one on seed 0 is used for all seeds
 IMAGENET = Preprocess(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))  # of the encoder's weights
 BEGIN, END = "<!-- finetune: begin -->", "<!-- finetune: end -->"
 _MULTIPLE = 32  # smp's networks take sides that are multiples of it
@@ -327,7 +328,7 @@ def _run(method: str, root: Path, seed: int, options: argparse.Namespace, plan: 
 
 
 def _open_rates(method: str, root: Path, seed: int, options: argparse.Namespace, plan: Plan) -> Sequence[float]:
-    """Return all rates for seed 0, and for other seeds the rate that was better there, if it is known."""
+    """Return all rates for seed 0, and for other seeds the rate that was best there, if it is known."""
     first = _results(method, root, 0, options.out, plan)
     return options.rates if seed == 0 or not first else [max(first, key=lambda result: result.miou).rate]
 
@@ -370,14 +371,15 @@ def _cost(method: str, classes: int, plan: Plan) -> float:
     else:
         model = Plain(DECODERS[method], classes)
     model = model.train().to(memory_format=torch.channels_last)
-    loss = create_loss(recipe, classes, 255) if method == OURS else nn.CrossEntropyLoss()
     optimizer = create_optimizer(model, recipe)
+    own = Objective(model, create_loss(recipe, classes, 255), 0.0)  # the package's own training step
     x = torch.rand(plan.batch, 3, *plan.crop).contiguous(memory_format=torch.channels_last)
     target = torch.randint(classes, (plan.batch, *plan.crop))
     times = []
     for _ in range(3):
         began = time.process_time()
-        loss(model(x), target).backward()
+        loss = own(x, target) if method == OURS else F.cross_entropy(model(x), target)
+        torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
         times.append(time.process_time() - began)

@@ -36,13 +36,13 @@ def parse_repository(rest: str) -> tuple[str, str]:
     revision = revision or "main"
     if not _REPOSITORY.fullmatch(repository) or ".." in repository or "--" in repository:
         raise ArgumentError(
-            f"hf-hub:{rest[:120]!r} names no repository, expected hf-hub:organization/name[@revision]",
+            f"got {rest[:120]!r} as a repository of the Hub, expected ORGANIZATION/NAME or ORGANIZATION/NAME@REVISION",
             kind="address",
             name=f"hf-hub:{rest}",
         )
     if not _REVISION.fullmatch(revision) or ".." in revision:
         raise ArgumentError(
-            f"hf-hub:{rest[:120]!r} has no valid revision, expected a branch, tag or commit after the @",
+            f"got {rest[:120]!r} as a repository of the Hub, expected a branch, tag or commit after the @",
             kind="address",
             name=f"hf-hub:{rest}",
         )

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from benchmarks.fields import render_field
-from benchmarks.finetune import BEGIN, END, OURS, Plain, Plan, iou_of, main, prepare
+from benchmarks.finetune import BEGIN, END, OURS, RATES, Plain, Plan, iou_of, main, prepare
 from ddsm_zoo.metrics import ConfusionMatrix
 
 TINY = ["--seconds", "0.01", "--batch", "2", "--shrink", "8", "--train", "4"]
@@ -63,7 +63,7 @@ def test_a_dry_run_fills_the_table_and_goes_on_where_it_stopped(
     command = ["fields", "--out", str(tmp_path / "out"), "--seeds", "0", *TINY]
     assert main([*command, "--methods", "smp DeepLabV3+", OURS, "--page", str(page)]) == 0
     cells = {path.name: json.loads(path.read_text()) for path in (tmp_path / "out/cells").iterdir()}
-    assert len(cells) == 3  # the plain loop at two rates
+    assert len(cells) == 1 + len(RATES)
     assert all(0 <= cell["miou"] <= 100 and cell["epochs"] == 2 for cell in cells.values())
     text = page.read_text()
     assert text.startswith("before\n")

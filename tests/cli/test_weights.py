@@ -84,7 +84,7 @@ def test_push_does_not_make_public_what_was_to_be_private(run: Run, tiny: str, s
 def test_push_without_permission(run: Run, tiny: str, server: HubServer) -> None:
     server.token = "hf_another"
     assert "hf auth login" in run("push", tiny, "someone/model", fails=True).stderr
-    assert "names no repository" in run("push", tiny, "model", fails=True).stderr
+    assert "expected ORGANIZATION/NAME" in run("push", tiny, "model", fails=True).stderr
     assert "without task weights" in run("push", "uper_tiny", "someone/model", fails=True).stderr
 
 
