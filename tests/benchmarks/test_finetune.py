@@ -10,8 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.fields import render_field
-from benchmarks.finetune import BEGIN, END, OURS, RATES, Plain, Plan, iou_of, main, prepare
+from benchmarks.finetune.__main__ import main
+from benchmarks.finetune.data import iou_of, prepare
+from benchmarks.finetune.fields import render_field
+from benchmarks.finetune.methods import Plain
+from benchmarks.finetune.plan import OURS, RATES, Plan
+from benchmarks.finetune.table import BEGIN, END
 from ddsm_zoo.metrics import ConfusionMatrix
 
 TINY = ["--seconds", "0.01", "--batch", "2", "--shrink", "8", "--train", "4"]
