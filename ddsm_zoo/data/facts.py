@@ -18,6 +18,7 @@ from ddsm_zoo.data.images import DECODER_ERRORS, largest_of_16_bits, open_header
 
 ORIENTATION = 0x0112  # EXIF's tag
 _METADATA = frozenset({b"eXIf", b"tEXt", b"zTXt", b"iTXt"})  # PNG's chunks that may hold an orientation
+_GDAL_NODATA = 42113  # GDAL's own tag: a number as text
 _KIND_OF_PAGE = 254  # TIFF's tag NewSubfileType: bit 0 a smaller copy, bit 2 a mask of another page
 
 
@@ -29,6 +30,7 @@ class ImageFacts:
         rotated: True if its EXIF orientation rotates or mirrors it.
         keeps_size: True if it is rotated and has the same height and width as before.
         pages: Number of pages of a TIFF or frames of an animation, of which only the first is read.
+        nodata: Value of pixels without data by GDAL's tag of a TIFF, None without the tag or for no whole number.
         border: True if it has rows or columns of black at its border. `image_facts` does not look at its pixels.
         largest: Largest value of a 16-bit image that does not state its bits in use, None for any other image.
     """
@@ -36,6 +38,7 @@ class ImageFacts:
     rotated: bool = False
     keeps_size: bool = False
     pages: int = 1
+    nodata: int | None = None
     border: bool = False
     largest: int | None = None
 
@@ -49,12 +52,13 @@ def image_facts(path: str | Path, *, bits: int | None = None) -> ImageFacts:
         orientation = orientation_of(image)
         tiles: Any = getattr(image, "tile", ())
         deep = image.mode == "F" or image.mode.startswith("I") or any(";16" in str(tile.args) for tile in tiles)
-        pages = _pages(image)
+        pages, nodata = _pages(image), _nodata(image)
         square = image.width == image.height
     return ImageFacts(
         rotated=orientation != 1,
         keeps_size=orientation in (2, 3, 4) or (orientation > 4 and square),
         pages=pages,
+        nodata=nodata,
         largest=largest_of_16_bits(path) if deep and bits is None else None,
     )
 
@@ -101,3 +105,12 @@ def _pages(image: Image.Image) -> int:
         image.seek(index)
         pages += not int(image.tag_v2.get(_KIND_OF_PAGE, 0)) & 0b101
     return max(1, pages)
+
+
+def _nodata(image: Image.Image) -> int | None:
+    text = str(image.tag_v2.get(_GDAL_NODATA, "")) if isinstance(image, TiffImageFile) else ""
+    try:
+        value = float(text.strip("\0 "))
+    except ValueError:
+        return None
+    return int(value) if value.is_integer() else None

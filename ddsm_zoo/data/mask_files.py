@@ -33,6 +33,7 @@ class MaskFile:
         see_through: True if the file has an alpha channel that varies.
         rotated: True if the file has an EXIF orientation, by which ``values`` have been turned.
         pages: Number of pages or frames, of which ``values`` are the first.
+        nodata: Value of pixels without data by GDAL's tag of a TIFF. It is not applied.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class MaskFile:
     see_through: bool = False
     rotated: bool = False
     pages: int = 1
+    nodata: int | None = None
 
     @cached_property
     def equal_channels(self) -> bool:
@@ -110,6 +112,7 @@ def read_stored(path: str | Path) -> MaskFile:
         see_through=see_through,
         rotated=facts.rotated,
         pages=facts.pages,
+        nodata=facts.nodata,
     )
 
 

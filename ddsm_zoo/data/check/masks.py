@@ -71,6 +71,7 @@ class MaskCheck:
         self._alpha_alone = True
         self._rotated: list[str] = []
         self._pages: list[str] = []
+        self._nodata: list[str] = []
         self._values: set[int] = set()  # of all masks with ids, except smeared ones
         self._both = False  # whether a mask holds both 1 and 255
         self._colors: Counter[Color] = Counter()  # of all RGB masks that cannot be decoded
@@ -87,6 +88,8 @@ class MaskCheck:
             counts: Mapping[Any, int] = count_ids(values)
             form: Literal["ids", "palette", "colors"] = "ids" if classes is self.decode.ids else "palette"
             self._both |= form == "ids" and {1, 255} <= counts.keys()
+            counted = classes.get(stored.nodata, self.layout.labels.ignore_index) != self.layout.labels.ignore_index
+            self._nodata += [f"{file} ({stored.nodata})"] if counted and stored.nodata in counts else []
             contradiction = self.palettes.add(file, stored, self.decode)
             self._contradicting += [contradiction] if contradiction else []
         else:
@@ -143,7 +146,7 @@ class MaskCheck:
     def problems(self) -> list[Problem]:
         """List the problems of the masks. Each mask counts once for its values."""
         problems = [self._rgb(), self._no_colors(), self._smeared(), self._palettes(), self._alpha()]
-        problems += [self._turned(), self._more_pages()]
+        problems += [self._turned(), self._more_pages(), self._no_data()]
         if self.decode.ids:
             problems += [self._read_as_binary(), self._binary(), self._unknown_ids(), self._train_ids()]
         if self.decode.colors:
@@ -188,6 +191,10 @@ class MaskCheck:
         what = "more than one page or frame in"
         advice = "of which the first is read: store one mask for each image, with the id of each class"
         return self._problem("more-pages", what, self._pages, advice, severity="warning")
+
+    def _no_data(self) -> Problem:
+        advice = "which is read as a class" + self._setting(': if it is none, give "ignore" in labels.json')
+        return self._problem("nodata", "GDAL's value for no data in", self._nodata, advice, severity="warning")
 
     def _read_as_binary(self) -> Problem:
         """Say that 255 is read as the second class, which nobody said."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from ddsm_zoo.data.masks import CAMVID_OBJECTS
 from ddsm_zoo.labels import CITYSCAPES, Color, voc_color
@@ -423,3 +423,16 @@ def test_a_layout_without_a_label_file_is_not_told_to_write_in_it(
     assert "this layout reads no labels.json: for other values, arrange the data as folder:ROOT with one" in text
     assert "in labels.json" not in text
     assert '"ids"' not in text
+
+
+@pytest.mark.parametrize("nodata", ["0", "1.0\0", "255", "9", "nan", ""])
+def test_a_value_for_no_data_that_is_a_class_is_said(tmp_path: Path, nodata: str) -> None:
+    """A GeoTIFF names it in GDAL's tag, 42113. Ignored values and those that do not occur are as they should be."""
+    masks = four()
+    root = build(tmp_path, masks)
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[42113] = nodata
+    (root / "masks" / "val" / "d.png").unlink()
+    Image.fromarray(masks["val/d"]).save(root / "masks" / "val" / "d.tif", tiffinfo=tags)
+    kinds = found(check(root))
+    assert kinds == ({("val", "nodata"): ("warning", 1)} if nodata.strip("\0") in ("0", "1.0") else {})
