@@ -17,7 +17,16 @@ from ddsm_zoo.config import Preprocess
 from ddsm_zoo.errors import ArgumentError
 
 
-class TrainTransform:
+class _Steps:
+    """Steps of torchvision, shown one by one when printed."""
+
+    steps: v2.Compose
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.steps})"
+
+
+class TrainTransform(_Steps):
     """Training augmentation of the paper: horizontal flip, resize by a random factor, random crop.
 
     It is called with a uint8 image (3, H, W) and an int64 mask (H, W). It returns the normalized float image and the
@@ -66,14 +75,14 @@ class TrainTransform:
         if blur > 0.0:
             steps.append(v2.RandomApply([v2.GaussianBlur(5, (0.15, 1.15))], p=blur))
         steps.append(v2.RandomCrop(crop_size, pad_if_needed=True, fill=fill))
-        steps.append(_normalize(preprocess))
+        steps += _normalize(preprocess)
         self.steps = v2.Compose(steps)
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return _apply_jointly(self.steps, image, mask)
 
 
-class EvalTransform:
+class EvalTransform(_Steps):
     """Evaluation transform: enlarge the image if ``preprocess.min_size`` asks for it, and normalize it.
 
     It is called with a uint8 image (3, H, W) and an int64 mask (H, W). It returns the float image (3, H', W') and the
@@ -84,13 +93,13 @@ class EvalTransform:
     """
 
     def __init__(self, preprocess: Preprocess) -> None:
-        self.steps = v2.Compose([Enlarge(preprocess), _normalize(preprocess)])
+        self.steps = v2.Compose([Enlarge(preprocess), *_normalize(preprocess)])
 
     def __call__(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return _apply_jointly(self.steps, image, mask)
 
 
-class ImageTransform:
+class ImageTransform(_Steps):
     """Transform of an image without a mask to a normalized float tensor (C, H', W').
 
     It is called with a PIL image or a uint8 array (H, W, C), with the C channels of ``preprocess.mean``. H' and W' are
@@ -100,7 +109,7 @@ class ImageTransform:
 
     def __init__(self, preprocess: Preprocess) -> None:
         self.channels = len(preprocess.mean)
-        self.steps = v2.Compose([Enlarge(preprocess), _normalize(preprocess)])
+        self.steps = v2.Compose([Enlarge(preprocess), *_normalize(preprocess)])
 
     def __call__(self, image: Image.Image | npt.NDArray[np.uint8]) -> Tensor:
         pixels = np.array(image.convert("RGB")) if isinstance(image, Image.Image) else image
@@ -265,13 +274,11 @@ def _resize_nearest(mask: Tensor, size: Sequence[int]) -> Tensor:
     return mask
 
 
-def _normalize(preprocess: Preprocess) -> v2.Transform:
-    return v2.Compose(
-        [
-            v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
-            v2.Normalize(list(preprocess.mean), list(preprocess.std)),
-        ]
-    )
+def _normalize(preprocess: Preprocess) -> list[v2.Transform]:
+    return [
+        v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
+        v2.Normalize(list(preprocess.mean), list(preprocess.std)),
+    ]
 
 
 def _apply_jointly(steps: v2.Transform, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

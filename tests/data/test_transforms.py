@@ -275,3 +275,9 @@ def test_create_transform_picks_by_use() -> None:
         assert transform(image, mask)[1].shape == expected
     with raises(ValueError, kind="argument", name="crop_size"):
         create_transform(Preprocess(), is_training=True)
+
+
+def test_printed_transform_shows_its_steps_and_statistics() -> None:
+    printed = repr(ImageTransform(Preprocess()))
+    assert printed.startswith("ImageTransform(")
+    assert all(str(value) in printed for value in (*IMAGENET_MEAN, *IMAGENET_STD))
