@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, cast
 
 import torch
@@ -12,6 +13,11 @@ from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.layers.sampler import OffsetConv2d
 from ddsm_zoo.training.freezing import layer_groups
 from ddsm_zoo.training.recipe import Recipe
+
+# Above this rate, AdamW changes the weights of a backbone with layer norm faster than a recipe for one would
+_HIGHEST_RATE = 5e-4
+
+logger = logging.getLogger(__name__)
 
 
 def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -27,6 +33,20 @@ def create_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=recipe.lr)
     return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum)
+
+
+def warn_of_high_rate(model: nn.Module, recipe: Recipe) -> None:
+    """Log a warning if a backbone with layer norm would be trained at a rate for backbones with batch norm.
+
+    Batch norm makes the scale of the weights in front of it irrelevant, so such backbones stand a high rate.
+    """
+    rate = recipe.lr if recipe.backbone_lr is None else recipe.backbone_lr
+    backbone = getattr(model, "backbone", None)
+    if recipe.optimizer != "adamw" or rate <= _HIGHEST_RATE or not isinstance(backbone, nn.Module):
+        return
+    trained = (part for part in backbone.modules() if any(weight.requires_grad for weight in part.parameters(False)))
+    if any(isinstance(part, nn.LayerNorm) for part in trained):
+        logger.warning("backbone_lr %.2g is high for a backbone with layer norm: try --set backbone_lr=1e-4", rate)
 
 
 def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from ddsm_zoo.metrics import ConfusionMatrix
 from ddsm_zoo.training.dataloader import stack_equal
 from ddsm_zoo.training.freezing import freeze, freeze_norm_stats
 from ddsm_zoo.training.losses import create_loss
-from ddsm_zoo.training.optimizer import average_weights, create_optimizer, set_learning_rate
+from ddsm_zoo.training.optimizer import average_weights, create_optimizer, set_learning_rate, warn_of_high_rate
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.utils.distributed import all_reduce_sum
 from ddsm_zoo.utils.pointwise import fast_pointwise
@@ -75,6 +75,8 @@ class TrainState:
             # Randomly initialized weights differ between the processes.
             self._broadcast(list(model.state_dict().values()))
         freeze(model, recipe)
+        if self.is_main:
+            warn_of_high_rate(model, recipe)
         if self.processes > 1 and self.device.type != "cpu":
             sync_batch_norm(model)
         elif self.processes > 1 and self.is_main and _learns_statistics(model):

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ddsm_zoo.training.optimizer import create_optimizer, parameter_groups, schedule, set_learning_rate
+from ddsm_zoo.training.optimizer import (
+    create_optimizer,
+    parameter_groups,
+    schedule,
+    set_learning_rate,
+    warn_of_high_rate,
+)
 from ddsm_zoo.training.recipe import Recipe, UnknownRecipeError, copy_recipe, list_recipes, parse_change
 from ddsm_zoo.utils.files import OutputError
 from ddsm_zoo.utils.plain_data import ConfigError
@@ -275,3 +282,24 @@ def test_every_group_follows_the_schedule_from_its_own_rate() -> None:
     for factor in (0.5, 0.25):
         set_learning_rate(optimizer, factor)
         assert sorted(group["lr"] for group in optimizer.param_groups) == [0.2 * factor, 0.4 * factor]
+
+
+@pytest.mark.parametrize(
+    ("norm", "changes", "frozen", "warned"),
+    [
+        (nn.LayerNorm, {"backbone_lr": 1e-3}, False, True),
+        (nn.LayerNorm, {"lr": 1e-3}, False, True),  # of which the backbone takes its rate
+        (nn.LayerNorm, {"backbone_lr": 1e-4}, False, False),
+        (nn.LayerNorm, {"backbone_lr": 1e-3}, True, False),
+        (nn.LayerNorm, {"optimizer": "sgd", "lr": 1e-2}, False, False),
+        (nn.BatchNorm2d, {"backbone_lr": 1e-3}, False, False),
+    ],
+)
+def test_a_rate_that_ruins_layer_norm_is_said(
+    norm: type[nn.Module], changes: dict[str, Any], frozen: bool, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = Net()
+    net.backbone = nn.Sequential(nn.Conv2d(3, 4, 1), norm(4))
+    net.backbone.requires_grad_(not frozen)
+    warn_of_high_rate(net, Recipe(model="m", **{"optimizer": "adamw", **changes}))
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * warned
