@@ -40,13 +40,13 @@ class OneLineErrors(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a command whose help wraps its paragraphs to the terminal and shows no value for flags."""
-        command = super().get_command(ctx, cmd_name)
+        command: Any = super().get_command(ctx, cmd_name)  # typer's type of an option has no metavar before 0.20
         if command is not None:
             paragraphs = (command.help or "").split("\n\n")
             command.help = "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
             for option in (*command.params, command.get_help_option(ctx)):
                 if getattr(option, "is_flag", False):
-                    setattr(option, "metavar", "")  # noqa: B010 - typer's own type has no such attribute before 0.20
+                    option.metavar = ""
         return command
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
