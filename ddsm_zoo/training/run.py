@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import logging
 import math
@@ -16,41 +15,33 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from ddsm_zoo.config import DEFAULT_THRESHOLD, DDSMConfig, ModelConfig, WeightsSpec
+from ddsm_zoo.config import DEFAULT_THRESHOLD, WeightsSpec
 from ddsm_zoo.data.check.report import Report, require_sound
 from ddsm_zoo.data.datasets import SegmentationDataset, open_dataset
 from ddsm_zoo.data.kinds import dataset_title
 from ddsm_zoo.data.splits import open_training_sets, training_splits
 from ddsm_zoo.data.transforms import EvalTransform, TrainTransform
 from ddsm_zoo.errors import ArgumentError
-from ddsm_zoo.hub.address import public_uri
 from ddsm_zoo.hub.model_files import CONFIG_FILE, WEIGHTS_FILE
 from ddsm_zoo.hub.safetensors_io import read_tensors
 from ddsm_zoo.hub.state_dict import load_state_dict
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.layers.sampler import watch_taps
-from ddsm_zoo.models import Segmenter, has_stride_2, unwrap
-from ddsm_zoo.training.batch_size import find_batch_size
-from ddsm_zoo.training.checkpoint import PIXELS, check_parts, has_state, load_last_state
+from ddsm_zoo.models import Segmenter, unwrap
+from ddsm_zoo.training.checkpoint import PIXELS, has_state
+from ddsm_zoo.training.initial_model import check_frozen, check_model, describe_start, initial_model, possible_stride
 from ddsm_zoo.training.loop import Hooks, ProgressEvent, fit
-from ddsm_zoo.training.losses import create_loss
-from ddsm_zoo.training.precision import settle_precision
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.training.run_lock import lock_folder
-from ddsm_zoo.training.sampling import epoch_order, median_frequency, rarity
+from ddsm_zoo.training.sampling import epoch_order, rarity
+from ddsm_zoo.training.settle import count_classes, settle_recipe
 from ddsm_zoo.training.threshold import best_threshold
 from ddsm_zoo.training.visual_log import VisualLog
 from ddsm_zoo.utils.distributed import rank
 from ddsm_zoo.utils.memory import enough_memory
 from ddsm_zoo.utils.plain_data import ConfigError
-from ddsm_zoo.zoo.factory import create_model, resolve_data_config
+from ddsm_zoo.zoo.factory import resolve_data_config
 from ddsm_zoo.zoo.publishing import describe_weights, save_pretrained
-from ddsm_zoo.zoo.registry import with_backbone
-from ddsm_zoo.zoo.sources import look_up
-
-# Below this many optimizer steps a warning is logged; share of the run that ema_decay "auto" averages over
-_FEW_STEPS = 100
-_AVERAGED = 0.05
 
 logger = logging.getLogger(__name__)
 
@@ -116,13 +107,13 @@ def train(  # noqa: PLR0913 - each is a choice of its own
     resumed = resume and has_state(out_dir)
     start = "the weights that the given model had"
     if model is None:
-        recipe = _possible_stride(recipe)
-        _check_frozen(recipe, pretrained)
-        model = _initial_model(recipe, labels, pretrained, resumed)
-        start = _start(recipe, model.config.backbone, pretrained)
+        recipe = possible_stride(recipe)
+        check_frozen(recipe, pretrained)
+        model = initial_model(recipe, labels, pretrained, resumed)
+        start = describe_start(recipe, model.config.backbone, pretrained)
     else:
         model = unwrap(model)
-        _check_model(model, pretrained, labels)
+        check_model(model, pretrained, labels)
     report = _check(recipe, data, progress)
     preprocess = dataclasses.replace(resolve_data_config(model), size=None, min_size=recipe.min_size)
     transform = TrainTransform(
@@ -138,8 +129,8 @@ def train(  # noqa: PLR0913 - each is a choice of its own
     train_set, val_set, trained = open_training_sets(
         data, recipe.holdout, transform, EvalTransform(preprocess), recipe.seed
     )
-    counts = _class_counts(recipe, train_set, trained, report)
-    resolved = _resolve_recipe(recipe, model, len(train_set), counts, out_dir if resumed else None)
+    counts = count_classes(recipe, train_set, trained, report)
+    resolved = settle_recipe(recipe, model, len(train_set), counts, out_dir if resumed else None)
     visual_log = VisualLog(out_dir, val_set, tensorboard=tensorboard)
     overrides = {"overrides": dict(recipe.overrides)} if recipe.overrides else {}
     record = WeightsSpec(
@@ -219,99 +210,6 @@ def _check_threshold(recipe: Recipe, labels: LabelSpace) -> None:
         )
 
 
-def _possible_stride(recipe: Recipe) -> Recipe:
-    """Keep the logits at stride 4, and log it, if the recipe asks for stride 2 and the backbone has no such level."""
-    if recipe.overrides.get("stride") != 2:
-        return recipe
-    entry = with_backbone(look_up(recipe.model), recipe.overrides.get("backbone"))
-    if has_stride_2(entry.config.backbone):
-        return recipe
-    logger.info("%s has no features at stride 2: logits at stride 4", entry.config.backbone)
-    return dataclasses.replace(recipe, overrides={**recipe.overrides, "stride": 4})
-
-
-def _initial_model(recipe: Recipe, labels: LabelSpace, pretrained: bool | None, resumed: bool) -> Segmenter:
-    """Create the recipe's model. Initial weights are loaded unless the resumed run replaces them.
-
-    Random weights follow from the recipe's seed, so that the same command makes the same model.
-    """
-    _check_overrides(recipe.overrides)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(recipe.seed)
-        model = create_model(
-            recipe.model,
-            pretrained=bool(pretrained) and not resumed,
-            labels=labels,
-            pretrained_backbone=True if pretrained is None and not resumed else None,
-            **recipe.overrides,
-        )
-    _balance_fresh_rows(model, labels)
-    return model
-
-
-@torch.no_grad()
-def _balance_fresh_rows(model: Segmenter, labels: LabelSpace) -> None:
-    """Make the weights of each random classifier row sum to zero, without a bias.
-
-    The features are activations, positive on average, so that any other random row raises or lowers its class
-    everywhere. With balanced rows the first loss depends less on the seed, as docs/fine-tuning.md shows.
-    """
-    for name in model.provenance.reinitialized:
-        row = labels.names.index(name)
-        weight = model.classifier.weight[row]
-        weight -= weight.mean()
-        assert model.classifier.bias is not None
-        model.classifier.bias[row] = 0.0
-
-
-def _start(recipe: Recipe, backbone: str, pretrained: bool | None) -> str:
-    """Return the weights that a run of the recipe starts from, in words. Folders are named without their path."""
-    task = look_up(recipe.model).weights if pretrained else None
-    if task is not None:
-        folder = recipe.model.startswith("local-dir:")
-        name = f"local-dir:{Path(recipe.model).name}" if folder else public_uri(recipe.model)
-        return f"{name} (trained on {task.dataset})"
-    return "random weights" if pretrained is False else f"ImageNet weights of {backbone}"
-
-
-def _check_model(model: Segmenter, pretrained: bool | None, labels: LabelSpace) -> None:
-    if pretrained is not None:
-        raise ArgumentError(
-            f"got a built model and pretrained={pretrained}, expected one source of weights; drop one",
-            kind="options",
-            name="pretrained",
-            got=pretrained,
-        )
-    if model.fused:
-        raise ArgumentError(
-            "the model was fused for inference and cannot be trained; train it before fuse()", kind="fused-model"
-        )
-    if model.config.in_chans != 3:
-        raise ArgumentError(
-            f"the model takes {model.config.in_chans} channels, expected 3: images are read as RGB",
-            kind="channels",
-            name="in_chans",
-            got=model.config.in_chans,
-            expected=3,
-        )
-    if model.num_classes != len(labels):
-        binary = "; in labels.json one name is one logit" if {model.num_classes, len(labels)} == {1, 2} else ""
-        raise ArgumentError(
-            f"the model has {model.num_classes} classes, expected the {len(labels)} of the data{binary}",
-            kind="classes-differ",
-            got=model.num_classes,
-            expected=len(labels),
-        )
-    named = model.provenance.labels
-    if named is not None and named.names != labels.names:
-        logger.warning(
-            "the model's classes are %s, the data's %s: each class starts from the classifier row of another; "
-            "create_model(labels=[...]) keeps the rows of the classes that it knows",
-            ", ".join(named.names),
-            ", ".join(labels.names),
-        )
-
-
 def _check(recipe: Recipe, data: str, progress: Callable[[ProgressEvent], None] | None) -> Report | None:
     event = ProgressEvent(phase="check", epoch=0, epochs=recipe.epochs, done=0, total=0, loss=math.nan, miou=math.nan)
 
@@ -322,106 +220,10 @@ def _check(recipe: Recipe, data: str, progress: Callable[[ProgressEvent], None] 
     return require_sound(data, training_splits(data), show)
 
 
-def _check_frozen(recipe: Recipe, pretrained: bool | None) -> None:
-    """Check that frozen layers come with weights."""
-    if pretrained is False and recipe.frozen_stages != 0:
-        raise ConfigError(
-            f"frozen_stages is {recipe.frozen_stages} and the backbone starts from random numbers, expected 0 without "
-            "pretrained weights",
-            kind="frozen-layers",
-            name="frozen_stages",
-            got=recipe.frozen_stages,
-            expected=0,
-        )
-    needs = {"none": True, "backbone": pretrained is not False, "all": pretrained is True}
-    if not needs[recipe.frozen_norms]:
-        raise ConfigError(
-            f"frozen_norms is {recipe.frozen_norms} and "
-            f"{'all' if pretrained is False else 'those of the decoder'} start without statistics, expected "
-            f"{'none' if pretrained is False else 'backbone'}, or task weights by --pretrained",
-            kind="frozen-layers",
-            name="frozen_norms",
-            got=recipe.frozen_norms,
-        )
-
-
-def _class_counts(
-    recipe: Recipe, train_set: SegmentationDataset, trained: Sequence[int], report: Report | None
-) -> Tensor | None:
-    """Count the pixels of each class in each image of ``train_set``, if the recipe needs them.
-
-    The data check has counted all images on disk. ``trained`` selects those of the training set.
-    """
-    if recipe.sampling == "uniform" and recipe.class_weights != "auto":
-        return None
-    if report is not None:
-        return torch.from_numpy(report.splits["train"].counts)[list(trained)]
-    classes = len(train_set.labels.in_masks)
-    masks = (train_set.load(index)[1] for index in range(len(train_set)))
-    return torch.stack([torch.bincount(mask[mask < classes], minlength=classes) for mask in masks])
-
-
-def _resolve_recipe(
-    recipe: Recipe, model: Segmenter, images: int, counts: Tensor | None, resumed: Path | None
-) -> Recipe:
-    """Fill in the fields that the recipe leaves open, or those of the resumed run. Log a line if the steps are few."""
-    if recipe.class_weights == "auto":
-        assert counts is not None
-        weights = [round(weight, 4) for weight in median_frequency(counts).tolist()]
-        logger.info("class_weights %s", weights)
-        recipe = dataclasses.replace(recipe, class_weights=tuple(weights))
-    create_loss(recipe, model.num_classes, 255)  # refuses weights of other classes before anything is written
-    left_open = ["precision"] if recipe.precision == "auto" else []
-    left_open += ["batch_size", "lr", "backbone_lr"] if recipe.batch_size == 0 else []
-    left_open += ["ema_decay"] if recipe.ema_decay == "auto" else []
-    if left_open and resumed is not None:
-        path, state = load_last_state(resumed)
-        check_parts(path, state)
-        return dataclasses.replace(recipe, **{name: state["recipe"].get(name) for name in left_open})
-    recipe = settle_precision(recipe, model, model.config.in_chans)
-    shown = min(images, recipe.images_per_epoch or images)
-    if recipe.batch_size == 0:
-        recipe = find_batch_size(recipe, model, model.config.in_chans, shown)
-    steps = _count_steps(recipe, shown)
-    if recipe.ema_decay == "auto":
-        recipe = dataclasses.replace(recipe, ema_decay=round(max(0.0, 1 - 1 / (_AVERAGED * steps)), 4))
-    return recipe
-
-
-def _count_steps(recipe: Recipe, images: int) -> int:
-    """Count the optimizer steps of a run with ``images`` in an epoch. Log a line if there are few."""
-    per_epoch = math.ceil(math.ceil(images / recipe.batch_size) / recipe.gradient_accumulation)
-    steps = recipe.epochs * per_epoch
-    if steps < _FEW_STEPS:
-        enough = math.ceil(_FEW_STEPS / per_epoch)
-        logger.warning(
-            "the run has only %d optimizer steps (epochs: %d, steps in each: %d); set epochs to %d for %d steps",
-            steps,
-            recipe.epochs,
-            per_epoch,
-            enough,
-            enough * per_epoch,
-        )
-    return steps
-
-
 def _order(recipe: Recipe, counts: Tensor | None) -> Callable[[int, int, int], Sequence[int]]:
     """Return the function that draws the images of an epoch by the recipe."""
     weights = rarity(counts) if counts is not None and recipe.sampling == "balanced" else None
     return functools.partial(epoch_order, images=recipe.images_per_epoch, weights=weights)
-
-
-def _check_overrides(overrides: Mapping[str, Any]) -> None:
-    """Check that overrides change only the architecture, and nothing that the data decides."""
-    fields = {field.name for config in (ModelConfig, DDSMConfig) for field in dataclasses.fields(config)}
-    allowed = sorted(fields - {"num_classes", "in_chans"})
-    for name in overrides:
-        if name not in allowed:
-            nearest = difflib.get_close_matches(name, allowed, n=1)
-            hint = f"did you mean {nearest[0]!r}?" if nearest else f"expected some of {', '.join(allowed)}"
-            raise ConfigError(
-                f"a recipe cannot override {name!r} of the model; {hint}", kind="unknown-field", name=name
-            )
 
 
 @torch.inference_mode()

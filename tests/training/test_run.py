@@ -130,7 +130,7 @@ def test_a_built_model_whose_classes_come_in_another_order_is_told(
     recipe = Recipe(model="uper_tiny", epochs=1, batch_size=2, crop_size=(32, 32), workers=0)
     for names in (CAMVID.names, CAMVID.names[::-1]):
         model = ddsm_zoo.create_model("uper_tiny", labels=names)
-        with caplog.at_level(logging.WARNING, logger="ddsm_zoo.training.run"):
+        with caplog.at_level(logging.WARNING, logger="ddsm_zoo.training"):
             train(recipe, "scenes:2", tmp_path / names[0], model=model)
         told = any(", ".join(names) in line and ", ".join(CAMVID.names) in line for line in caplog.messages)
         assert told == (names != CAMVID.names)

@@ -97,7 +97,7 @@ def test_classes_that_start_afresh_are_equally_likely_at_first(
         seen.append(model.classifier(torch.full((1, model.classifier.in_channels, 1, 1), 3.0)).flatten().detach())
         raise Crash
 
-    original = ddsm_zoo.training.run.create_model
+    original = ddsm_zoo.training.initial_model.create_model
     model = original("uper_ddsm_tiny", num_classes=3)
 
     def caught(*args: Any, **options: Any) -> Any:
@@ -105,7 +105,7 @@ def test_classes_that_start_afresh_are_equally_likely_at_first(
         model = original(*args, **options)
         return model
 
-    monkeypatch.setattr("ddsm_zoo.training.run.create_model", caught)
+    monkeypatch.setattr("ddsm_zoo.training.initial_model.create_model", caught)
     with pytest.raises(Crash):
         train(recipe(), data, tmp_path / "out", pretrained=False, progress=look)
     torch.testing.assert_close(seen[0], torch.zeros(3), atol=1e-4, rtol=0)
