@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from ddsm_zoo.config import DEFAULT_THRESHOLD, check_threshold
 from ddsm_zoo.errors import ArgumentError, MissingFileError, UserError
@@ -213,6 +213,27 @@ class Recipe:
     seed: int = 0  # random seed of weights, batches and augmentation
 
     about: About = field(default_factory=About, compare=False)  # for readers: not logged, ignored by ==
+
+    # Names of other libraries, for the suggestions of errors
+    SYNONYMS: ClassVar[Mapping[str, str]] = {
+        "learning_rate": "lr",
+        "lr0": "lr",
+        "batch": "batch_size",
+        "bs": "batch_size",
+        "num_epochs": "epochs",
+        "max_epochs": "epochs",
+        "image_size": "crop_size",
+        "img_size": "crop_size",
+        "imgsz": "crop_size",
+        "num_workers": "workers",
+        "early_stopping": "patience",
+        "warmup": "warmup_steps",
+        "wd": "weight_decay",
+        "amp": "precision",
+        "accumulate": "gradient_accumulation",
+        "freeze": "frozen_stages",
+        "backbone": "overrides",
+    }
 
     def __post_init__(self) -> None:
         if not self.model:

@@ -33,7 +33,8 @@ def from_dict(cls: type[ConfigT], data: object, where: str = "config") -> Config
     """Build the frozen dataclass ``cls`` from parsed JSON or TOML, strictly.
 
     Raises ConfigError for an unknown or missing field and for a value of the wrong type. The message names the field by
-    its path below ``where``.
+    its path below ``where``. ``cls.SYNONYMS``, if there are any, maps names that other libraries use to fields: they
+    are suggested, not accepted.
     """
     if not isinstance(data, Mapping):
         raise wrong_type(where, data, "a table of fields")
@@ -42,7 +43,8 @@ def from_dict(cls: type[ConfigT], data: object, where: str = "config") -> Config
     unknown = sorted(str(key) for key in data if key not in fields)
     if unknown:
         expected = ", ".join(fields)
-        nearest = difflib.get_close_matches(unknown[0][:60], fields, n=1)
+        synonym = getattr(cls, "SYNONYMS", {}).get(unknown[0])
+        nearest = [synonym] if synonym else difflib.get_close_matches(unknown[0][:60], fields, n=1)
         # a short list is named in any case: the nearest name may mean something else
         hint = f", expected {expected}" if not nearest or len(fields) <= _FEW else ""
         hint += f"; did you mean {nearest[0]!r}?" if nearest else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,8 @@ def test_a_copy_overwrites_nothing(tmp_path: Path) -> None:
     [
         ("", "lacks the field 'model'"),
         ('model = ""', "model is empty"),
-        ('model = "m"\nlearning_rate = 1.0', "unknown field 'learning_rate', expected model"),
+        ('model = "m"\nlearning_rate = 1.0', "unknown field 'learning_rate'; did you mean 'lr'?"),
+        ('model = "m"\nzzz = 1.0', "unknown field 'zzz', expected model"),
         ('model = "m"\nepochs = "ten"', "epochs is 'ten' (str), expected int"),
         ('model = "m"\nepochs = 0', "epochs is 0, expected at least 1"),
         ('model = "m"\noptimizer = "adam"', "optimizer is 'adam' (str), expected one of sgd, adamw"),
@@ -182,6 +184,12 @@ def test_changes_take_the_place_of_fields(tmp_path: Path) -> None:
         Recipe.load(path, {"lrr": 2})
     with raises(ConfigError, name=f"{path}.epochs", got="x", expected="int"):
         Recipe.load(path, {"epochs": "x"})
+
+
+def test_synonyms_are_names_of_no_field_and_mean_one() -> None:
+    fields = {field.name for field in dataclasses.fields(Recipe)}
+    assert fields.isdisjoint(Recipe.SYNONYMS)
+    assert fields.issuperset(Recipe.SYNONYMS.values())
 
 
 plain_words = st.from_regex(r"[A-Za-z_][A-Za-z0-9_]*", fullmatch=True).filter(
