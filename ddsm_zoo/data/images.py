@@ -105,6 +105,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     as `read_image` does.
     """
     path = Path(path)
+    _refuse_special(path)
     width, height = _looks_whole(path) or read_image(path).size
     return height, width
 
@@ -114,6 +115,7 @@ def is_lossy(path: str | Path) -> bool:
 
     The name of the file does not matter.
     """
+    _refuse_special(Path(path))
     with Path(path).open("rb") as file:
         start = file.read(12)
         if start.startswith(b"RIFF") and start.endswith(b"WEBP"):
@@ -174,6 +176,7 @@ def decode_image(path: Path, max_pixels: int | None = None) -> Image.Image:
 def open_header(path: Path, max_pixels: int | None = None) -> Iterator[Image.Image]:
     """Open an image without decoding it. Errors in the block count as the file's: raises as `read_image` does."""
     Image.init()  # Pillow knows TIFF and WebP only after this call
+    _refuse_special(path)
     try:
         with _quiet():  # damaged metadata do not change the pixels
             with _limit(max_pixels):
@@ -202,6 +205,14 @@ def open_header(path: Path, max_pixels: int | None = None) -> Iterator[Image.Ima
         raise ImageError(
             f"{path} is truncated or damaged: {_first_line(error)}", kind="damaged-image", path=path
         ) from error
+
+
+def _refuse_special(path: Path) -> None:
+    """Raise ImageError for a named pipe, a socket or a device, whose reader would wait forever."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ImageError(
+            f"{path} is a named pipe, a socket or a device, expected an image file", kind="image-format", path=path
+        )
 
 
 # What files hold that are called like images, by their first bytes

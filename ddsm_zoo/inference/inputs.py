@@ -240,7 +240,7 @@ class _Search:
             if known and file.is_symlink() and not file.exists():
                 self._leave_out(BROKEN, file)
                 continue
-            if not known or not file.is_file():
+            if not known or file.is_dir():
                 continue
             if file.name.startswith("."):
                 self._leave_out(HIDDEN, file)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -162,6 +163,13 @@ def test_files_that_hold_no_whole_image(tmp_path: Path, read: Callable[[Path], o
     with pytest.raises(ImageError) as error:
         read(tmp_path)
     one_line(error, "is a folder")
+
+
+@pytest.mark.parametrize("read", [read_image, read_stored, image_size, is_lossy])
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path, read: Callable[[Path], object]) -> None:
+    os.mkfifo(tmp_path / "image.png")
+    with raises(ImageError, kind="image-format", path=tmp_path / "image.png"):
+        read(tmp_path / "image.png")
 
 
 def test_decompression_bomb_is_refused_without_decoding(tmp_path: Path) -> None:

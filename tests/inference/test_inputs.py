@@ -143,6 +143,12 @@ def test_broken_links_are_counted(here: Path) -> None:
     assert "1 broken link (in/gone.png)" in note
 
 
+def test_a_pipe_in_a_folder_is_not_left_out_in_silence(here: Path) -> None:
+    touch("in/a.png")
+    os.mkfifo("in/b.png")
+    assert names(find_inputs("in", "out").images) == ["in/a.png", "in/b.png"]  # reading it is an error
+
+
 def test_metadata_of_macos_is_no_image_even_where_it_is_named(here: Path) -> None:
     Path("._x.JPG").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00")
     Image.new("RGB", (2, 2)).save("._y.jpg")
