@@ -22,6 +22,11 @@ from ddsm_zoo.labels import CITYSCAPES, Color
 # This many values outside the classes, on less than half of the pixels, come from compression or interpolation. A
 # wrong numbering has fewer. Another kind of image has them everywhere.
 SMEARED = 16
+# At least this share of the numbers up to the largest occurs where objects are numbered; some are drawn over
+NUMBERED = 0.8
+# Share of the pixels without a class that continue to the right and below. Smeared values lie along borders, one pixel
+# wide; numbers of objects fill areas.
+FILLED = 0.3
 # With more classes than this, nobody wants to read about each in a message
 MAPPED = 24
 # Label ids that streets rarely show (rail track, guard rail, bridge, tunnel). As train ids: sky, truck, bus, train.
@@ -45,12 +50,15 @@ class _Mask:
     unknown_pixels: int
     unknown_share: float
     ends_known: bool
+    filled: bool
+    numbered: bool
 
     @property
     def smeared(self) -> bool:
         """True for values that compression or interpolation left: many, or few between 0 and 255."""
         between = self.ends_known and self.unknown_count > 1
-        return self.lossy or ((self.unknown_count >= SMEARED or between) and self.unknown_share < 0.5)
+        many = self.unknown_count >= SMEARED and not self.filled
+        return self.lossy or ((many or between) and self.unknown_share < 0.5)
 
 
 class MaskCheck:
@@ -102,7 +110,9 @@ class MaskCheck:
         if stored.see_through:
             self._see_through.append(file)
             self._alpha_alone &= len(counts) == 1
-        self._add_values(file, form, counts, classes, stored.lossy)
+        unknown = counts.keys() - classes.keys() if form == "ids" else set()
+        filled = bool(unknown) and _is_filled(values, np.isin(values, list(unknown)))
+        self._add_values(file, form, counts, classes, lossy=stored.lossy, filled=filled)
 
     def _add_values(
         self,
@@ -110,7 +120,9 @@ class MaskCheck:
         form: Literal["ids", "palette", "colors"],
         counts: Mapping[Any, int],
         classes: Mapping[Any, int],
+        *,
         lossy: bool,
+        filled: bool,
     ) -> None:
         """Add the values of a mask: their pixels in ``counts``, and the known ones in ``classes``."""
         ignored = 0
@@ -126,6 +138,7 @@ class MaskCheck:
         self.ignored += ignored
         unknown = sorted((value for value in counts if value not in classes), key=lambda value: -counts[value])
         unknown_pixels = sum(counts[value] for value in unknown)
+        numbers = counts.keys() - {0, 255} if filled else set()
         mask = _Mask(
             file=file,
             form=form,
@@ -138,6 +151,8 @@ class MaskCheck:
             unknown_pixels=unknown_pixels,
             unknown_share=unknown_pixels / size if counts else 1.0,
             ends_known=form == "ids" and len(self.names) == 2 and {0, 255} <= counts.keys(),
+            filled=filled,
+            numbered=len(numbers) > NUMBERED * max(numbers, default=0),
         )
         self._masks.append(mask)
         if form == "ids" and not mask.smeared:
@@ -232,6 +247,9 @@ class MaskCheck:
         elif self.decode is CITYSCAPES_LABEL_IDS and unknown == {255} and max(numbered, default=0) < len(CITYSCAPES):
             kind, what = "train-ids", "train ids of Cityscapes instead of label ids in"
             advice += "; files with train ids are called NAME_gtFine_labelTrainIds.png"
+        elif self._numbers_objects(masks):
+            what = "numbers of objects (instances) instead of class ids in"
+            advice += ": store the class of each pixel, for a single kind of object 1 wherever its number is not 0"
         elif self.decode.open_255 and {0, 255} <= self._values:
             advice += (
                 ": 0 and 255 alone would be two classes; values between them come from smooth edges: export masks "
@@ -251,6 +269,12 @@ class MaskCheck:
         else:
             advice += self._setting('; "ids" in labels.json says what each stored value stands for')
         return self._problem(kind, what, [self._describe_unknown(mask) for mask in masks], advice)
+
+    def _numbers_objects(self, masks: list[_Mask]) -> bool:
+        """True if each mask numbers its objects: filled areas, up to another number in each mask."""
+        most = max((mask.unknown_count for mask in masks), default=0)
+        differ = any(mask.unknown_count < most for mask in masks)
+        return differ and most > len(self.names) and all(mask.numbered for mask in masks)
 
     def _train_ids(self) -> Problem:
         """Detect train ids, which are readable as label ids of other classes. Street scenes have label ids above 18."""
@@ -344,6 +368,12 @@ def _count_colors(stored: Stored) -> dict[Color, int]:
     """Count the pixels of each color. Empty for more colors than any palette has."""
     counted: Any = Image.fromarray(stored.astype(np.uint8)).getcolors(MOST_COLORS)
     return {color: count for count, color in counted or ()}
+
+
+def _is_filled(values: Stored, chosen: npt.NDArray[np.bool_]) -> bool:
+    """True if the chosen pixels are areas of one value rather than borders of one pixel. Both arrays are (H, W)."""
+    inner = chosen[:-1, :-1] & (values[:-1, :-1] == values[:-1, 1:]) & (values[:-1, :-1] == values[1:, :-1])
+    return float(inner.sum()) > FILLED * float(chosen.sum())
 
 
 def _many(distinct: int) -> str:

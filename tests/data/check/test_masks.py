@@ -168,6 +168,19 @@ def test_colored_jpeg_masks(tmp_path: Path) -> None:
         assert ("train", "unknown-color") not in problems
 
 
+@pytest.mark.parametrize("step", [1, 7])
+def test_masks_with_numbers_of_objects(tmp_path: Path, step: int) -> None:
+    """Areas of 20 and more values are no traces of compression. With gaps, they are ids of other classes."""
+    objects = {"train/a": 24, "train/b": 9, "val/c": 20, "val/d": 4}
+    masks = {
+        name: np.kron(step * np.arange(count + 1), np.ones((8, 8))).astype(np.uint8) for name, count in objects.items()
+    }
+    report = check(build(tmp_path, masks, names=["background", "cell"]))
+    assert found(report)["train", "unknown-id"] == ("error", 2)
+    assert not any(kind == "smeared-mask" for _, kind in found(report))
+    assert ("instances" in text_of(report, "unknown-id")) == (step == 1)
+
+
 @pytest.mark.parametrize("steps", [1, 127])
 def test_masks_resized_with_interpolation(tmp_path: Path, steps: int) -> None:
     """Ids far apart, such as 0 and 127, leave all the values in between where they meet."""
