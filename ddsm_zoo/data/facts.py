@@ -31,6 +31,7 @@ class ImageFacts:
         keeps_size: True if it is rotated and has the same height and width as before.
         pages: Number of pages of a TIFF or frames of an animation, of which only the first is read.
         nodata: Value of pixels without data by GDAL's tag of a TIFF, None without the tag or for no whole number.
+        top: Largest value that a gray file can hold, if Pillow scales its values: 3, 15, or the maxval of a PGM.
         border: True if it has rows or columns of black at its border. `image_facts` does not look at its pixels.
         largest: Largest value of a 16-bit image that does not state its bits in use, None for any other image.
     """
@@ -39,6 +40,7 @@ class ImageFacts:
     keeps_size: bool = False
     pages: int = 1
     nodata: int | None = None
+    top: int | None = None
     border: bool = False
     largest: int | None = None
 
@@ -52,6 +54,7 @@ def image_facts(path: str | Path, *, bits: int | None = None) -> ImageFacts:
         orientation = orientation_of(image)
         tiles: Any = getattr(image, "tile", ())
         deep = image.mode == "F" or image.mode.startswith("I") or any(";16" in str(tile.args) for tile in tiles)
+        top = _top(tiles)
         pages, nodata = _pages(image), _nodata(image)
         square = image.width == image.height
     return ImageFacts(
@@ -59,6 +62,7 @@ def image_facts(path: str | Path, *, bits: int | None = None) -> ImageFacts:
         keeps_size=orientation in (2, 3, 4) or (orientation > 4 and square),
         pages=pages,
         nodata=nodata,
+        top=top,
         largest=largest_of_16_bits(path) if deep and bits is None else None,
     )
 
@@ -105,6 +109,16 @@ def _pages(image: Image.Image) -> int:
         image.seek(index)
         pages += not int(image.tag_v2.get(_KIND_OF_PAGE, 0)) & 0b101
     return max(1, pages)
+
+
+def _top(tiles: Any) -> int | None:
+    """Return the largest value that the file can hold, None for one whose values Pillow leaves as they are."""
+    for tile in tiles:
+        mode, *rest = (tile.args,) if isinstance(tile.args, str) else tuple(tile.args or ("",))
+        if tile.codec_name in ("ppm", "ppm_plain"):
+            return int(rest[0]) if mode in ("L", "I") and rest[0] not in (255, 65535) else None
+        return {"L;2": 3, "L;4": 15}.get(str(mode))
+    return None
 
 
 def _nodata(image: Image.Image) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ddsm_zoo.data.depth import low_bytes
 from ddsm_zoo.data.facts import image_facts
-from ddsm_zoo.data.images import ImageError, decode_image, is_lossy, upright
+from ddsm_zoo.data.images import ImageError, decode_image, is_lossy, open_header, upright
 from ddsm_zoo.labels import Color
 
 Stored = npt.NDArray[np.integer[Any]]
@@ -34,6 +36,7 @@ class MaskFile:
         rotated: True if the file has an EXIF orientation, by which ``values`` have been turned.
         pages: Number of pages or frames, of which ``values`` are the first.
         nodata: Value of pixels without data by GDAL's tag of a TIFF. It is not applied.
+        top: Largest value that the file can hold, if ``values`` are scaled from its 2 or 4 bits.
     """
 
     path: Path
@@ -44,6 +47,7 @@ class MaskFile:
     rotated: bool = False
     pages: int = 1
     nodata: int | None = None
+    top: int | None = None
 
     @cached_property
     def equal_channels(self) -> bool:
@@ -61,6 +65,19 @@ class MaskFile:
         """Gray level of each index of a palette of grays in another order than that of the ramp, else empty."""
         gray = all(red == green == blue for red, green, blue in self.palette)
         return tuple(red for red, _, _ in self.palette) if gray and not self.numbered else ()
+
+    def numbers(self, known: Collection[int]) -> Stored:
+        """Return the values, as the file stores them rather than scaled to 8 or 16 bits, if these are ``known`` ids.
+
+        If an id that only scaled values reach is known, the scaled values are the ids: programs that shrink PNGs store
+        17 as a 1 of 4 bits.
+        """
+        if self.top is None or self.values.ndim == 3:
+            return self.values
+        full = int(np.iinfo(self.values.dtype).max)
+        stored = np.rint(self.values * (self.top / full)).astype(self.values.dtype)
+        within = all(value <= self.top or value == full for value in known)
+        return stored if within and count_ids(stored).keys() <= set(known) else self.values
 
     @cached_property
     def shown(self) -> dict[int, Color]:
@@ -82,7 +99,7 @@ def read_stored(path: str | Path) -> MaskFile:
     lossy = image.format not in _LOSSLESS and is_lossy(path)
     facts = image_facts(path, bits=16)
     image = upright(image)
-    pixels = np.asarray(image)
+    pixels = _eight_bits(path, image)
     mode, see_through = image.mode, False
     palette: tuple[Color, ...] = ()
     if mode in ("LA", "PA", "RGBA"):
@@ -113,7 +130,33 @@ def read_stored(path: str | Path) -> MaskFile:
         rotated=facts.rotated,
         pages=facts.pages,
         nodata=facts.nodata,
+        top=facts.top,
     )
+
+
+def _eight_bits(path: Path, image: Image.Image) -> npt.NDArray[Any]:
+    """Return the pixels of the decoded and upright ``image``. Pillow keeps the upper 8 of 16 bits of several channels.
+
+    If these are all 0, the file stores 8 bits in the lower ones. If both are equal, it shows 8 bits in 16.
+    """
+    pixels = np.asarray(image)
+    if image.mode not in ("LA", "RGB", "RGBA"):
+        return pixels
+    with open_header(path) as opened:
+        tiles: Any = getattr(opened, "tile", ())
+        if not any(";16" in str(tile.args) for tile in tiles):
+            return pixels
+        lower = low_bytes(opened)
+    low = None if lower is None else np.asarray(upright(lower))
+    if low is None or (pixels[..., :3].any() and not (pixels == low)[..., :3].all()):
+        raise ImageError(
+            f"mask {path} has {len(image.getbands())} channels of 16 bits, expected ids in one channel, or colors of 8 "
+            "bits",
+            kind="image-format",
+            path=path,
+            got=image.mode,
+        )
+    return pixels if pixels[..., :3].any() else low
 
 
 def count_ids(values: Stored) -> dict[int, int]:

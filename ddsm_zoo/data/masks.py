@@ -104,7 +104,7 @@ class MaskDecoder:
         if shown and all(color in self.colors for color in shown.values()):
             return Interpretation(values, {index: self.colors[color] for index, color in shown.items()})
         if self.by_number or stored.numbered:
-            return Interpretation(values, self.ids)
+            return Interpretation(stored.numbers(self.ids), self.ids)
         if self.two_classes and stored.shown and set(stored.shown.values()) <= {BLACK, WHITE}:
             return Interpretation(values, {index: int(color == WHITE) for index, color in stored.shown.items()})
         if stored.levels and set(stored.levels) != {0, 255} and self.ids.keys() >= set(stored.levels):

@@ -265,6 +265,9 @@ def score_predictions(
     # The hint is for data whose masks do not hold class ids, such as Cityscapes' label ids and colored masks
     stored = (decode.plain or decode).ids
     hint = "" if plain.ids.items() <= stored.items() else "; are these class ids? --class-ids reads them"
+    if hint and stored.keys() & plain.ids.keys():  # both readings are possible
+        meaning = decode.describe(labels)
+        logger.info("the predictions are read as the masks are: %s; --class-ids reads class ids instead", meaning)
 
     palettes = PaletteCheck()
 

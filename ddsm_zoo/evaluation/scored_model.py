@@ -165,9 +165,10 @@ def _check_classes(model: Segmenter, labels: LabelSpace) -> None:
     """Raise ValueError for other classes. A single class fits two, whatever its background is called there."""
     own, known = model_labels(model), labels.in_masks
     if len(own) != len(known):
+        listed = ", ".join(labels.names[:3]) + (", ..." if len(labels) > 3 else "")
         raise ArgumentError(
-            f"the model predicts {model.num_classes} classes and the data has {len(labels)} "
-            f"({', '.join(labels.names[:3])}, ...), expected the same; "
+            f"the model predicts {model.num_classes} classes and the data has {len(labels)} ({listed}), expected the "
+            "same; "
             "fine-tune the model on this data (ddsm-zoo train --pretrained), or score it on data with its classes",
             kind="classes-differ",
             got=model.num_classes,

@@ -234,9 +234,9 @@ def test_class_ids_where_masks_hold_something_else(run: Run, tmp_path: Path) -> 
     figures = json.loads(run(*options, "--class-ids", "--json", "-").stdout)
     assert figures["miou"] == 1.0
     assert figures["predictions"] == {"folder": "mine", "class_ids": True}
-    assert (
-        "expected a class where labeled; are these class ids? --class-ids reads them" in run(*options, fails=1).stderr
-    )
+    said = run(*options, fails=1).stderr
+    assert "expected a class where labeled; are these class ids? --class-ids reads them" in said
+    assert "the predictions are read as the masks are: 7 = road, 8 = sidewalk" in said
 
     predict_perfectly(tmp_path / "yours")
     for index in range(4):

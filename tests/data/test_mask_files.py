@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from ddsm_zoo.data.images import ImageError
 from ddsm_zoo.data.mask_files import count_ids, read_stored
 from tests.support.data_sets import IMAGE, expect_one_line, write
+from tests.support.deep_images import write_png, write_tiff
 
 IDS = np.array([[0, 3, 255], [7, 1, 0]], dtype=np.uint8)
 
@@ -117,3 +119,16 @@ def test_masks_are_turned_upright_as_images_are(tmp_path: Path, suffix: str, ori
     turned = [IDS, IDS[:, ::-1], IDS[::-1, ::-1], IDS[::-1], IDS.T, IDS.T[:, ::-1], IDS.T[::-1, ::-1], IDS.T[::-1]]
     np.testing.assert_array_equal(read(path), turned[orientation - 1])
     assert read_stored(path).rotated == (orientation > 1)
+
+
+@pytest.mark.parametrize("factor", [1, 257], ids=["in the lower bits", "in both bytes"])
+@pytest.mark.parametrize("write_deep", [write_png, write_tiff])
+def test_colors_of_8_bits_in_16(tmp_path: Path, write_deep: Callable[..., Path], factor: int) -> None:
+    """Pillow keeps the upper bits alone, which read ids in three channels as 0."""
+    deep = IMAGE.astype(np.uint16) * factor
+    np.testing.assert_array_equal(read(write_deep(tmp_path / "m", deep)), IMAGE)
+
+
+def test_colors_of_16_bits_are_refused(tmp_path: Path) -> None:
+    write_png(tmp_path / "m.png", IMAGE.astype(np.uint16) * 3)
+    expect_one_line(lambda: read(tmp_path / "m.png"), "3 channels of 16 bits, expected ids", kind=ImageError)

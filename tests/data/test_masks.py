@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from ddsm_zoo.data.mask_files import read_stored
 from ddsm_zoo.data.masks import CAMVID_IDS, CAMVID_OBJECTS, CITYSCAPES_LABEL_IDS, MaskDecoder
 from ddsm_zoo.labels import CAMVID, CITYSCAPES
 from tests.support.data_sets import expect_one_line
+from tests.support.deep_images import write_png
 
 
 @given(
@@ -80,3 +84,39 @@ def test_cityscapes_label_ids() -> None:
         [CITYSCAPES.names.index(name) for name in names] + [255] * 3
     ]
     expect_one_line(lambda: CITYSCAPES_LABEL_IDS(np.array([[34]]), Path("m.png")), "id 34, expected 0 to 33")
+
+
+def _write_pgm(path: Path, ids: np.ndarray, top: int) -> Path:
+    path.write_bytes(f"P5 {ids.shape[1]} {ids.shape[0]} {top}\n".encode() + ids.astype(np.uint8).tobytes())
+    return path
+
+
+FEW_BITS: dict[str, tuple[Callable[[Path, np.ndarray], Path], int]] = {
+    "PNG of 2 bits": (lambda path, ids: write_png(path, ids, bits=2), 3),
+    "PNG of 4 bits": (lambda path, ids: write_png(path, ids, bits=4), 15),
+    "PGM up to 2": (lambda path, ids: _write_pgm(path, ids, 2), 2),
+    "PGM up to 11": (lambda path, ids: _write_pgm(path, ids, 11), 11),
+}
+
+
+@pytest.mark.parametrize("form", FEW_BITS)
+def test_files_of_few_bits_hold_the_ids_themselves(tmp_path: Path, form: str) -> None:
+    """Pillow scales these values to 255, as for pictures."""
+    write, top = FEW_BITS[form]
+    ids = np.array([[0, 1, 2], [2, 2, 0]])
+    decode = MaskDecoder(ids={0: 5, 1: 6, 2: 7, 255: 255})
+    np.testing.assert_array_equal(decode.read(write(tmp_path / "m", ids)), ids + 5)
+    every = np.array([[0, top]])  # white, but all classes fit
+    plain = MaskDecoder(ids=dict.fromkeys(range(top + 1), 3))
+    np.testing.assert_array_equal(plain.read(write(tmp_path / "n", every)), 3)
+    white = MaskDecoder(ids={0: 0, 255: 1})
+    np.testing.assert_array_equal(white.read(write(tmp_path / "w", every)), [[0, 1]])
+
+
+def test_values_that_only_scaling_reaches_are_ids_where_they_are_known(tmp_path: Path) -> None:
+    """A program that shrinks a mask of the ids 0 and 17 stores 0 and 1, of 4 bits."""
+    shrunk = write_png(tmp_path / "m.png", np.array([[0, 1]]), bits=4)
+    np.testing.assert_array_equal(MaskDecoder(ids={value: value for value in range(20)}).read(shrunk), [[0, 17]])
+    np.testing.assert_array_equal(MaskDecoder(ids={0: 0, 17: 1}).read(shrunk), [[0, 1]])
+    assert read_stored(shrunk).top == 15
+    expect_one_line(lambda: MaskDecoder(ids={0: 0}).read(shrunk), "holds id 17")

@@ -1,10 +1,11 @@
-"""PNG and TIFF files of 16 bits a channel, written byte by byte: Pillow writes none in color."""
+"""PNG and TIFF files of 16 bits a channel, and gray ones of 2 and 4 bits, byte by byte: Pillow writes none of them."""
 
 from __future__ import annotations
 
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +13,12 @@ import numpy.typing as npt
 Values = npt.NDArray[np.uint16]
 
 
-def write_png(path: Path, values: Values, significant: int | None = None) -> Path:
+def write_png(path: Path, values: npt.NDArray[Any], significant: int | None = None, bits: int = 16) -> Path:
     """Write gray (H, W) or RGB (H, W, 3) values, with the chunk sBIT if they have ``significant`` bits."""
     channels = 1 if values.ndim == 2 else 3
-    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, {1: 0, 3: 2}[channels], 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, {1: 0, 3: 2}[channels], 0, 0, 0)
+    shifts = np.arange(bits - 1, -1, -1)
+    rows = b"".join(b"\0" + np.packbits(row[..., None] >> shifts & 1).tobytes() for row in values)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     if significant:
         chunks.insert(1, (b"sBIT", bytes([significant] * channels)))

@@ -135,7 +135,8 @@ def _voc_mask(path: Path, classes: ColorMap) -> StoredMask:
             return _lookup(stored, {value: by_color[color] for value, color in shown.items()}, labels)
     if stored.ndim == 2:
         ids = {index: index for index in range(len(labels) - 1)}
-        return _lookup(stored, {_VOID: len(labels) - 1} | ids, labels)
+        ids = {_VOID: len(labels) - 1} | ids
+        return _lookup(file.numbers(ids), ids, labels)
     values = stored.astype(np.int64) @ (65536, 256, 1)
     table = {red * 65536 + green * 256 + blue: index for (red, green, blue), index in by_color.items()}
     return _lookup(values, table, labels, lambda value: f"{value >> 16},{value >> 8 & 255},{value & 255}")
@@ -219,7 +220,7 @@ def _ids(path: Path, classes: Mapping[int, str]) -> StoredMask:
         raise DatasetError(
             f"mask {path} is an RGB image in colors, expected single-channel ids", kind="import", path=path
         )
-    stored = file.values[..., 0] if file.equal_channels else file.values
+    stored = file.values[..., 0] if file.equal_channels else file.numbers(classes)
     return _lookup(stored, {value: index for index, value in enumerate(classes)}, list(classes.values()))
 
 
