@@ -22,6 +22,7 @@ from benchmarks.finetune.plan import DECODERS, MULTIPLE, OURS, VARIANTS, Plan
 from ddsm_zoo.config import Preprocess
 from ddsm_zoo.data.transforms import TrainTransform
 from ddsm_zoo.models.backbone import packaged_weights
+from ddsm_zoo.training.freezing import freeze, freeze_norm_stats
 from ddsm_zoo.training.losses import create_loss
 from ddsm_zoo.training.optimizer import create_optimizer
 from ddsm_zoo.training.recipe import Recipe
@@ -110,13 +111,15 @@ def train_plain(decoder: str, root: Path, seed: int, epochs: int, rate: float, p
 
 def cost_of_step(method: str, classes: int, plan: Plan) -> float:
     """Measure the processor time of a training step per image, the least of three steps."""
-    recipe = Recipe.load("finetune")
+    recipe = Recipe.load("finetune", {"frozen_norms": "all"})  # which follows from the task weights
     model: nn.Module
     if method == OURS:
         model = ddsm_zoo.create_model(recipe.model, num_classes=classes, **recipe.overrides)
+        freeze(model, recipe)
     else:
         model = Plain(DECODERS[method], classes)
     model = model.train().to(memory_format=torch.channels_last)
+    freeze_norm_stats(model)
     optimizer = create_optimizer(model, recipe)
     own = Objective(model, create_loss(recipe, classes, 255), 0.0)  # the package's own training step
     x = torch.rand(plan.batch, 3, *plan.crop).contiguous(memory_format=torch.channels_last)

@@ -10,7 +10,7 @@ from ddsm_zoo.training.recipe import Recipe
 OURS = "ddsm-zoo"
 DECODERS = {"smp Unet": "Unet", "smp UPerNet": "UPerNet", "smp DeepLabV3+": "DeepLabV3Plus"}
 METHODS = (OURS, *DECODERS)
-# Changes of the recipe, one at a time. "pretrained" chooses the start of the decoder, "enlarge" resizes the images.
+# Changes of the recipe, one at a time. "pretrained" chooses the start as `ddsm_zoo.train` does, "enlarge" resizes images.
 VARIANTS: dict[str, dict[str, Any]] = {
     "no warm-up": {"warmup_steps": 0},
     "warm-up over a third": {"warmup_steps": 0.33},
@@ -23,8 +23,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "backbone rate 1e-3": {"backbone_lr": 1e-3},
     "backbone rate 4e-3": {"backbone_lr": 4e-3},
     "no Dice": {"dice": 0.0},
-    "frozen norms": {"frozen_norms": "all"},
-    "decoder from random weights": {"pretrained": False},
+    "no frozen norms": {"frozen_norms": "none"},
+    "decoder from random weights": {"pretrained": None},
+    "all weights random": {"pretrained": False},
     "stride 4": {"overrides": {}},
     "images enlarged twice": {"enlarge": 2},
 }

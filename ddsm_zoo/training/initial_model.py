@@ -7,7 +7,7 @@ import difflib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -15,17 +15,42 @@ from ddsm_zoo.config import DDSMConfig, ModelConfig
 from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.hub.address import public_uri
 from ddsm_zoo.labels import LabelSpace
-from ddsm_zoo.models import Segmenter, has_stride_2
+from ddsm_zoo.models import Segmenter, has_stride_2, unwrap
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.utils.plain_data import ConfigError
 from ddsm_zoo.zoo.factory import create_model
 from ddsm_zoo.zoo.registry import with_backbone
 from ddsm_zoo.zoo.sources import look_up
 
+# Batch norms that can be frozen, each with those before it
+_NORMS = ("none", "backbone", "all")
+
 logger = logging.getLogger(__name__)
 
 
-def possible_stride(recipe: Recipe) -> Recipe:
+def choose_model(
+    recipe: Recipe, model: Segmenter | None, labels: LabelSpace, pretrained: bool | None, resumed: bool
+) -> tuple[Recipe, Segmenter, str]:
+    """Create the recipe's model, or check the given ``model``.
+
+    Returns the recipe with the fields that follow from the model, the model, and the weights that it has, in words.
+    """
+    if model is None:
+        recipe = settle_frozen(_possible_stride(recipe), pretrained)
+        model = _initial_model(recipe, labels, pretrained, resumed)
+        start = _describe_start(recipe, model.config.backbone, pretrained)
+    else:
+        model = unwrap(model)
+        _check_model(model, pretrained, labels)
+        start = "the weights that the given model had"
+        if recipe.frozen_norms == "auto":  # nobody knows which norms of a model without task weights have statistics
+            recipe = dataclasses.replace(recipe, frozen_norms="all" if model.provenance.weights else "none")
+    if recipe.frozen_norms != "none":
+        logger.info("frozen batch norms: %s", recipe.frozen_norms)
+    return recipe, model, start
+
+
+def _possible_stride(recipe: Recipe) -> Recipe:
     """Keep the logits at stride 4, and log it, if the recipe asks for stride 2 and the backbone has no such level."""
     if recipe.overrides.get("stride") != 2:
         return recipe
@@ -36,8 +61,8 @@ def possible_stride(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, overrides={**recipe.overrides, "stride": 4})
 
 
-def check_frozen(recipe: Recipe, pretrained: bool | None) -> None:
-    """Check that frozen layers come with weights."""
+def settle_frozen(recipe: Recipe, pretrained: bool | None) -> Recipe:
+    """Choose the batch norms to freeze if the recipe leaves it open. Raise ConfigError for layers without weights."""
     if pretrained is False and recipe.frozen_stages != 0:
         raise ConfigError(
             f"frozen_stages is {recipe.frozen_stages} and the backbone starts from random numbers, expected 0 without "
@@ -47,19 +72,22 @@ def check_frozen(recipe: Recipe, pretrained: bool | None) -> None:
             got=recipe.frozen_stages,
             expected=0,
         )
-    needs = {"none": True, "backbone": pretrained is not False, "all": pretrained is True}
-    if not needs[recipe.frozen_norms]:
+    trained: Literal["none", "backbone", "all"] = "all" if pretrained else "none" if pretrained is False else "backbone"
+    if recipe.frozen_norms == "auto":
+        return dataclasses.replace(recipe, frozen_norms=trained)
+    if _NORMS.index(recipe.frozen_norms) > _NORMS.index(trained):
         raise ConfigError(
             f"frozen_norms is {recipe.frozen_norms} and "
-            f"{'all' if pretrained is False else 'those of the decoder'} start without statistics, expected "
-            f"{'none' if pretrained is False else 'backbone'}, or task weights by --pretrained",
+            f"{'all' if trained == 'none' else 'those of the decoder'} start without statistics, expected {trained}, "
+            "or task weights by --pretrained",
             kind="frozen-layers",
             name="frozen_norms",
             got=recipe.frozen_norms,
         )
+    return recipe
 
 
-def initial_model(recipe: Recipe, labels: LabelSpace, pretrained: bool | None, resumed: bool) -> Segmenter:
+def _initial_model(recipe: Recipe, labels: LabelSpace, pretrained: bool | None, resumed: bool) -> Segmenter:
     """Create the recipe's model. Initial weights are loaded unless the resumed run replaces them.
 
     Random weights follow from the recipe's seed, so that the same command makes the same model.
@@ -106,7 +134,7 @@ def _check_overrides(overrides: Mapping[str, Any]) -> None:
             )
 
 
-def describe_start(recipe: Recipe, backbone: str, pretrained: bool | None) -> str:
+def _describe_start(recipe: Recipe, backbone: str, pretrained: bool | None) -> str:
     """Return the weights that a run of the recipe starts from, in words. Folders are named without their path."""
     task = look_up(recipe.model).weights if pretrained else None
     if task is not None:
@@ -116,7 +144,7 @@ def describe_start(recipe: Recipe, backbone: str, pretrained: bool | None) -> st
     return "random weights" if pretrained is False else f"ImageNet weights of {backbone}"
 
 
-def check_model(model: Segmenter, pretrained: bool | None, labels: LabelSpace) -> None:
+def _check_model(model: Segmenter, pretrained: bool | None, labels: LabelSpace) -> None:
     if pretrained is not None:
         raise ArgumentError(
             f"got a built model and pretrained={pretrained}, expected one source of weights; drop one",

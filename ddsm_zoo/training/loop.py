@@ -162,12 +162,9 @@ def fit(
             raise ArgumentError(
                 f"the {name} set has 0 images, expected at least 1", kind="missing-split", name=name, got=0
             )
-    if recipe.precision == "auto":
-        raise ArgumentError.of("precision", "auto", "one that training.precision.settle_precision finds")
-    if recipe.batch_size == 0:
-        raise ArgumentError.of("batch_size", 0, "a number, which training.batch_size.find_batch_size finds")
-    if recipe.ema_decay == "auto":
-        raise ArgumentError.of("ema_decay", "auto", "a number, which training.run.train finds")
+    for name, left_open in (("precision", "auto"), ("batch_size", 0), ("ema_decay", "auto"), ("frozen_norms", "auto")):
+        if getattr(recipe, name) == left_open:
+            raise ArgumentError.of(name, left_open, "a value, which training.run.train finds")
     train_state = TrainState(model, recipe, ignore_index)
     run = _Run(train_state, recipe, train_set, val_set, Path(out_dir), hooks)
     run.begin(resume)

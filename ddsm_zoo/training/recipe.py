@@ -192,7 +192,8 @@ class Recipe:
     clip_norm: float = 0.0  # maximum gradient norm, 0: no clipping
 
     frozen_stages: int | Literal["all"] = 0  # number of frozen backbone stages, counted from the stem
-    frozen_norms: Literal["none", "backbone", "all"] = "none"  # batch norms to freeze, weights and statistics
+    # Batch norms to freeze, weights and statistics; auto: those that start with trained statistics
+    frozen_norms: Literal["none", "backbone", "all", "auto"] = "none"
 
     threshold: float | Literal["auto"] = DEFAULT_THRESHOLD  # probability of a single class; auto: best on val
 

@@ -27,9 +27,9 @@ from ddsm_zoo.hub.safetensors_io import read_tensors
 from ddsm_zoo.hub.state_dict import load_state_dict
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.layers.sampler import watch_taps
-from ddsm_zoo.models import Segmenter, unwrap
+from ddsm_zoo.models import Segmenter
 from ddsm_zoo.training.checkpoint import PIXELS, has_state
-from ddsm_zoo.training.initial_model import check_frozen, check_model, describe_start, initial_model, possible_stride
+from ddsm_zoo.training.initial_model import choose_model
 from ddsm_zoo.training.loop import Hooks, ProgressEvent, fit
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.training.run_lock import lock_folder
@@ -105,15 +105,7 @@ def train(  # noqa: PLR0913 - each is a choice of its own
     labels = open_dataset(data, "train").labels
     _check_threshold(recipe, labels)
     resumed = resume and has_state(out_dir)
-    start = "the weights that the given model had"
-    if model is None:
-        recipe = possible_stride(recipe)
-        check_frozen(recipe, pretrained)
-        model = initial_model(recipe, labels, pretrained, resumed)
-        start = describe_start(recipe, model.config.backbone, pretrained)
-    else:
-        model = unwrap(model)
-        check_model(model, pretrained, labels)
+    recipe, model, start = choose_model(recipe, model, labels, pretrained, resumed)
     report = _check(recipe, data, progress)
     preprocess = dataclasses.replace(resolve_data_config(model), size=None, min_size=recipe.min_size)
     transform = TrainTransform(

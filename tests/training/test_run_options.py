@@ -166,10 +166,11 @@ def test_what_cannot_be_asked(
     assert not (tmp_path / "out").exists()
 
 
-def test_frozen_parts_of_trained_weights_stay_as_they_were(tmp_path: Path, data: str) -> None:
+@pytest.mark.parametrize("norms", ["all", "auto"])
+def test_frozen_parts_of_trained_weights_stay_as_they_were(tmp_path: Path, data: str, norms: Any) -> None:
     first = ddsm_zoo.create_model("uper_ddsm_tiny", num_classes=3)
     ddsm_zoo.save_pretrained(first, tmp_path / "first")
-    chosen = recipe(model=f"local-dir:{tmp_path}/first", frozen_stages="all", frozen_norms="all")
+    chosen = recipe(model=f"local-dir:{tmp_path}/first", frozen_stages="all", frozen_norms=norms)
     train(chosen, data, tmp_path / "out", pretrained=True)
     trained = ddsm_zoo.create_model(f"local-dir:{tmp_path}/out", pretrained=True).state_dict()
     before = first.state_dict()
@@ -188,6 +189,18 @@ def test_logits_at_stride_2_where_the_backbone_has_that_level(
     model = ddsm_zoo.create_model(f"local-dir:{tmp_path}/out", pretrained=True)
     assert model.config.stride == stride
     assert [backbone in line for line in caplog.messages if "stride 2" in line] == [True] * (stride == 4)
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+def test_norms_of_a_given_model_are_frozen_if_it_was_loaded(tmp_path: Path, data: str, loaded: bool) -> None:
+    model = ddsm_zoo.create_model("uper_ddsm_tiny", num_classes=3)
+    if loaded:
+        ddsm_zoo.save_pretrained(model, tmp_path / "first")
+        model = ddsm_zoo.create_model(f"local-dir:{tmp_path}/first", pretrained=True)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if "running" in name}
+    train(recipe(frozen_norms="auto"), data, tmp_path / "out", model=model)
+    trained = ddsm_zoo.create_model(f"local-dir:{tmp_path}/out", pretrained=True).state_dict()
+    assert all(torch.equal(trained[name], statistics) == loaded for name, statistics in before.items())
 
 
 def test_a_refinement_without_statistics_learns_them_beside_frozen_norms(tmp_path: Path, data: str) -> None:
