@@ -49,11 +49,19 @@ class ImportOptions:
 
 
 class Region(NamedTuple):
-    """Area of one class. The label None is ignored. ``maybe_empty`` is True if it may well cover no pixel."""
+    """Area of one class.
+
+    Attributes:
+        label: Name of the class, None for an ignored area.
+        paint: Function that draws it.
+        maybe_empty: True if it may well cover no pixel.
+        boxed: True for a polygon that is a rectangle.
+    """
 
     label: str | None
     paint: Paint
     maybe_empty: bool = False
+    boxed: bool = False
 
 
 class StoredMask(NamedTuple):

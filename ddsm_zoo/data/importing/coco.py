@@ -129,25 +129,26 @@ def _regions(
             findings.left_out.add("annotations of unknown classes", where)
         else:
             with shapes.counted(findings, where):
-                paint = _paint(annotation, options)
+                paint, boxed = _paint(annotation, options)
                 if annotation.get("iscrowd") and not options.crowd:
                     findings.notes.add(CROWD, where)
                     crowds[image].append(Region(None, paint))
                 else:
-                    objects[image].append(Region(label, paint))
+                    objects[image].append(Region(label, paint, boxed=boxed))
     return {image: [*crowds[image], *objects[image]] for image in {*crowds, *objects}}
 
 
-def _paint(annotation: Mapping[str, Any], options: ImportOptions) -> Paint:
+def _paint(annotation: Mapping[str, Any], options: ImportOptions) -> tuple[Paint, bool]:
+    """Return the area of an annotation, and True if it is a single rectangle."""
     stored = annotation.get("segmentation")
     if isinstance(stored, dict):
-        return shapes.whole(partial(shapes.coco_rle, stored["counts"], stored["size"]))
+        return shapes.whole(partial(shapes.coco_rle, stored["counts"], stored["size"])), False
     if stored:
-        parts = stored if isinstance(stored[0], list) else [stored]
-        return shapes.polygons([shapes.points_of(part) for part in parts])
+        parts = [shapes.points_of(part) for part in (stored if isinstance(stored[0], list) else [stored])]
+        return shapes.polygons(parts), len(parts) == 1 and shapes.is_rectangle(parts[0])
     if annotation.get("bbox") and options.boxes:
         left, top, width, height = annotation["bbox"]
-        return shapes.box(left, top, left + width, top + height)
+        return shapes.box(left, top, left + width, top + height), False
     raise shapes.BadShape(_without_mask(annotation))
 
 

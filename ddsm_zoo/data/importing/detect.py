@@ -25,6 +25,7 @@ _OTHERS = {
     "via": "VGG Image Annotator's own JSON",
     "supervisely": "Supervisely's own JSON",
     "labelbox": "Labelbox's own JSON",
+    "v7": "V7 Darwin's own JSON",
 }
 _SUFFIXES = (".json", ".ndjson", ".xml", ".yaml", ".yml")
 _NAMES = ("_classes.csv", "objectInfo150.txt", "classes.txt")
@@ -102,7 +103,7 @@ def _format_of(file: Path) -> str | None:
         text = _ends(file)
     except OSError:
         return None
-    suffix = file.suffix.lower()
+    text, suffix = text.lstrip(), file.suffix.lower()
     if suffix in (".json", ".ndjson"):
         if '"shapes"' in text and '"imagePath"' in text:
             return "labelme"
@@ -114,7 +115,10 @@ def _format_of(file: Path) -> str | None:
             return "supervisely"
         if '"data_row"' in text:
             return "labelbox"
-        return "label-studio" if text.lstrip().startswith("[") and '"from_name"' in text else None
+        if '"item"' in text and '"annotations"' in text:
+            return "v7"
+        marks = ('"from_name"', '"brushlabels"', '"polygonlabels"')
+        return "label-studio" if text.startswith("[") and any(mark in text for mark in marks) else None
     if suffix == ".xml" and "<annotations" in text:
         if "<track " in text:
             return "cvat-video"

@@ -74,17 +74,20 @@ def _image(
 ) -> AnnotatedImage:
     regions = []
     for shape in content["shapes"]:
-        label = str(shape["label"]).strip()
+        label = "" if shape["label"] is None else str(shape["label"]).strip()
+        if not label:
+            findings.left_out.add("shapes without a class", file.name)
+            continue
         if known is not None and label not in known:
             findings.left_out.add("shapes of classes that labels.txt lacks", f"{label} in {file.name}")
             continue
         with shapes.counted(findings, file.name):
             regions.append(Region(label, _paint(shape, options)))
-    path = _find_image(file, str(content["imagePath"]), finder)
+    path = _find_image(file, str(content["imagePath"]), finder, findings)
     embedded = content.get("imageData")
     size = (int(content.get("imageHeight") or 0), int(content.get("imageWidth") or 0))
     folders = file.parent.relative_to(finder.root).parts
-    name = posix(str(content["imagePath"])).rpartition("/")[2]
+    name = path.name if path else posix(str(content["imagePath"])).rpartition("/")[2]
     return AnnotatedImage(
         name="/".join((*folders, name)),
         split=split_of(*reversed(folders)) or finder.split_of(path),
@@ -94,11 +97,19 @@ def _image(
     )
 
 
-def _find_image(file: Path, name: str, finder: ImageFinder) -> Path | None:
-    """Find the image by the name in the file, or else by the name of the file, which may have been moved with it."""
-    beside = (file.with_suffix(suffix) for suffix in sorted(SUFFIXES))
+def _find_image(file: Path, name: str, finder: ImageFinder, findings: Findings) -> Path | None:
+    """Find the image by the name in the file, or else by the name of the file, which may have been moved with it.
+
+    If the named image has a JSON file of its own, the file was copied or renamed with its image, as long as it has one.
+    """
+    beside = (path for suffix in sorted(SUFFIXES) if (path := file.with_suffix(suffix)).is_file())
+    own = next(beside, None)
     found = finder.find(name, file.parent)
-    return found or next((finder.find(path.name, file.parent) for path in beside if path.is_file()), None)
+    if own is not None and found is not None and found.stem != own.stem and found.with_suffix(".json").is_file():
+        what = "files whose imagePath is the image of another file, taken for the image of their own name"
+        findings.notes.add(what, f"{file.name} ({found.name})")
+        found = None
+    return found or (finder.find(own.name, file.parent) if own else None)
 
 
 def _embedded(file: Path, data: str) -> EmbeddedImage:
@@ -121,9 +132,11 @@ def _decode_mask(data: str) -> Bitmap:
 def _paint(shape: Mapping[str, Any], options: ImportOptions) -> Paint:
     kind = shape.get("shape_type") or "polygon"
     points = np.asarray(shape["points"], dtype=np.float64).reshape(-1, 2)
-    if kind in ("polygon", "oriented_rectangle", "rotation"):
+    if kind in ("polygon", "oriented_rectangle", "quadrilateral", "rotation"):
         return shapes.polygons([shapes.points_of(points)])
     if kind == "circle":
+        if len(points) != 2:
+            raise shapes.BadShape("circles without a center and a point on them")
         (x, y), on_circle = points
         radius = math.dist((x, y), on_circle)
         return shapes.ellipse((x, y), (radius, radius))

@@ -122,6 +122,7 @@ def import_data(
     findings = Findings()
     with atomic_folder(dest) as folder:
         annotations = _read(format, source, options, findings)
+        _note_boxes(annotations, findings)
         table = class_table(annotations, options, findings)
         jobs = list(_jobs(annotations.images, folder, findings))
         totals = _Totals(len(table.labels))
@@ -288,6 +289,14 @@ def _unique_stems(images: Sequence[AnnotatedImage], findings: Findings) -> dict[
             taken.add((split, chosen.casefold()))
             stems[id(image)] = chosen
     return stems
+
+
+def _note_boxes(annotations: Annotations, findings: Findings) -> None:
+    """Say that all areas are rectangles, as converters store the boxes of detection data sets."""
+    regions = [region for image in annotations.images for region in image.regions]
+    if regions and all(region.boxed for region in regions):
+        what = "all areas are rectangles: if they are boxes around objects, so are the masks"
+        findings.notes.add(what, count=len(regions))
 
 
 def _require_areas(

@@ -57,8 +57,14 @@ def points_of(flat: Any) -> Points:
 
 
 def polygons(parts: Sequence[Points]) -> Paint:
-    """Fill the union of polygons, in pixels."""
+    """Fill the union of polygons, in pixels. Raises BadShape for fractions of the image instead."""
+    values = np.concatenate(parts)
+    if values.min() >= 0 and values.max() <= 1 and (values % 1).any():
+        raise BadShape("coordinates from 0 to 1, expected pixels")
+    return _filled(parts)
 
+
+def _filled(parts: Sequence[Points]) -> Paint:
     def paint(height: int, width: int) -> Bitmap:
         coco = _coco()
         packed = coco.merge(coco.frPyObjects([part.ravel().tolist() for part in parts], height, width))
@@ -67,9 +73,20 @@ def polygons(parts: Sequence[Points]) -> Paint:
     return paint
 
 
+def is_rectangle(part: Points) -> bool:
+    """Return True for the corners of a rectangle in turn, at any angle: its diagonals have one length and center."""
+    corners = part[:-1] if len(part) == 5 and (part[0] == part[-1]).all() else part
+    if len(corners) != 4:
+        return False
+    first, second = corners[2] - corners[0], corners[3] - corners[1]
+    near = 1e-3 * np.abs(first).max()
+    centered = np.abs(corners[0] + corners[2] - corners[1] - corners[3]).max() <= near
+    return bool(centered and abs(np.hypot(*first) - np.hypot(*second)) <= near)
+
+
 def normalized_polygon(part: Points) -> Paint:
     """Fill a polygon in fractions of width and height."""
-    return lambda height, width: polygons([part * (width, height)])(height, width)
+    return lambda height, width: _filled([part * (width, height)])(height, width)
 
 
 def box(left: float, top: float, right: float, bottom: float, degrees: float = 0.0) -> Paint:

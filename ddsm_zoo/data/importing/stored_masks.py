@@ -6,7 +6,7 @@ import csv
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +23,7 @@ from ddsm_zoo.data.importing.annotations import (
     read_text,
     readable,
 )
-from ddsm_zoo.data.importing.files import ImageFinder, split_of, split_of_file, walk
+from ddsm_zoo.data.importing.files import ImageFinder, posix, split_of, split_of_file, walk
 from ddsm_zoo.data.mask_files import MaskFile, read_stored
 from ddsm_zoo.data.masks import DatasetError
 from ddsm_zoo.errors import ArgumentError
@@ -59,7 +59,7 @@ def read_voc(source: Path, options: ImportOptions, findings: Findings) -> Annota
         if not path.is_relative_to(root) or not path.relative_to(root).parts[0].startswith("Segmentation"):
             by_name.setdefault(path.stem, path)
     images = []
-    for name, split in _voc_splits(root, masks).items():
+    for name, split in _voc_splits(root, masks, findings).items():
         if name not in masks:
             findings.left_out.add("images without a mask, listed in ImageSets", name)
             continue
@@ -89,7 +89,7 @@ def _voc_masks(root: Path) -> dict[str, Path]:
     raise DatasetError(f"{root} has no masks in SegmentationClass, expected PNG images", kind="import")
 
 
-def _voc_splits(root: Path, masks: Mapping[str, Path]) -> dict[str, str | None]:
+def _voc_splits(root: Path, masks: Mapping[str, Path], findings: Findings) -> dict[str, str | None]:
     """Return the split of each name in the lists; trainval only adds what no other list has."""
     folder = root / "ImageSets" / "Segmentation"
     lists = sorted(folder.glob("*.txt"))
@@ -97,10 +97,21 @@ def _voc_splits(root: Path, masks: Mapping[str, Path]) -> dict[str, str | None]:
         lists = [file for file in sorted((root / "ImageSets" / "Main").glob("*.txt")) if split_of(file.stem)]
     splits: dict[str, str | None] = {}
     for file in sorted(lists, key=lambda file: file.stem == "trainval"):
+        split = split_of_file(file, root)
         for line in read_text(file).splitlines():
             if line.strip():
-                splits.setdefault(line.split()[0], split_of_file(file, root))
+                name = _listed_name(line.strip(), masks)
+                if splits.setdefault(name, split) != split and file.stem != "trainval":
+                    findings.notes.add("images in several lists, taken for the first", f"{name} in {splits[name]}")
     return splits or dict.fromkeys(masks)
+
+
+def _listed_name(line: str, masks: Mapping[str, Path]) -> str:
+    """Return the name of an image in a line: alone, with spaces, followed by 1 or -1, or as the path of a file."""
+    first = posix(line.split()[0])
+    file = PurePosixPath(first)
+    names = (line, first, file.stem if file.suffix.lower() in SUFFIXES else file.name)
+    return next((name for name in names if name in masks), first)
 
 
 def _color_map(root: Path, findings: Findings) -> ColorMap:
@@ -111,7 +122,11 @@ def _color_map(root: Path, findings: Findings) -> ColorMap:
         with readable(listed, "labelmap.txt, name:red,green,blue:parts:actions"):
             for index, line in enumerate(lines):
                 name, color, *_ = [*line.split(":"), ""]
+                if re.search(r"\d\s*,\s*\d", name):
+                    raise ArgumentError(f"{line.strip()[:60]!r} has no colon")
                 red, green, blue = map(int, color.split(",")) if color.strip() else voc_color(index)
+                if (red, green, blue) in colors.values():
+                    raise ArgumentError(f"the color {red},{green},{blue} stands for two classes")
                 colors[name.strip()] = (red, green, blue)
         return ColorMap(colors, exact=True)
     if named.is_file():
@@ -188,9 +203,14 @@ def read_roboflow(source: Path, options: ImportOptions, findings: Findings) -> A
 def _pixel_values(file: Path) -> dict[int, str]:
     rows = list(csv.reader(read_text(file).splitlines(), skipinitialspace=True))
     with readable(file, "_classes.csv, with a pixel value and a class in each line"):
-        classes = {int(row[0]): row[1].strip() for row in rows[1:] if row}
+        rows = [row for row in rows if row]
+        if rows and not rows[0][0].strip().isdigit():  # the head of the table
+            del rows[0]
+        classes = {int(row[0]): row[1].strip() for row in rows}
         if not classes:
             raise ArgumentError("it has no class")
+        if len(classes) < len(rows):
+            raise ArgumentError("it has a pixel value twice")
         return classes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,10 @@ def read_yolo(source: Path, options: ImportOptions, findings: Findings) -> Annot
             raise ArgumentError(str(error)) from error
     with readable(file, "YOLO's data.yaml"):
         stored = content["names"]
-        pairs = sorted(stored.items()) if isinstance(stored, dict) else list(enumerate(stored))
-        names = {int(index): str(name).strip() for index, name in pairs}
+        listed = stored if isinstance(stored, dict) else dict(enumerate(stored))
+        if switch := next((str(name) for name in listed.values() if isinstance(name, bool)), ""):
+            raise ArgumentError(f"YAML reads a name such as yes, no, on or off as {switch}: put it in quotes")
+        names = dict(sorted((int(index), str(name).strip()) for index, name in listed.items()))
         if isinstance(count := content.get("nc"), int) and count != len(names):
             findings.notes.add(f"names in {file.name} where nc says {count}", count=len(names))
         keypoints = "kpt_shape" in content
@@ -58,6 +61,7 @@ def read_yolo(source: Path, options: ImportOptions, findings: Findings) -> Annot
                     labels = _labels_of(path)
                     images.append(_image(path, labels, file.parent, split, names, options, findings, keypoints))
     _note_repeated(list(names.values()), findings)
+    _note_unused(images, findings)
     return Annotations(names=list(dict.fromkeys(names.values())), images=images)
 
 
@@ -96,6 +100,8 @@ def _plain(source: Path, options: ImportOptions, findings: Findings) -> Annotati
         labels = elsewhere if options.images else _labels_of(path)
         images.append(_image(path, labels, folder, split, names, options, findings))
     _note_repeated(lines, findings)
+    if not options.images:
+        _note_unused(images, findings)
     return Annotations(names=list(dict.fromkeys(lines)), images=images)
 
 
@@ -103,6 +109,21 @@ def _note_repeated(names: Sequence[str], findings: Findings) -> None:
     for name in dict.fromkeys(names):
         if names.count(name) > 1:
             findings.notes.add("classes with the name of another, which become one class", name, names.count(name) - 1)
+
+
+def _note_unused(images: Sequence[AnnotatedImage], findings: Findings) -> None:
+    """Count the files of labels that no image has, in the folders of those that images have."""
+    used = {_labels_of(image.file) for image in images if isinstance(image.file, Path)}
+    for folder in sorted({path.parent for path in used if path.parent.is_dir()}):
+        files = (path for path in sorted(folder.iterdir()) if path.suffix.lower() == ".txt" and path not in used)
+        what = "files of labels without an image (NAME.txt for NAME.jpg)"
+        findings.left_out.add_files(what, (path for path in files if _has_polygon(path)))
+
+
+def _has_polygon(file: Path) -> bool:
+    """Return True if the first line of a file is numbers, as in no list of classes or images."""
+    first = file.read_bytes()[:4096].decode("utf-8", "replace").partition("\n")[0].split()
+    return len(first) > 4 and all(re.fullmatch(r"[\d.eE+-]+", word) for word in first)
 
 
 def _entries(entry: Any) -> list[str]:
@@ -178,4 +199,5 @@ def _region(words: Sequence[str], names: Mapping[int, str], options: ImportOptio
         x, y, width, height = values
         left, right, top, bottom = x - width / 2, x + width / 2, y - height / 2, y + height / 2
         values = np.array([left, top, right, top, right, bottom, left, bottom])
-    return Region(label, shapes.normalized_polygon(shapes.points_of(values)))
+    points = shapes.points_of(values)
+    return Region(label, shapes.normalized_polygon(points), boxed=len(words) > 5 and shapes.is_rectangle(points))

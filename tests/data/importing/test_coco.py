@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -206,6 +207,19 @@ def test_an_id_of_two_is_refused(tmp_path: Path, field: str) -> None:
     file.write_text(json.dumps(content))
     expect_one_line(lambda: import_data("coco", source, tmp_path / "new"), f"the id 1 for two {field}")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("more", "said"), [([], True), ([polygon([2, 3, 12, 3, 12, 10])], False)])
+def test_boxes_that_are_stored_as_polygons_are_said(more: list[dict[str, Any]], said: bool, tmp_path: Path) -> None:
+    report = import_data("coco", write_coco(tmp_path, [polygon(FIELD), polygon(WEED), *more]), tmp_path / "new")
+    assert ("all areas are rectangles" in notes(report)) == said
+
+
+def test_fractions_instead_of_pixels_are_no_area(tmp_path: Path) -> None:
+    fractions = (np.reshape(FIELD, (-1, 2)) / SIZE[::-1]).ravel().tolist()
+    report = import_data("coco", write_coco(tmp_path, [polygon(FIELD), polygon(fractions, 2)]), tmp_path / "new")
+    assert left_out(report) == {"coordinates from 0 to 1, expected pixels": 1}
+    assert set(np.unique(mask(tmp_path / "new", "a"))) == {0, 1}
 
 
 def test_panoptic_annotations_are_named(tmp_path: Path) -> None:

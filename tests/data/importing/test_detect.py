@@ -33,6 +33,8 @@ def test_the_command_of_the_error_works(format: str, tmp_path: Path, monkeypatch
         ("project.json", '[{"id": 1, "annotations": [{"result": [{"from_name": "label"}]}]}]', "export as COCO"),
         ("via.json", '{"a.jpg12": {"filename": "a.jpg", "regions": [{"shape_attributes": {}}]}}', "export as COCO"),
         ("meta.json", '{"classes": [{"title": "car", "shape": "polygon"}], "tags": []}', "Supervisely"),
+        ("a.json", '{"version": "2.0", "item": {"name": "a.jpg"}, "annotations": []}', "V7 Darwin"),
+        ("min.json", '[{"image": "/data/a.jpg", "tag": [{"brushlabels": ["road"]}]}]', "Label Studio"),
         ("export.ndjson", '{"data_row": {"id": "x"}, "projects": {}}', "Labelbox"),
         ("annotations.xml", "<annotations><track id='1'/></annotations>", "CVAT for images"),
     ],

@@ -13,7 +13,7 @@ import pytest
 from ddsm_zoo.data.importing.annotations import ImportOptions
 from ddsm_zoo.data.importing.run import import_data
 from tests.support.data_sets import expect_one_line, write
-from tests.support.exports import EXPECTED, GOLDEN, left_out, mask, names, picture
+from tests.support.exports import EXPECTED, GOLDEN, left_out, mask, names, notes, picture
 
 
 def write_labelme(root: Path, shapes: list[dict[str, Any]], name: str = "a", **more: Any) -> Path:
@@ -91,11 +91,28 @@ def test_an_image_that_was_renamed_with_its_file(tmp_path: Path) -> None:
     assert import_data("labelme", source, tmp_path / "new").splits == {"train": 1}
 
 
+def test_a_copied_file_belongs_to_the_image_of_its_own_name(tmp_path: Path) -> None:
+    """Copies keep the imagePath of their original, which would get two masks."""
+    write_labelme(tmp_path, [shape("weed", "polygon", (2, 2), (6, 2), (6, 6))])
+    write_labelme(tmp_path, [shape("weed", "polygon", (9, 2), (19, 2), (19, 9))], "b", imagePath="a.png")
+    report = import_data("labelme", tmp_path, tmp_path / "new")
+    assert "b.json (a.png)" in notes(report)
+    assert mask(tmp_path / "new", "a")[3, 4] == 1
+    assert mask(tmp_path / "new", "b")[3, 17] == 1
+
+
+def test_shapes_without_a_class_or_a_size_are_left_out(tmp_path: Path) -> None:
+    area = ((2, 2), (6, 2), (6, 6))
+    shapes = [shape("0", "polygon", *area), shape("", "polygon", *area), shape("weed", "circle", (1, 2))]
+    report = import_data("labelme", write_labelme(tmp_path, shapes), tmp_path / "new")
+    assert left_out(report) == {"shapes without a class": 1, "circles without a center and a point on them": 1}
+    assert names(tmp_path / "new") == ["background", "0"]
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"shapes": [{"points": [[1, 2]]}]},
-        {"shapes": [shape("a", "circle", (1, 2))]},
         {"shapes": [shape("a", "polygon", ("x", "y"))]},  # type: ignore[arg-type]
         {"imagePath": "gone.png", "imageData": "bm8gaW1hZ2U=", "shapes": []},
     ],

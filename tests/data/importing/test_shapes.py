@@ -14,6 +14,21 @@ from ddsm_zoo.data.importing.shapes import BadShape
 SIDES = st.integers(1, 40)
 
 
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ([1, 1, 5, 1, 5, 3, 1, 3], True),
+        ([1, 1, 5, 1, 5, 3, 1, 3, 1, 1], True),
+        ([0.5, 0, 1, 0.5, 0.5, 1, 0, 0.5], True),  # turned by 45 degrees
+        ([1, 1, 5, 1, 5, 3], False),
+        ([1, 1, 5, 1, 6, 3, 2, 3], False),  # a parallelogram
+        ([1, 1, 5, 1, 4, 3, 2, 3], False),
+    ],
+)
+def test_rectangles(points: list[float], expected: bool) -> None:
+    assert shapes.is_rectangle(shapes.points_of(points)) == expected
+
+
 @given(SIDES, SIDES, st.integers(0, 2**32 - 1), st.floats(0, 1))
 def test_run_lengths_as_cocos_tools_write_them(height: int, width: int, seed: int, share: float) -> None:
     mask = np.random.default_rng(seed).random((height, width)) < share

@@ -92,6 +92,23 @@ def test_without_lists_of_splits_all_is_for_training(lists: dict[str, str], tmp_
     assert "holdout" in notes(report)
 
 
+def test_lists_of_files_and_names_in_two_lists(tmp_path: Path) -> None:
+    lists = {"train": "JPEGImages/a.jpg SegmentationClass/a.png\n", "val": "b.png\r\na\r\n"}
+    report = import_data("voc", write_voc(tmp_path / "voc", lists=lists), tmp_path / "new")
+    assert report.splits == {"train": 1, "val": 1}
+    assert "images in several lists, taken for the first: 1 (a in train)" in notes(report)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [("background;0,0,0\nx;1,2,3", "has no colon"), ("a:0,0,0::\nb:0,0,0::", "stands for two classes")],
+)
+def test_broken_labelmap(lines: str, words: str, tmp_path: Path) -> None:
+    source = write_voc(tmp_path / "voc")
+    (source / "labelmap.txt").write_text(lines)
+    expect_one_line(lambda: import_data("voc", source, tmp_path / "new"), "labelmap.txt", words)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "P", "L"])
 def test_colors_of_labelmap(mode: str, tmp_path: Path) -> None:
     """CVAT writes RGB; a palette in another order means its colors, and plain ids the lines of the file."""
@@ -163,7 +180,16 @@ def test_roboflow_leaves_out_images_without_a_mask(tmp_path: Path) -> None:
     assert report.splits == {"train": 1, "val": 1}
 
 
-@pytest.mark.parametrize("text", ["", "Pixel Value, Class\n"])
+def test_roboflow_table_without_a_head(tmp_path: Path) -> None:
+    source = write_roboflow(tmp_path / "export")
+    for table in source.rglob("_classes.csv"):
+        table.write_text(table.read_text().partition("\n")[2])
+    report = import_data("roboflow", source, tmp_path / "new")
+    assert np.array_equal(mask(tmp_path / "new", "a"), EXPECTED)
+    assert not report.ignored
+
+
+@pytest.mark.parametrize("text", ["", "Pixel Value, Class\n", "Pixel Value, Class\n1, field\n1, weed\n"])
 def test_roboflow_without_any_class_is_refused(tmp_path: Path, text: str) -> None:
     source = write_roboflow(tmp_path / "export")
     for table in source.rglob("_classes.csv"):

@@ -91,6 +91,7 @@ def test_poses_are_no_polygons(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("train: images/train", "KeyError: 'names'"),
+        ("names: [a, no]", "put it in quotes"),
         ("names: [a\n", "cannot be read as YAML"),
         ("names: [a]\ntrain: nowhere", "do not exist below"),
         ("just text", "cannot be read as YOLO's data.yaml"),
@@ -149,3 +150,21 @@ def test_another_number_of_classes_than_named_is_said(tmp_path: Path) -> None:
         file.write("nc: 5\n")
     report = import_data("yolo", source, tmp_path / "new")
     assert report.findings.notes.counts["names in data.yaml where nc says 5"] == 3
+
+
+def test_classes_keep_the_order_of_their_numbers(tmp_path: Path) -> None:
+    source = write_yolo(tmp_path / "export")
+    (source / "data.yaml").write_text(
+        'train: images/train\nval: images/val\nnames: {"10": ring, "0": field, "1": weed, "2": stone}\n'
+    )
+    import_data("yolo", source, tmp_path / "new")
+    assert names(tmp_path / "new") == ["background", "field", "weed", "stone", "ring"]
+    assert np.array_equal(mask(tmp_path / "new", "a"), DRAWN)
+
+
+def test_labels_without_an_image_are_counted(tmp_path: Path) -> None:
+    source = write_yolo(tmp_path / "export")
+    file = source / "labels/train/a.txt"
+    shutil.copy(file, file.with_name("b.txt"))
+    file.with_name("README.txt").write_text("Exported on Monday\n")
+    assert left_out(import_data("yolo", source, tmp_path / "new")) == {"files of labels without an image": 1}
