@@ -33,6 +33,7 @@ def read_coco(source: Path, options: ImportOptions, findings: Findings) -> Annot
     images: dict[tuple[str, str], AnnotatedImage] = {}
     for file, content in files:
         with readable(file, "COCO"):
+            _unquote_ids(content)
             for field in ("categories", "images"):
                 _require_own_ids(file, field, content[field])
             names = _categories(file, content, findings)
@@ -76,6 +77,19 @@ def is_coco(content: object) -> bool:
     return isinstance(content, dict) and all(
         isinstance(content.get(key), list) for key in ("images", "annotations", "categories")
     )
+
+
+def _unquote_ids(content: Mapping[str, Any]) -> None:
+    """Make ids that are numbers in quotes numbers, in place: some tools quote an id in one of its places alone."""
+    for entry in (*content["images"], *content["categories"], *content["annotations"]):
+        for key in {"id", "image_id", "category_id"} & entry.keys():
+            if (
+                isinstance(value := entry[key], str)
+                and value.isascii()
+                and value.isdigit()
+                and str(int(value)) == value
+            ):
+                entry[key] = int(value)
 
 
 def _require_own_ids(file: Path, field: str, entries: Sequence[Mapping[str, Any]]) -> None:

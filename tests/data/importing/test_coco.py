@@ -215,6 +215,12 @@ def test_boxes_that_are_stored_as_polygons_are_said(more: list[dict[str, Any]], 
     assert ("all areas are rectangles" in notes(report)) == said
 
 
+def test_ids_in_quotes_are_those_without(tmp_path: Path) -> None:
+    annotations = [polygon(FIELD, image_id="1"), {**polygon(WEED), "category_id": "2"}]
+    import_data("coco", write_coco(tmp_path, annotations), tmp_path / "new")
+    assert set(np.unique(mask(tmp_path / "new", "a"))) == {0, 1, 2}
+
+
 def test_fractions_instead_of_pixels_are_no_area(tmp_path: Path) -> None:
     fractions = (np.reshape(FIELD, (-1, 2)) / SIZE[::-1]).ravel().tolist()
     report = import_data("coco", write_coco(tmp_path, [polygon(FIELD), polygon(fractions, 2)]), tmp_path / "new")
