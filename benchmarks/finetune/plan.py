@@ -10,7 +10,7 @@ from ddsm_zoo.training.recipe import Recipe
 OURS = "ddsm-zoo"
 DECODERS = {"smp Unet": "Unet", "smp UPerNet": "UPerNet", "smp DeepLabV3+": "DeepLabV3Plus"}
 METHODS = (OURS, *DECODERS)
-# Changes of the recipe, one at a time. "pretrained" chooses the start as `ddsm_zoo.train` does, "enlarge" resizes images.
+# Changes of the recipe, one at a time. "pretrained" chooses the start as `ddsm_zoo.train` does, "enlarge" resizes.
 VARIANTS: dict[str, dict[str, Any]] = {
     "no warm-up": {"warmup_steps": 0},
     "warm-up over a third": {"warmup_steps": 0.33},
