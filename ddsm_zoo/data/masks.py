@@ -215,9 +215,10 @@ def settle(decode: MaskDecoder, files: Iterable[Path]) -> MaskDecoder:
     """Decide what 255 stands for in masks of two classes, if nobody said it.
 
     Where the files together hold 0 and 255 and nothing else, 255 is the second class, as labeling tools store it.
-    Where any file holds a 1, that is the second class and 255 is ignored.
+    Where any file holds a 1, that is the second class and 255 is ignored. Files of 0 alone or 255 alone say nothing:
+    they are read as ``decode`` reads them, which other files may have settled.
     """
-    decode = decode.plain or decode
+    given, decode = decode, decode.plain or decode
     if not decode.open_255:
         return decode
     ignored = {value: index for value, index in decode.ids.items() if value != 255 and index not in (0, 1)}
@@ -227,7 +228,7 @@ def settle(decode: MaskDecoder, files: Iterable[Path]) -> MaskDecoder:
         if not seen <= {0, 255}:
             return decode
     if seen != {0, 255}:
-        return decode
+        return given if seen else decode
     return MaskDecoder(ids={0: 0, 255: 1, **ignored}, colors=decode.colors, plain=decode)
 
 

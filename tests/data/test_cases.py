@@ -297,6 +297,16 @@ def test_two_classes_score_the_same_however_either_side_is_stored(
     assert scores["miou"] == pytest.approx(made.mean_iou(2), abs=1e-12)
 
 
+def test_predictions_of_white_alone_are_read_as_the_masks_are(tmp_path: Path) -> None:
+    root = made.build(tmp_path / "data", made.relabeled(BINARY), classes=2)
+    made.write_predictions(tmp_path / "mine", lambda ids, path: made.store(ids * 0 + np.uint8(255), path), classes=2)
+    scores = score_predictions(tmp_path / "mine", Request(data=f"folder:{root}")).figures()
+    share = np.mean([ids for split, _, ids in made.truth(2) if split == "val"])
+    assert scores["pixel_accuracy"] == pytest.approx(share, abs=1e-12)
+    with raises(DatasetError, kind="predictions"):
+        score_predictions(tmp_path / "mine", Request(data=f"folder:{root}"), class_ids=True)
+
+
 def test_255_is_ignored_where_a_mask_of_two_classes_also_holds_1(tmp_path: Path) -> None:
     def with_border(ids: np.ndarray, path: Path) -> None:
         ids = ids.copy()
