@@ -23,10 +23,12 @@ from benchmarks.finetune.cells import epochs_within, run_cell
 from benchmarks.finetune.data import prepare
 from benchmarks.finetune.plan import METHODS, OURS, RATES, VARIANTS, Plan
 from benchmarks.finetune.table import insert, render_table
+from ddsm_zoo.utils.allocator import keep_freed_memory
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the cells without a result and print the table. Returns the exit status: 2 for bad input."""
+    keep_freed_memory()  # for all methods alike, as the package's training would turn it on for those after it
     options = _parser().parse_args(arguments)
     plan = Plan(**{name: getattr(options, name) for name in asdict(Plan())})
     options.methods = [*options.methods, *(f"{OURS}, {name}" for name in options.variants)]

@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from ddsm_zoo.cli.console import LogLines, drop_output, print_any_text, print_error, print_lines, stderr
 from ddsm_zoo.errors import ArgumentError, PackageError
+from ddsm_zoo.utils.allocator import keep_freed_memory
 
 
 def refuse_empty(words: Sequence[str], *, arguments: bool) -> None:
@@ -114,6 +115,7 @@ JsonOption = Annotated[
 
 def main() -> None:
     """Run the shell command."""
+    keep_freed_memory()
     app()
 
 

@@ -37,6 +37,7 @@ from ddsm_zoo.training.dataloader import Samples, in_batches, load, mix_seeds, s
 from ddsm_zoo.training.optimizer import schedule
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.training.train_state import TrainState
+from ddsm_zoo.utils.allocator import keep_freed_memory
 from ddsm_zoo.utils.distributed import rank, shard
 from ddsm_zoo.utils.files import CheckpointError
 from ddsm_zoo.utils.signals import interruptible
@@ -165,6 +166,7 @@ def fit(
     for name, left_open in (("precision", "auto"), ("batch_size", 0), ("ema_decay", "auto"), ("frozen_norms", "auto")):
         if getattr(recipe, name) == left_open:
             raise ArgumentError.of(name, left_open, "a value, which training.run.train finds")
+    keep_freed_memory()
     train_state = TrainState(model, recipe, ignore_index)
     run = _Run(train_state, recipe, train_set, val_set, Path(out_dir), hooks)
     run.begin(resume)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddsm_zoo.inference.scores import probabilities
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.utils.plain_data import ConfigError
 
@@ -50,15 +50,15 @@ class SegmentationLoss(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = self._cross_entropy(_one_for_each_id(logits), targets)
+        log_probabilities = F.log_softmax(_one_for_each_id(logits), 1)
+        loss = self._cross_entropy(log_probabilities, targets)
         if self.dice or self.lovasz:
             valid = targets != self.ignore_index
-            found = probabilities(logits).movedim(1, -1)[valid]  # (P, K)
-            labels = targets[valid]  # (P,)
+            probabilities = log_probabilities.exp()[:, -logits.shape[1] :]
             if self.dice:
-                loss = loss + self.dice * dice_loss(found, labels)
+                loss = loss + self.dice * dice_loss(probabilities, targets, valid)
             if self.lovasz:
-                loss = loss + self.lovasz * lovasz_softmax_loss(found, labels)
+                loss = loss + self.lovasz * lovasz_softmax_loss(probabilities.movedim(1, -1)[valid], targets[valid])
         return loss
 
     def mass(self, targets: Tensor) -> float:
@@ -68,18 +68,16 @@ class SegmentationLoss(nn.Module):
             return float(valid.sum())
         return float(self.class_weights[targets[valid].to(self.class_weights.device)].sum())
 
-    def _cross_entropy(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def _cross_entropy(self, log_probabilities: Tensor, targets: Tensor) -> Tensor:
+        # They are logits too: their softmax is what they came from
         if self.ohem:
-            targets = hard_targets(logits, targets, self.ignore_index, self.ohem, self.ohem_keep)
-        weights = None if self.class_weights is None else self.class_weights.to(logits.dtype)
-        total = F.cross_entropy(
-            logits,
-            targets,
-            weight=weights,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            reduction="sum",
-        )
+            targets = hard_targets(log_probabilities, targets, self.ignore_index, self.ohem, self.ohem_keep)
+        weights = None if self.class_weights is None else self.class_weights.to(log_probabilities.dtype)
+        options: dict[str, Any] = {"weight": weights, "ignore_index": self.ignore_index, "reduction": "sum"}
+        if self.label_smoothing:
+            total = F.cross_entropy(log_probabilities, targets, label_smoothing=self.label_smoothing, **options)
+        else:
+            total = F.nll_loss(log_probabilities, targets, **options)
         valid = targets != self.ignore_index
         size = valid.sum() if weights is None else weights[targets[valid]].sum()
         # The built-in mean is 0 / 0 for a crop without valid pixels.
@@ -149,25 +147,32 @@ def hard_targets(logits: Tensor, targets: Tensor, ignore_index: int, threshold: 
     return torch.where(losses >= limit, targets, ignore_index)
 
 
-def dice_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
+def dice_loss(probabilities: Tensor, targets: Tensor, valid: Tensor | None = None) -> Tensor:
     """Soft Dice loss 1 - 2 sum(p t) / (sum(p) + sum(t)), the mean over the classes that occur in ``targets``.
 
     Args:
-        probabilities: Probabilities (P, K) of P pixels. With K = 1 they are those of id 1.
-        targets: Class ids (P,).
+        probabilities: Probabilities (N, K, ...), of images (N, K, H, W) or of pixels (P, K). With K = 1 they are those
+            of id 1.
+        targets: Class ids (N, ...).
+        valid: True for each pixel (N, ...) that counts, None if all do.
 
     Returns:
-        Scalar from 0 to 1, 0 if P is 0.
+        Scalar from 0 to 1, 0 if no pixel counts.
 
     Examples:
         >>> dice_loss(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])).item()
         0.0
     """
-    members = _members(targets, probabilities.shape[1]).to(probabilities.dtype)  # (P, K)
-    sizes = members.sum(0)
-    overlap = (probabilities * members).sum(0)
+    pixels = [0, *range(2, probabilities.ndim)]
+    counts = torch.ones_like(targets, dtype=torch.bool) if valid is None else valid
+    ids = torch.where(counts, targets, 0)[:, None]
+    counts = counts[:, None].to(probabilities.dtype)
+    # 1 for the class of each pixel that counts
+    members = ids * counts if probabilities.shape[1] == 1 else torch.zeros_like(probabilities).scatter_(1, ids, counts)
+    sizes = members.sum(pixels)
+    overlap = (probabilities * members).sum(pixels)
     # An absent class has nothing to overlap with: its loss would be 1 for any prediction.
-    return _mean_over_present(1 - 2 * overlap / (probabilities.sum(0) + sizes).clamp(min=1e-12), sizes)
+    return _mean_over_present(1 - 2 * overlap / ((probabilities * counts).sum(pixels) + sizes).clamp(min=1e-12), sizes)
 
 
 def lovasz_softmax_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
@@ -187,7 +192,9 @@ def lovasz_softmax_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
         >>> lovasz_softmax_loss(one_hot, torch.tensor([0, 0, 1])).item()  # both IoU are 1/2
         0.5
     """
-    members = _members(targets, probabilities.shape[1])  # (P, K) int64, so that the counts below are exact
+    classes = probabilities.shape[1]
+    # (P, K) int64, so that the counts below are exact
+    members = targets[:, None] if classes == 1 else F.one_hot(targets, classes)
     sizes = members.sum(0)
     errors, order = (members - probabilities).abs().sort(dim=0, descending=True)
     members = members.gather(0, order)
@@ -197,11 +204,6 @@ def lovasz_softmax_loss(probabilities: Tensor, targets: Tensor) -> Tensor:
     jaccard = 1 - intersection / union
     steps = torch.diff(jaccard, dim=0, prepend=torch.zeros_like(jaccard[:1]))
     return _mean_over_present((errors * steps.to(errors.dtype)).sum(0), sizes)
-
-
-def _members(targets: Tensor, num_classes: int) -> Tensor:
-    """Return 1 for each pixel's class and 0 for the others, (P, K). A single class is id 1."""
-    return targets[:, None] if num_classes == 1 else F.one_hot(targets, num_classes)
 
 
 def _mean_over_present(losses: Tensor, sizes: Tensor) -> Tensor:
