@@ -9,6 +9,9 @@ from torch import nn
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.utils.plain_data import ConfigError
 
+# The auxiliary head never comes with weights and the refinement seldom, so they have no statistics worth keeping.
+WITHOUT_STATISTICS = ("auxiliary.", "refinement.")
+
 
 def layer_groups(model: nn.Module) -> list[list[str]]:
     """Return parameter names from input to output: a list for each backbone stage and one for everything after it.
@@ -57,5 +60,4 @@ def _is_batch_norm(module: nn.Module) -> bool:
 
 
 def _concerns(which: str, name: str) -> bool:
-    # The auxiliary head never comes with weights and the refinement seldom, so they have no statistics worth keeping.
-    return name.startswith("backbone.") if which == "backbone" else not name.startswith(("auxiliary.", "refinement."))
+    return name.startswith("backbone.") if which == "backbone" else not name.startswith(WITHOUT_STATISTICS)

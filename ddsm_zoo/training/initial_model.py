@@ -16,6 +16,7 @@ from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.hub.address import public_uri
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.models import Segmenter, has_stride_2, unwrap
+from ddsm_zoo.training.freezing import WITHOUT_STATISTICS
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.utils.plain_data import ConfigError
 from ddsm_zoo.zoo.factory import create_model
@@ -36,18 +37,31 @@ def choose_model(
     Returns the recipe with the fields that follow from the model, the model, and the weights that it has, in words.
     """
     if model is None:
-        recipe = settle_frozen(_possible_stride(recipe), pretrained)
+        recipe = _possible_stride(recipe)
+        settled = settle_frozen(recipe, pretrained)
         model = _initial_model(recipe, labels, pretrained, resumed)
         start = _describe_start(recipe, model.config.backbone, pretrained)
     else:
         model = unwrap(model)
         _check_model(model, pretrained, labels)
         start = "the weights that the given model had"
-        if recipe.frozen_norms == "auto":  # nobody knows which norms of a model without task weights have statistics
-            recipe = dataclasses.replace(recipe, frozen_norms="all" if model.provenance.weights else "none")
-    if recipe.frozen_norms != "none":
-        logger.info("frozen batch norms: %s", recipe.frozen_norms)
-    return recipe, model, start
+        settled = recipe
+        if recipe.frozen_norms == "auto":
+            settled = dataclasses.replace(recipe, frozen_norms="all" if _has_statistics(model) else "none")
+    if resumed and recipe.frozen_norms == "auto":
+        return recipe, model, start  # `settle_recipe` takes the choice of the run's start from its state
+    if settled.frozen_norms != "none":
+        logger.info("frozen batch norms: %s", settled.frozen_norms)
+    return settled, model, start
+
+
+def _has_statistics(model: Segmenter) -> bool:
+    """True if task weights gave all batch norms their statistics, except those that `freeze` leaves out.
+
+    Of a model without task weights nobody knows which norms have seen data.
+    """
+    fresh = (name for name in model.provenance.fresh if name.endswith("running_mean"))
+    return model.provenance.weights is not None and all(name.startswith(WITHOUT_STATISTICS) for name in fresh)
 
 
 def _possible_stride(recipe: Recipe) -> Recipe:

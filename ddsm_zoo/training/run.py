@@ -65,6 +65,8 @@ def train(  # noqa: PLR0913 - each is a choice of its own
     batch size or the class weights open, they are computed first and logged. `VisualLog` shows the progress of the run
     in ``out_dir``.
 
+    On the CPU the process keeps the memory that it frees from then on (`utils.allocator.keep_freed_memory`).
+
     However the run ends, ``out_dir/best`` is then a saved model with the data's labels, if a validation was reached.
 
     Args:

@@ -39,6 +39,7 @@ def settle_recipe(recipe: Recipe, model: Segmenter, images: int, counts: Tensor 
     left_open = ["precision"] if recipe.precision == "auto" else []
     left_open += ["batch_size", "lr", "backbone_lr"] if recipe.batch_size == 0 else []
     left_open += ["ema_decay"] if recipe.ema_decay == "auto" else []
+    left_open += ["frozen_norms"] if recipe.frozen_norms == "auto" else []  # only of a resumed run
     if left_open and resumed is not None:
         path, state = load_last_state(resumed)
         check_parts(path, state)

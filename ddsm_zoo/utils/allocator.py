@@ -15,11 +15,11 @@ def keep_freed_memory() -> None:
     """Let this process keep the memory that it frees, for what it allocates next.
 
     By default glibc returns every large block to the system, and the system clears each page of a new one. A network on
-    the CPU makes hundreds of large tensors in a step, so this takes up to half of its time (docs/performance.md). The
+    the CPU makes hundreds of large tensors in a step, and this can take half of its time (docs/performance.md). The
     process then keeps its peak memory until it ends.
 
-    Nothing changes without glibc, on a GPU, or if the environment has settings of its own (``MALLOC_*`` or
-    ``GLIBC_TUNABLES``).
+    It does not concern the memory of a GPU. Nothing changes without glibc, or if the environment has settings of its
+    own (``MALLOC_*`` or ``GLIBC_TUNABLES``).
     """
     own = any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" and not own else None

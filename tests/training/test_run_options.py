@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -201,6 +202,29 @@ def test_norms_of_a_given_model_are_frozen_if_it_was_loaded(tmp_path: Path, data
     train(recipe(frozen_norms="auto"), data, tmp_path / "out", model=model)
     trained = ddsm_zoo.create_model(f"local-dir:{tmp_path}/out", pretrained=True).state_dict()
     assert all(torch.equal(trained[name], statistics) == loaded for name, statistics in before.items())
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_resumed_run_keeps_its_choice_of_norms(tmp_path: Path, data: str, given: bool) -> None:
+    """The first run saves the given model, which then has task weights, or was begun by a recipe that froze none."""
+    model = ddsm_zoo.create_model("uper_ddsm_tiny", num_classes=3)
+    ddsm_zoo.save_pretrained(model, tmp_path / "first")
+    named: dict[str, Any] = {} if given else {"model": f"local-dir:{tmp_path}/first"}
+    start: dict[str, Any] = {"model": model} if given else {"pretrained": True}
+    train(recipe(frozen_norms="auto" if given else "none", **named), data, tmp_path / "out", **start)
+    summary = train(recipe(frozen_norms="auto", epochs=2, **named), data, tmp_path / "out", resume=True, **start)
+    assert summary["epochs"] == 2
+    last = [event for event in log_of(tmp_path / "out") if event["event"] == "start"][-1]
+    assert last["recipe"]["frozen_norms"] == "none"
+
+
+def test_norms_without_statistics_of_a_loaded_model_are_not_frozen(tmp_path: Path, data: str) -> None:
+    ddsm_zoo.save_pretrained(ddsm_zoo.create_model("uper_ddsm_tiny", num_classes=3), tmp_path / "first")
+    model = ddsm_zoo.create_model(f"local-dir:{tmp_path}/first", pretrained=True)
+    model.provenance = dataclasses.replace(model.provenance, fresh=("decoder.fuse.norm.running_mean",))
+    train(recipe(frozen_norms="auto"), data, tmp_path / "out", model=model)
+    start = next(event for event in log_of(tmp_path / "out") if event["event"] == "start")
+    assert start["recipe"]["frozen_norms"] == "none"
 
 
 def test_a_refinement_without_statistics_learns_them_beside_frozen_norms(tmp_path: Path, data: str) -> None:

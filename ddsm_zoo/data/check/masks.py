@@ -248,8 +248,11 @@ class MaskCheck:
             kind, what = "train-ids", "train ids of Cityscapes instead of label ids in"
             advice += "; files with train ids are called NAME_gtFine_labelTrainIds.png"
         elif self._numbers_objects(masks):
-            what = "numbers of objects (instances) instead of class ids in"
-            advice += ": store the class of each pixel, for a single kind of object 1 wherever its number is not 0"
+            advice += (
+                ": if these are numbers of objects (instances), store the class of each pixel instead, for a single "
+                "kind of object 1 wherever the number is not 0"
+            )
+            advice += self._setting('; if they are classes, add their names to "names" in labels.json')
         elif self.decode.open_255 and {0, 255} <= self._values:
             advice += (
                 ": 0 and 255 alone would be two classes; values between them come from smooth edges: export masks "
@@ -271,7 +274,7 @@ class MaskCheck:
         return self._problem(kind, what, [self._describe_unknown(mask) for mask in masks], advice)
 
     def _numbers_objects(self, masks: list[_Mask]) -> bool:
-        """True if each mask numbers its objects: filled areas, up to another number in each mask."""
+        """True if each mask may number its objects: filled areas, up to another number in each mask."""
         most = max((mask.unknown_count for mask in masks), default=0)
         differ = any(mask.unknown_count < most for mask in masks)
         return differ and most > len(self.names) and all(mask.numbered for mask in masks)
