@@ -28,7 +28,7 @@ from ddsm_zoo.inference.scores import predict_ids
 from ddsm_zoo.inference.tiling import MIN_SIDE, Tiling, largest_side, predict_bands
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.layers import resize
-from ddsm_zoo.models import Segmenter, as_segmenter
+from ddsm_zoo.models import Segmenter, as_segmenter, require_rgb
 from ddsm_zoo.models.saving import numbered_labels
 from ddsm_zoo.utils import Progress
 from ddsm_zoo.utils.files import atomic_path
@@ -391,14 +391,7 @@ def prepare(model: str | Segmenter, device: str | torch.device | None) -> Segmen
             got, expected = type(model).__name__, "a model of this package or a name"
             raise ArgumentTypeError(f"got a {got}, expected {expected}", name="model", got=got, expected=expected)
         model = own
-    if model.config.in_chans != 3:
-        raise ArgumentError(
-            f"the model takes {model.config.in_chans} channels, expected 3: images are read as RGB",
-            kind="channels",
-            name="in_chans",
-            got=model.config.in_chans,
-            expected=3,
-        )
+    require_rgb(model)
     return model.to(chosen).eval()
 
 

@@ -9,7 +9,8 @@ from ddsm_zoo.models.backbone import (
 )
 from ddsm_zoo.models.complexity import Complexity, complexity, count
 from ddsm_zoo.models.decoders import register_decoder
-from ddsm_zoo.models.segmenter import Segmenter, as_segmenter, unwrap
+from ddsm_zoo.models.given import as_segmenter, require_rgb, unwrap
+from ddsm_zoo.models.segmenter import Segmenter
 
 __all__ = [
     "BackboneError",
@@ -23,5 +24,6 @@ __all__ = [
     "imagenet_preprocess",
     "packaged_weights",
     "register_decoder",
+    "require_rgb",
     "unwrap",
 ]

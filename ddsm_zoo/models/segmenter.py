@@ -7,14 +7,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ddsm_zoo.config import ModelConfig, Provenance
-from ddsm_zoo.errors import ArgumentError, ArgumentTypeError
+from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.hub.download import fetch
 from ddsm_zoo.hub.model_files import write_files
 from ddsm_zoo.hub.state_dict import unwrap_names
@@ -365,42 +365,6 @@ class Segmenter(nn.Module):
     def _to_input(self, logits: Tensor, x: Tensor) -> Tensor:
         """Resize logits to the padded input and crop them to the input."""
         return crop(resize(logits, self._padded(x)), (x.shape[-2], x.shape[-1]))
-
-
-def unwrap(model: nn.Module) -> Segmenter:
-    """Return the segmenter inside torch.compile, DataParallel, DistributedDataParallel or an average of weights.
-
-    Raises TypeError for other models.
-    """
-    inner: object = model
-    while not isinstance(inner, Segmenter):
-        wrapped = inner
-        inner = getattr(wrapped, "_orig_mod", None) or getattr(wrapped, "module", None)
-        if not isinstance(inner, nn.Module):
-            raise ArgumentTypeError(
-                f"got a {type(model).__name__}, expected a model of this package; pass the Segmenter inside it, "
-                "or save another model's state dict with safetensors.torch.save_file",
-                name="model",
-                got=type(model).__name__,
-            )
-    return inner
-
-
-def as_segmenter(model: object) -> Segmenter | None:
-    """Return the segmenter inside torch's and timm's wrappers, which compute the same. None if there is none.
-
-    A compiled segmenter is returned as it is, since it has a segmenter's attributes. Other modules around a segmenter
-    are not unwrapped, because they may compute something else.
-    """
-    inner = model
-    while not isinstance(inner, Segmenter):
-        if not isinstance(inner, nn.Module) or type(inner).__module__.partition(".")[0] not in ("torch", "timm"):
-            return None
-        compiled = inner._modules.get("_orig_mod")
-        if isinstance(compiled, Segmenter):
-            return cast(Segmenter, inner)
-        inner = compiled or inner._modules.get("module")
-    return inner
 
 
 def _classifier(width: int, num_classes: int) -> nn.Conv2d:

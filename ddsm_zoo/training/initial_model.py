@@ -15,7 +15,7 @@ from ddsm_zoo.config import DDSMConfig, ModelConfig
 from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.hub.address import public_uri
 from ddsm_zoo.labels import LabelSpace
-from ddsm_zoo.models import Segmenter, has_stride_2, unwrap
+from ddsm_zoo.models import Segmenter, has_stride_2, require_rgb, unwrap
 from ddsm_zoo.training.freezing import WITHOUT_STATISTICS
 from ddsm_zoo.training.recipe import Recipe
 from ddsm_zoo.utils.plain_data import ConfigError
@@ -170,14 +170,7 @@ def _check_model(model: Segmenter, pretrained: bool | None, labels: LabelSpace) 
         raise ArgumentError(
             "the model was fused for inference and cannot be trained; train it before fuse()", kind="fused-model"
         )
-    if model.config.in_chans != 3:
-        raise ArgumentError(
-            f"the model takes {model.config.in_chans} channels, expected 3: images are read as RGB",
-            kind="channels",
-            name="in_chans",
-            got=model.config.in_chans,
-            expected=3,
-        )
+    require_rgb(model)
     if model.num_classes != len(labels):
         binary = "; in labels.json one name is one logit" if {model.num_classes, len(labels)} == {1, 2} else ""
         raise ArgumentError(
