@@ -23,6 +23,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "backbone rate 1e-3": {"backbone_lr": 1e-3},
     "backbone rate 4e-3": {"backbone_lr": 4e-3},
     "no Dice": {"dice": 0.0},
+    "Dice 1": {"dice": 1.0},
+    "Lovasz instead of Dice": {"dice": 0.0, "lovasz": 0.5},
     "no frozen norms": {"frozen_norms": "none"},
     "decoder from random weights": {"pretrained": None},
     "all weights random": {"pretrained": False},
