@@ -1,4 +1,4 @@
-"""A matrix file: arms x folds x seeds, all trained by one recipe."""
+"""A matrix file: arms x folds x seeds, trained by one recipe or by variants of it."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ _NAME = re.compile(r"[A-Za-z0-9_]+")
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One model under comparison: a name of the zoo and changes to its config."""
+    """What is under comparison: a model of the zoo with changes to its config, or a variant of the recipe."""
 
     model: str
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)  # fields of the recipe, of this arm alone
     title: str = ""  # what differs, for the page
 
 
@@ -87,7 +88,7 @@ class Matrix:
     recipe: str  # a name of `ddsm-zoo recipes`, or a path
     arms: Mapping[str, Arm]
     folds: FoldPlan
-    changes: Mapping[str, Any] = field(default_factory=dict)  # fields of the recipe
+    changes: Mapping[str, Any] = field(default_factory=dict)  # fields of the recipe, of all arms
     baseline: str = "plain"  # the arm that all others are compared with
     treatment: str = "ddsm"  # the arm that the question is about; its pairs with the baseline are trained first
     seeds: tuple[int, ...] = ()  # every fold with every seed
@@ -124,7 +125,8 @@ class Matrix:
         except ValueError as error:  # not TOML, or not UTF-8
             raise ConfigError(f"{path} is not valid TOML: {error}") from error
         matrix = from_dict(cls, data, where=str(path))
-        matrix.recipe_of(matrix.cells()[0])
+        for cell in matrix.cells():
+            matrix.recipe_of(cell)
         return matrix
 
     def runs(self) -> list[tuple[str, int]]:
@@ -146,7 +148,7 @@ class Matrix:
         """The recipe of one training. It validates at the end alone, so nothing is selected on the held-out fold."""
         arm = self.arms[cell.arm]
         own = {"model": arm.model, "overrides": dict(arm.overrides), "seed": cell.seed}
-        recipe = Recipe.load(self.recipe, {**self.changes, **own})
+        recipe = Recipe.load(self.recipe, {**self.changes, **arm.changes, **own})
         return dataclasses.replace(recipe, validate_every=recipe.epochs, patience=0)
 
 

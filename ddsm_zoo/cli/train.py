@@ -103,5 +103,5 @@ def _report(summary: Mapping[str, Any], epochs: int, out: Path, json: str | None
         if summary["epochs"] < epochs:
             print_lines([f"ended after {summary['epochs']} epochs: no higher mIoU since epoch {summary['best_epoch']}"])
         print_lines(
-            [f"best mIoU {summary['best_miou']:.4f} in epoch {summary['best_epoch']}: local-dir:{out / 'best'}"]
+            [f"best mIoU {summary['best_miou']:.2%} in epoch {summary['best_epoch']}: local-dir:{out / 'best'}"]
         )

@@ -451,7 +451,7 @@ def _in_words(entry: Mapping[str, Any]) -> str:
     """Format an epoch in one line: loss, mIoU if validated, taps on the map if there are any."""
     words = [f"loss {entry['loss']:.4f}"]
     if "miou" in entry:
-        words.append(f"mIoU {entry['miou']:.4f}")
+        words.append(f"mIoU {entry['miou']:.2%}")
     if shares := entry.get("taps_on_map"):
         fewest = min(shares, key=shares.__getitem__)
         mean = sum(shares.values()) / len(shares)

@@ -56,7 +56,7 @@ class VisualLog:
     def __call__(self, entry: Mapping[str, Any], model: nn.Module) -> None:
         picture = None
         if "miou" in entry:
-            picture = sample_sheet(model, self.val_set, f"epoch {entry['epoch']}, mIoU {entry['miou']:.4f}")
+            picture = sample_sheet(model, self.val_set, f"epoch {entry['epoch']}, mIoU {entry['miou']:.2%}")
             self._save(picture, PICTURE)
             self._draw_curve()
         if self.tensorboard:
@@ -148,7 +148,7 @@ def read_epochs(log: Path) -> list[dict[str, Any]]:
 def draw_curve(epochs: list[dict[str, Any]]) -> Image.Image:
     """Draw loss, mIoU and each sampler's taps on the map by epoch. Raises ModuleNotFoundError without matplotlib."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     figure = Figure(figsize=(8, 4.5), dpi=100, layout="constrained")
     loss = figure.subplots()
@@ -159,7 +159,8 @@ def draw_curve(epochs: list[dict[str, Any]]) -> Image.Image:
     score = loss.twinx()
     score.plot([entry["epoch"] for entry in scored], [_number(entry["miou"]) for entry in scored], marker=".")
     best = max((_number(entry["miou"]) for entry in scored if entry["miou"] is not None), default=math.nan)
-    score.set(ylabel="mIoU on val (blue)", ylim=(0, 1), title=f"best mIoU {best:.4f}")
+    score.yaxis.set_major_formatter(PercentFormatter(1.0))
+    score.set(ylabel="mIoU on val (blue)", ylim=(0, 1), title=f"best mIoU {best:.2%}")
     sampled = [entry for entry in epochs if "taps_on_map" in entry]
     for name in sampled[-1]["taps_on_map"] if sampled else ():
         shares = [entry["taps_on_map"].get(name, math.nan) for entry in sampled]

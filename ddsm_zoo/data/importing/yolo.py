@@ -46,6 +46,8 @@ def read_yolo(source: Path, options: ImportOptions, findings: Findings) -> Annot
         except yaml.YAMLError as error:
             raise ArgumentError(str(error)) from error
     with readable(file, "YOLO's data.yaml"):
+        if not isinstance(content, dict) or not content.get("names"):
+            raise ArgumentError("it has no names, expected the names of the classes by their numbers")
         stored = content["names"]
         listed = stored if isinstance(stored, dict) else dict(enumerate(stored))
         if switch := next((str(name) for name in listed.values() if isinstance(name, bool)), ""):

@@ -36,6 +36,16 @@ def test_a_recipe_scores_its_last_step_alone(tmp_path: Path) -> None:
     assert (recipe.validate_every, recipe.patience) == (7, 0)
 
 
+def test_an_arm_can_be_a_variant_of_the_recipe(tmp_path: Path) -> None:
+    changes = {
+        "[folds]": "[changes]\ndice = 0.25\nflip = 0.0\n[folds]",
+        "[arms.dcn]": "[arms.dcn]\nchanges = { dice = 0.75 }",
+    }
+    matrix = Matrix.load(write_matrix(tmp_path / "small.toml", changes))
+    plain, varied = (matrix.recipe_of(Cell(arm=arm, fold="north", seed=0)) for arm in ("plain", "dcn"))
+    assert [(recipe.dice, recipe.flip) for recipe in (plain, varied)] == [(0.25, 0.0), (0.75, 0.0)]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
@@ -49,6 +59,8 @@ def test_a_recipe_scores_its_last_step_alone(tmp_path: Path) -> None:
         ('names = ["north", "south"]', "", "names is empty"),
         ('"tiny_scenes"', '"none.toml"', "no recipe at"),
         ("[folds]", "[changes]\nepoch = 3\n[folds]", "unknown field 'epoch'"),
+        ("[arms.dcn]", "[arms.dcn]\nchanges = { epoch = 3 }", "unknown field 'epoch'"),
+        ("[arms.dcn]", "[arms.dcn]\nchanges = { ohem = 2.0 }", "ohem"),
     ],
 )
 def test_what_is_wrong_with_a_matrix_is_one_line(tmp_path: Path, old: str, new: str, words: str) -> None:

@@ -90,7 +90,8 @@ def test_poses_are_no_polygons(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("train: images/train", "KeyError: 'names'"),
+        ("train: images/train", "it has no names"),
+        ("train: images/train\nnames: []", "it has no names"),
         ("names: [a, no]", "put it in quotes"),
         ("names: [a\n", "cannot be read as YAML"),
         ("names: [a]\ntrain: nowhere", "do not exist below"),
