@@ -1,4 +1,4 @@
-"""How a model's start decides its first steps: ``python benchmarks/evidence/first_steps.py camvid:ROOT``.
+"""How a model's start decides its first steps: ``python -m benchmarks.evidence.first_steps camvid:ROOT``.
 
 Prints what the softmax of each affinity starts from. Then trains `uper_ddsm_lite0` for 50 steps on the first 8 training
 images, the same batches for every variant of its start or of its module, and prints the loss of the last 10 steps with
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import ddsm_zoo
+from benchmarks.evidence.fusions import unscale
 from ddsm_zoo.data.datasets import open_dataset
 from ddsm_zoo.data.transforms import EvalTransform
 from ddsm_zoo.layers import affinity
@@ -46,8 +47,7 @@ def unscaled(model: Segmenter) -> None:
     """Eq. 3 as it is written, without our 1 / a."""
     for module in model.modules():
         if isinstance(module, ChannelAffinity):
-            pool = module.pool
-            module.alpha.register_forward_hook(lambda _, __, out, pool=pool: out * pool)
+            unscale(module)
 
 
 def normalized(model: Segmenter) -> None:

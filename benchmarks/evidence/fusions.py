@@ -1,4 +1,4 @@
-"""Fusions to measure against: no top-down path at all, and a published gain."""
+"""Fusions to measure against: no top-down path at all, a published gain, and other readings of the paper's module."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from torch.nn import functional as F
 
 from ddsm_zoo.config import ModelConfig
 from ddsm_zoo.layers import register_fusion, resize
+from ddsm_zoo.layers.affinity import ChannelAffinity, SpatialAffinity
+from ddsm_zoo.layers.ddsm import DDSM
+from ddsm_zoo.layers.sampler import DynamicSampler
+from ddsm_zoo.ops.reference import sample
 from ddsm_zoo.utils.registry import FUSIONS
 
 
@@ -53,7 +57,49 @@ def _warp(features: Tensor, flow: Tensor) -> Tensor:
     return warped.to(features.dtype)
 
 
-CONTROLS = {"laterals": LateralFusion, "fam": FlowAlignment}
+def unscale(channel: ChannelAffinity) -> None:
+    """Undo our 1 / a: the logits of Eq. 3 as it is written."""
+    channel.alpha.register_forward_hook(lambda _, __, query: query * channel.pool)
+
+
+def unscaled_ddsm(channels: int, config: ModelConfig) -> DDSM:
+    """Build DDSM with Eq. 3 as it is written."""
+    module = DDSM(channels, config.ddsm)
+    assert module.channel is not None
+    unscale(module.channel)
+    return module
+
+
+class TwoSamplerAffinity(SpatialAffinity):
+    """Eq. 2 in which the value has taps of its own, predicted from the value. Fig. 3a could be read so."""
+
+    def __init__(self, channels: int, *, samples: int, width: int, positions: int) -> None:
+        super().__init__(channels, samples=samples, width=width, positions=positions)
+        self.value_sampler = DynamicSampler(width, samples)
+
+    def forward(self, low: Tensor, high: Tensor) -> Tensor:
+        """low (N, C, H, W), high (N, C, h, w) -> x_Sout (N, C, H, W)."""
+        query, key, value = self.project(low, high)
+        side = self.sampler.kernel_size
+        affinity = torch.einsum("nchw,nckhw->nkhw", query, sample(key, *self.sampler(key), side)).softmax(dim=1)
+        gathered = torch.einsum("nkhw,nckhw->nchw", affinity, sample(value, *self.value_sampler(value), side))
+        projected: Tensor = self.out(gathered)
+        return projected
+
+
+def two_sampler_ddsm(channels: int, config: ModelConfig) -> DDSM:
+    """Build DDSM with a second sampler in S."""
+    module, sizes = DDSM(channels, config.ddsm), config.ddsm
+    module.spatial = TwoSamplerAffinity(channels, samples=sizes.pixels, width=sizes.width, positions=sizes.positions)
+    return module
+
+
+CONTROLS = {
+    "laterals": LateralFusion,
+    "fam": FlowAlignment,
+    "ddsm_unscaled": unscaled_ddsm,
+    "ddsm_two_samplers": two_sampler_ddsm,
+}
 
 
 def register_controls() -> None:

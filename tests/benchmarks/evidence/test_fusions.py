@@ -1,15 +1,29 @@
-"""The controls of the evidence: laterals alone, and SFNet's flow alignment."""
+"""The controls of the evidence: laterals alone, SFNet's flow alignment, and other readings of the module."""
 
 from __future__ import annotations
 
+import copy
 import itertools
+from collections.abc import Callable
 
+import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks.evidence.fusions import FlowAlignment, LateralFusion, register_controls
+from benchmarks.evidence.fusions import (
+    FlowAlignment,
+    LateralFusion,
+    TwoSamplerAffinity,
+    register_controls,
+    two_sampler_ddsm,
+    unscale,
+    unscaled_ddsm,
+)
 from ddsm_zoo import create_model
 from ddsm_zoo.config import ModelConfig
+from ddsm_zoo.layers.affinity import ChannelAffinity, SpatialAffinity
+from ddsm_zoo.layers.ddsm import DDSM
+from ddsm_zoo.ops import sampled_attention
 from tests.support import brute_force
 
 CONFIG = ModelConfig(decoder="uper", backbone="test_resnet.r160_in1k")
@@ -67,3 +81,43 @@ def test_laterals_are_the_plain_decoder_without_a_way_down() -> None:
 
 
 SIZES = ((16, 16), (8, 8), (4, 4), (2, 2))
+
+
+def maps() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(2, 16, 6, 7), torch.randn(2, 16, 3, 4)
+
+
+def test_unscaled_logits_are_those_of_a_query_times_the_side() -> None:
+    scaled = ChannelAffinity(16, samples=9, width=16, pool=4)
+    written = copy.deepcopy(scaled)
+    unscale(written)
+    with torch.no_grad():
+        scaled.alpha.weight.mul_(4)
+        scaled.alpha.bias.mul_(4)
+    low, high = maps()
+    torch.testing.assert_close(written(low, high), scaled(low, high))
+
+
+def test_own_taps_of_the_value_read_the_value_alone() -> None:
+    """Moved down by one row, they read what the one sampler reads in a value that is moved up."""
+    module = TwoSamplerAffinity(16, samples=9, width=8, positions=16)
+    one = SpatialAffinity(16, samples=9, width=8, positions=16)
+    one.load_state_dict({name: tensor for name, tensor in module.state_dict().items() if "value_sampler" not in name})
+    low, high = maps()
+    torch.testing.assert_close(module(low, high), one(low, high))  # both samplers start with the plain grid
+    with torch.no_grad():
+        module.value_sampler.predict.bias[0:18:2] = 1  # dy of every tap
+    query, key, value = one.project(low, high)
+    moved = F.pad(value, (0, 0, 0, 1))[:, :, 1:]
+    offset, modulation = one.sampler(key)
+    expected = one.out(sampled_attention(query, key, moved, offset, modulation, kernel_size=3))
+    inner = (..., slice(1, -1), slice(None))  # the rows at the border read what the move cut off
+    torch.testing.assert_close(module(low, high)[inner], expected[inner])
+
+
+@pytest.mark.parametrize("build", [unscaled_ddsm, two_sampler_ddsm])
+def test_every_part_of_a_reading_learns(build: Callable[[int, ModelConfig], DDSM]) -> None:
+    module = build(16, CONFIG)
+    (module(*maps()) * torch.randn(2, 16, 6, 7)).sum().backward()
+    still = [name for name, parameter in module.named_parameters() if not parameter.grad.abs().sum() > 0]
+    assert not still
