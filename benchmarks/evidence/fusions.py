@@ -81,8 +81,11 @@ class TwoSamplerAffinity(SpatialAffinity):
         """low (N, C, H, W), high (N, C, h, w) -> x_Sout (N, C, H, W)."""
         query, key, value = self.project(low, high)
         side = self.sampler.kernel_size
-        affinity = torch.einsum("nchw,nckhw->nkhw", query, sample(key, *self.sampler(key), side)).softmax(dim=1)
-        gathered = torch.einsum("nkhw,nckhw->nchw", affinity, sample(value, *self.value_sampler(value), side))
+        offset, modulation = self.sampler(key)
+        logits = torch.einsum("nchw,nckhw->nkhw", query, sample(key, offset, modulation, side))
+        offset, modulation = self.value_sampler(value)
+        sampled = sample(value, offset, modulation, side)
+        gathered = torch.einsum("nkhw,nckhw->nchw", logits.softmax(dim=1), sampled)
         projected: Tensor = self.out(gathered)
         return projected
 
