@@ -21,6 +21,8 @@ else:
 
 ROOT = Path(__file__).resolve().parents[2]
 _NAME = re.compile(r"[A-Za-z0-9_]+")
+# Fields of the recipe that an arm or a cell sets: changes of them would have no effect
+_SET_BY = {"model": "as the arm's model", "overrides": "as the arm's overrides", "seed": "in seeds or pairs"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +110,9 @@ class Matrix:
             raise ConfigError(f"pairs has the fold {unknown[0]!r}, expected some of {', '.join(self.folds.folds)}")
         if len(set(runs)) < len(runs) or min(seed for _, seed in runs) < 0:
             raise ConfigError("seeds and pairs must differ from each other, with seeds of 0 or more")
+        _check_changes("changes", self.changes)
+        for name, arm in self.arms.items():
+            _check_changes(f"changes of arm {name}", arm.changes)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Matrix:
@@ -157,3 +162,9 @@ def _check_names(what: str, names: tuple[str, ...]) -> None:
     for name in names:
         if not _NAME.fullmatch(name):
             raise ConfigError(f"{what} {name!r} cannot be, expected letters, digits and underscores")
+
+
+def _check_changes(what: str, changes: Mapping[str, Any]) -> None:
+    for name in changes:
+        if name in _SET_BY:
+            raise ConfigError(f"{what} has {name}, which has no effect there; give it {_SET_BY[name]}")

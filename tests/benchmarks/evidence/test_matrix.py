@@ -61,6 +61,9 @@ def test_an_arm_can_be_a_variant_of_the_recipe(tmp_path: Path) -> None:
         ("[folds]", "[changes]\nepoch = 3\n[folds]", "unknown field 'epoch'"),
         ("[arms.dcn]", "[arms.dcn]\nchanges = { epoch = 3 }", "unknown field 'epoch'"),
         ("[arms.dcn]", "[arms.dcn]\nchanges = { ohem = 2.0 }", "ohem"),
+        ("[folds]", "[changes]\nseed = 3\n[folds]", "seed, which has no effect there"),
+        ("[arms.dcn]", '[arms.dcn]\nchanges = { model = "uper_tiny" }', "changes of arm dcn has model"),
+        ("[arms.dcn]", "[arms.dcn]\nchanges = { overrides = { pool = 8 } }", "changes of arm dcn has overrides"),
     ],
 )
 def test_what_is_wrong_with_a_matrix_is_one_line(tmp_path: Path, old: str, new: str, words: str) -> None:
