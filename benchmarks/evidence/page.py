@@ -32,8 +32,9 @@ Fixed before the first run:
   radii, their mean and Boundary IoU are reported without a verdict. All are in percentage points.
 - **Differences** are paired: an arm minus the baseline with the same fold and seed. The interval is
   the {LEVEL:.0%} t interval over the n pairs. Pairs of one fold are not independent, so with several
-  seeds it is too narrow. "Over folds" is the interval over the means of the folds. A verdict of help
-  or harm requires that this interval excludes 0 too.
+  seeds it is too narrow. "Over folds" is the interval over the means of the folds, without Holm's
+  adjustment. A verdict of help or harm requires that this interval excludes 0 too. Equivalence is
+  tested over the pairs alone.
 - **Verdict**, for each primary measure of an arm. *Equivalent*: two one-sided t tests reject
   differences of {MARGIN} points or more in both directions (the larger p value, "p equivalence", is
   below {ALPHA}). Else *help* or *harm*, by the sign: the two-sided paired t test, adjusted by Holm's
