@@ -26,7 +26,8 @@ Fixed before the first run:
 - **Cells.** A cell is one training: an arm, a fold and a seed. The model is trained on the other
   sequences (or blocks) and scored on the held-out one. The scored weights are those of the last step,
   averaged over steps, so nothing is selected on the held-out fold. With the same seed, all arms see
-  the same batches, and tensors that they share have the same initial values.
+  the same batches, unless they are variants of the recipe, and tensors that they share have the same
+  initial values.
 - **Measures.** Primary: mIoU over the classes that occur in the held-out fold, and boundary F at the
   smallest published radius, 0.088 % of the diagonal (1 px at 480 x 360 and at 512 x 512). The other
   radii, their mean and Boundary IoU are reported without a verdict. All are in percentage points.

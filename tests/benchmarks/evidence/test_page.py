@@ -132,7 +132,7 @@ def test_logs_of_another_recipe_and_of_other_images_are_not_on_the_page(tmp_path
     assert len(load_results(matrix, tmp_path)) == 7
 
 
-@pytest.mark.parametrize("name", ["screening", "decision", "membrane", "deeplab"])
+@pytest.mark.parametrize("name", ["screening", "decision", "membrane", "deeplab", "weights"])
 def test_the_page_of_the_project_is_what_its_logs_make(name: str, tmp_path: Path) -> None:
     from tests.support.pages import ROOT
 
