@@ -63,7 +63,7 @@ def f_score(ours: Mask, theirs: Mask, radius: int) -> float:
 
 
 def dilated(mask: Mask, radius: int) -> Mask:
-    grown: Mask = isotropic_dilation(mask, radius)  # type: ignore[no-untyped-call]  # scikit-image leaves it untyped
+    grown: Mask = isotropic_dilation(mask, radius)
     return grown
 
 

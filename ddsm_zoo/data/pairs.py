@@ -125,5 +125,5 @@ def _shared_zero() -> Tensor:
     """Create an epoch in shared memory, so that workers that outlive an epoch see the next one."""
     zero = torch.zeros((), dtype=torch.int64)
     with contextlib.suppress(RuntimeError):  # a machine without shared memory can have no workers either
-        zero.share_memory_()  # type: ignore[no-untyped-call]  # untyped in torch
+        zero.share_memory_()
     return zero

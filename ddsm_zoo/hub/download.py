@@ -12,7 +12,7 @@ from pathlib import Path
 
 import huggingface_hub
 from huggingface_hub import constants, errors
-from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # not in its __all__
+from huggingface_hub.utils import hf_raise_for_status
 
 from ddsm_zoo.errors import ArgumentError, MissingFileError
 from ddsm_zoo.hub.address import SCHEMES, WEB_ADDRESS, parse_repository, public_uri

@@ -11,7 +11,7 @@ from ddsm_zoo.errors import UserError
 from ddsm_zoo.utils.plain_data import printable
 
 # The client uses httpx in version 1 and httpx2 in version 2: the base of its errors names the right one
-ClientError: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]  # imported there, not in its __all__
+ClientError: type[Exception] = errors.HTTPError
 
 
 class HubError(UserError, LookupError):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 from huggingface_hub import EvalResult, ModelCardData
-from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]  # not in its __all__
+from huggingface_hub.utils import yaml_dump
 
 from ddsm_zoo.config import DEFAULT_THRESHOLD, ModelConfig, WeightsSpec
 from ddsm_zoo.hub.config_file import Manifest

@@ -13,7 +13,7 @@ from typing import Any
 
 import huggingface_hub
 from huggingface_hub import constants
-from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]  # not in its __all__
+from huggingface_hub.utils import hf_raise_for_status
 
 from ddsm_zoo.errors import ArgumentError
 

@@ -70,7 +70,7 @@ def _pairs(model: nn.Module, example: Tensor) -> list[tuple[Any, Any]]:
     ]
 
 
-class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
+class _Reads(TorchDispatchMode):
     """Count the operations that read each tensor, by its id()."""
 
     def __init__(self) -> None:

@@ -35,7 +35,7 @@ def enough_memory(work: str, advice: str) -> Iterator[None]:
         raise ArgumentError(f"not enough memory to {work}; {advice}", kind="out-of-memory") from error
 
 
-class _Living(TorchDispatchMode):  # type: ignore[no-untyped-call]  # untyped in torch
+class _Living(TorchDispatchMode):
     """Mode that adds up the storages that operations make, until each is released."""
 
     def __init__(self) -> None:
