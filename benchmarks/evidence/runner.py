@@ -6,7 +6,6 @@ import datetime
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from typing import Any
 from benchmarks.evidence.arms import check_arm
 from benchmarks.evidence.cell import BUSY, INTERRUPTED, OtherRunError, Place, describe, is_finished, train_cell
 from benchmarks.evidence.folds import Fold, never_held_out, open_folds
-from benchmarks.evidence.matrix import ROOT, Cell, Matrix
+from benchmarks.evidence.matrix import Cell, Matrix
+from benchmarks.processes import start_python
 from ddsm_zoo.utils.plain_data import ConfigError
 from ddsm_zoo.utils.signals import interruptible
 
@@ -135,17 +135,15 @@ class _Pool:
 
     def _start(self, cell: Cell) -> subprocess.Popen[bytes]:
         request, place = self.request, self.request.place(self.matrix, cell)
-        command = [sys.executable, "-m", "benchmarks.evidence", "cell", str(request.path), cell.name]
-        command += ["--data", request.data, "--out", str(request.out), "--logs", str(request.logs)]
+        words = ["-m", "benchmarks.evidence", "cell", str(request.path), cell.name]
+        words += ["--data", request.data, "--out", str(request.out), "--logs", str(request.logs)]
+        words += ["--parent", str(os.getpid())]
         place.output.parent.mkdir(parents=True, exist_ok=True)
         with place.output.open("wb") as output:
-            return subprocess.Popen(  # noqa: S603 - this interpreter, with the words above
-                [*command, "--parent", str(os.getpid())], stdout=output, stderr=output, env=self._environment()
-            )
+            return start_python(words, changes=self._environment(), stdout=output, stderr=output)
 
     def _environment(self) -> dict[str, str]:
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, **dict.fromkeys(THREADS, "1"), "PYTHONPATH": os.pathsep.join(paths)}
+        environment = dict.fromkeys(THREADS, "1")
         kind, _, number = (self.request.device or "").partition(":")
         if kind == "cpu" or number:
             environment["CUDA_VISIBLE_DEVICES"] = number

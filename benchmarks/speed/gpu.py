@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -18,6 +17,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from benchmarks.processes import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
 EVIDENCE = ROOT / "benchmarks" / "evidence"
@@ -83,12 +84,10 @@ def carry_out(steps: Sequence[Step], out: Path, limit: float = LIMIT) -> list[di
 
 
 def _run(step: Step, log: Path, seconds: float) -> str:
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     with log.open("wb") as output:
         try:
-            ran = subprocess.run(  # noqa: S603 - our own program
-                [sys.executable, *step.arguments],
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            ran = run_python(
+                step.arguments,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 timeout=seconds,

@@ -9,7 +9,6 @@ import argparse
 import json
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from collections.abc import Callable
 import torch
 
 import ddsm_zoo
+from benchmarks.processes import run_python
 from ddsm_zoo.training.losses import create_loss
 from ddsm_zoo.training.optimizer import create_optimizer
 from ddsm_zoo.training.recipe import Recipe
@@ -61,8 +61,8 @@ def main() -> int:
 
 def run(work: str, *words: str) -> tuple[float, float]:
     """Measure the work in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.speed.kept_memory", "--work", work, *words]
-    ran = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - this program
+    command = ["-m", "benchmarks.speed.kept_memory", "--work", work, *words]
+    ran = run_python(command, capture_output=True, text=True, check=True)
     seconds, peak = json.loads(ran.stdout.splitlines()[-1])
     return seconds, peak
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from benchmarks.processes import start_python
 
 QUIET = "quiet"
 # name -> niceness of the process that keeps a core busy, None for none
@@ -40,8 +41,7 @@ def under(load: str, limit: float = LIMIT) -> Iterator[None]:
     if nice is None:
         yield
         return
-    arguments = [sys.executable, "-c", _SPIN, str(nice), str(limit)]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own program
+    with start_python(["-c", _SPIN, str(nice), str(limit)], stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             process.stdout.readline()  # it runs

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ddsm_zoo
+from benchmarks.processes import run_python
 
 PACKAGE = Path(ddsm_zoo.__file__).parent
 SAMPLE = PACKAGE / "data" / "sample" / "street.png"
@@ -44,8 +44,8 @@ Image.fromarray(scores.argmax(1)[0].byte().numpy()).save(sys.argv[3])
 
 
 def programs(folder: Path) -> dict[str, list[str]]:
-    """Return the command of each program by its title."""
-    python = [sys.executable, "-c"]
+    """Return the words after Python's name of each program by its title."""
+    python = ["-c"]
     weights = PACKAGE / "weights" / "uper_ddsm_lite0_camvid.safetensors"
     return {
         "python alone": [*python, ""],
@@ -54,16 +54,14 @@ def programs(folder: Path) -> dict[str, list[str]]:
         # Each name is imported on first use; this uses all of them
         "and every public name": [*python, "import ddsm_zoo; [getattr(ddsm_zoo, name) for name in ddsm_zoo.__all__]"],
         "a script that predicts": [*python, SCRIPT, str(weights), str(SAMPLE), str(folder / "mask.png")],
-        "`ddsm-zoo predict`": [
-            *(sys.executable, "-m", "ddsm_zoo", "predict", str(SAMPLE), "-o", str(folder / "predictions"))
-        ],
+        "`ddsm-zoo predict`": ["-m", "ddsm_zoo", "predict", str(SAMPLE), "-o", str(folder / "predictions")],
     }
 
 
-def measure(command: Sequence[str]) -> tuple[float, float]:
-    """Run a command and return its wall time and its processor time in seconds."""
+def measure(words: Sequence[str]) -> tuple[float, float]:
+    """Run Python with these words and return its wall time and its processor time in seconds."""
     before, began = processor_time(), time.perf_counter()
-    subprocess.run(command, capture_output=True, check=True)  # noqa: S603 - one of the above
+    run_python(words, capture_output=True, check=True)
     return time.perf_counter() - began, processor_time() - before
 
 
