@@ -15,7 +15,7 @@ from ddsm_zoo.data.images import read_image
 from ddsm_zoo.data.masks import MaskDecoder
 from ddsm_zoo.data.pairs import Pair, SegmentationDataset
 from ddsm_zoo.errors import ArgumentError, PackageError, UserError, facts
-from ddsm_zoo.inference.predictor import choose_device
+from ddsm_zoo.inference.preparation import choose_device
 from ddsm_zoo.labels import CAMVID
 from ddsm_zoo.models.decoders import register_decoder
 from ddsm_zoo.training.checkpoint import load_state

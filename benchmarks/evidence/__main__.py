@@ -8,9 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.evidence.matrix import ROOT, Matrix
+from benchmarks.evidence.matrix import Matrix
 from benchmarks.evidence.page import write_page
 from benchmarks.evidence.runner import Request, run_cell, run_matrix
+from benchmarks.processes import ROOT
 
 LOGS = ROOT / "docs" / "results"
 PAGE = ROOT / "docs" / "results.md"

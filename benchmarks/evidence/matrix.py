@@ -19,7 +19,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).resolve().parents[2]
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 # Fields of the recipe that an arm or a cell sets: changes of them would have no effect
 _SET_BY = {"model": "as the arm's model", "overrides": "as the arm's overrides", "seed": "in seeds or pairs"}

@@ -18,9 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.processes import run_python
+from benchmarks.processes import ROOT, run_python
 
-ROOT = Path(__file__).resolve().parents[2]
 EVIDENCE = ROOT / "benchmarks" / "evidence"
 LIMIT = 560.0  # seconds in all
 KEPT = 64 * 2**20  # bytes of results

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import ROOT
 from benchmarks.speed.figures import Figures, SuiteProgress
 from benchmarks.speed.growth import benchmark_growth
 from benchmarks.speed.load import QUIET
@@ -26,7 +27,6 @@ from benchmarks.speed.models import benchmark_models
 from benchmarks.speed.operation import GRID_SAMPLE, REFERENCE, TAP_LOOP, benchmark_operation
 from ddsm_zoo.utils.files import atomic_path
 
-ROOT = Path(__file__).resolve().parents[2]
 PAGE, RESULTS = ROOT / "docs" / "performance.md", ROOT / "docs" / "results" / "speed"
 
 Plain = dict[str, Any]

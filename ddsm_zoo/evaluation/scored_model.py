@@ -17,7 +17,7 @@ from ddsm_zoo.hub.safetensors_io import pack_tensors
 from ddsm_zoo.hub.state_dict import AUXILIARY
 from ddsm_zoo.inference.modes import Predict, full_image
 from ddsm_zoo.inference.precision import Precision, settled_precision
-from ddsm_zoo.inference.predictor import choose_device, model_labels, model_threshold, prepare, recorded_labels
+from ddsm_zoo.inference.preparation import choose_device, model_labels, model_threshold, prepare, recorded_labels
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.layers import resize
 from ddsm_zoo.models import Segmenter, as_segmenter, unwrap

@@ -37,7 +37,7 @@ from ddsm_zoo.export.program import (
     write_torch,
 )
 from ddsm_zoo.inference.modes import Predict, full_image
-from ddsm_zoo.inference.predictor import model_labels, model_threshold, prepare
+from ddsm_zoo.inference.preparation import model_labels, model_threshold, prepare
 from ddsm_zoo.models import Segmenter
 from ddsm_zoo.utils.files import atomic_path
 from ddsm_zoo.utils.memory import enough_memory

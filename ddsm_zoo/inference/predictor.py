@@ -17,25 +17,24 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddsm_zoo.config import check_threshold
 from ddsm_zoo.data.depth import require_bits
 from ddsm_zoo.data.images import picture_box, read_image, to_rgb
 from ddsm_zoo.data.transforms import ImageTransform
-from ddsm_zoo.errors import ArgumentError, ArgumentTypeError
+from ddsm_zoo.errors import ArgumentError
 from ddsm_zoo.inference.modes import full_image
 from ddsm_zoo.inference.precision import Precision, choose_precision, middle
+from ddsm_zoo.inference.preparation import model_labels, model_threshold, prepare
 from ddsm_zoo.inference.scores import predict_ids
 from ddsm_zoo.inference.tiling import MIN_SIDE, Tiling, largest_side, predict_bands
 from ddsm_zoo.labels import LabelSpace
 from ddsm_zoo.layers import resize
-from ddsm_zoo.models import Segmenter, as_segmenter, require_rgb
-from ddsm_zoo.models.saving import numbered_labels
+from ddsm_zoo.models import Segmenter
 from ddsm_zoo.utils import Progress
 from ddsm_zoo.utils.files import atomic_path
 from ddsm_zoo.utils.memory import enough_memory, working_memory
 from ddsm_zoo.utils.png import write_png
 from ddsm_zoo.utils.visualize import bands, colorize, contrast, overlay, overlay_bands, shares
-from ddsm_zoo.zoo.factory import create_trained, resolve_data_config
+from ddsm_zoo.zoo.factory import resolve_data_config
 
 Palette = Literal["contrast", "own"]
 """Colors of overlays: the labels' own, or ones that are easy to tell apart where the labels' own are not."""
@@ -337,65 +336,3 @@ def _certainty(scores: Tensor, threshold: float | None) -> float:
     else:
         found = (part.softmax(1).amax(1) for part in parts)
     return sum(float(each.sum(dtype=torch.float64)) for each in found)
-
-
-def model_labels(model: Segmenter) -> LabelSpace:
-    """Return the labels of the class ids in masks. Classes are numbered if the weights have no labels."""
-    return (recorded_labels(model) or numbered_labels(model.num_classes)).in_masks
-
-
-def model_threshold(model: Segmenter, threshold: float | None = None) -> float | None:
-    """Return the threshold of a model of a single class: the given one, else that of its weights. None for others.
-
-    Raises ConfigError for a threshold that is not between 0 and 1, or is given for several classes.
-    """
-    if threshold is not None:
-        check_threshold(threshold, model.num_classes)
-        return float(threshold)
-    return model.provenance.threshold if model.num_classes == 1 else None
-
-
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """Return the device of that name. None takes a GPU if there is one.
-
-    Raises ValueError for an unavailable device.
-    """
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        # Allocating is the only check that works for every kind of device.
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise ArgumentError(
-            f"device {str(device)!r} cannot be used here, expected cpu, or cuda where PyTorch finds a GPU; leave "
-            "the device out to use the best one",
-            kind="device",
-            name="device",
-            got=str(device),
-            expected="cpu or cuda",
-        ) from error
-
-
-def prepare(model: str | Segmenter, device: str | torch.device | None) -> Segmenter:
-    """Move a model to its device, ready to predict RGB images. A name loads the pretrained model.
-
-    Your own model keeps its layers, and is unwrapped by `as_segmenter`. A model created here gets its batch norms
-    folded, which is faster and changes the logits only by rounding. Raises TypeError for a model of another library.
-    """
-    chosen = choose_device(device)
-    if isinstance(model, str):
-        model = create_trained(model).fuse()
-    else:
-        own = as_segmenter(model)
-        if own is None:
-            got, expected = type(model).__name__, "a model of this package or a name"
-            raise ArgumentTypeError(f"got a {got}, expected {expected}", name="model", got=got, expected=expected)
-        model = own
-    require_rgb(model)
-    return model.to(chosen).eval()
-
-
-def recorded_labels(model: Segmenter) -> LabelSpace | None:
-    """Return the labels that the weights record, None if they record none."""
-    labels = model.provenance.labels
-    return labels if labels is not None and len(labels) == model.num_classes else None

@@ -17,7 +17,8 @@ import ddsm_zoo
 from ddsm_zoo import Predictor
 from ddsm_zoo.data.images import ImageError
 from ddsm_zoo.data.scenes.render import render_scene
-from ddsm_zoo.inference.predictor import PROCESS, model_labels
+from ddsm_zoo.inference.predictor import PROCESS
+from ddsm_zoo.inference.preparation import model_labels
 from ddsm_zoo.inference.tiling import MIN_SIDE
 from ddsm_zoo.labels import CAMVID, CITYSCAPES
 from ddsm_zoo.models import Segmenter
