@@ -9,6 +9,10 @@ import sys
 
 import pytest
 
+# Fewer faults than this: the memory was kept. New memory costs one for each page, and how many that is depends on the
+# huge pages that the system has at that moment
+FEW = 20
+
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
 
 PROGRAM = """
@@ -34,8 +38,8 @@ def faults(*arguments: str, **environment: str) -> int:
 
 
 def test_freed_memory_is_used_again() -> None:
-    assert faults("keep") < 20 < faults()
+    assert faults("keep") < FEW < faults()
 
 
 def test_settings_of_the_environment_stay() -> None:
-    assert faults("keep", MALLOC_ARENA_MAX="4") == pytest.approx(faults(), rel=0.5)
+    assert faults("keep", MALLOC_ARENA_MAX="4") > FEW
